@@ -4,7 +4,8 @@
 `--write-tables` it also writes the tables that `impl="auto"` reads: a class of shapes takes ours only if ours won on
 every shape of it. An instruction set below this processor's is timed in a process of its own in which torch, too, is
 held to it, so that its table says what a processor of that kind would choose. `--isa` times one alone; its results go
-to a file of its own, `results/kernels_<isa>.json`.
+to a file of its own, `results/kernels_<isa>.json`. `--op` times one operator alone, on all its shapes, and writes its
+table and no results.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 from kernel_cases import MODELS, SMALL, Case, Run, cases
+from kernel_cases_decode import decode_cases
 from kernel_cases_quantised import quantised_cases
 
 from luthier.kernels.dispatch import Isa, available_isas, force_isa
@@ -40,7 +42,8 @@ TORCH_HELD = {
     "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
-    "avx512_bf16": {},
+    # Torch asks the processor itself whether it has what a product needs; oneDNN, which makes it, asks this.
+    "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "amx_bf16": {},
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -69,21 +72,22 @@ def measure(case: Case, repeats: int, seconds: float, *, peers: bool) -> dict[st
 
 
 def isas_here() -> list[Isa]:
-    """All that can be timed on this processor, slowest first, by the names that the tables have.
+    """All that are timed on this processor where none is named, slowest first, by the names that the tables have.
 
-    With tiles not `avx512_bf16`: how fast its kernels are here says nothing of a processor without.
+    With tiles not `avx512_bf16`, unless it is named: how fast its kernels are here says little of a processor without,
+    and is better than no entry.
     """
     return [isa for isa in available_isas() if isa != "avx512_bf16" or isa == available_isas()[-1]]
 
 
-def measure_isa(isa: Isa, repeats: int, seconds: float, only: str) -> list[dict[str, Any]]:
-    """Rows of results with one instruction set, in this process."""
+def measure_isa(isa: Isa, repeats: int, seconds: float, only: str, op: str = "") -> list[dict[str, Any]]:
+    """Rows of results with one instruction set, in this process; of one operator, or of all."""
     force_isa(isa)
     is_best = isa == available_isas()[-1]
     rows = []
     problems = list(DTYPES.values()), MODELS if is_best else [SMALL]
-    for case in chain(cases(*problems), quantised_cases(*problems)):
-        if only and only not in f"{case.op} {case.name}":
+    for case in chain(cases(*problems), decode_cases(*problems), quantised_cases(*problems)):
+        if (op and op != case.op) or only not in f"{case.op} {case.name}":
             continue
         # Other models' shapes in float32 would say nothing new.
         if case.dtype == torch.float32 and not case.name.startswith((MODELS[0].name, SMALL.name)):
@@ -108,6 +112,7 @@ def measure_isa(isa: Isa, repeats: int, seconds: float, only: str) -> list[dict[
 def measure_in_child(isa: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of results with one instruction set, from a process in which torch is held to it."""
     command = [sys.executable, __file__, "--in-this-process", "--isa", isa, "--only", arguments.only]
+    command += ["--op", arguments.op]
     command += ["--repeats", str(arguments.repeats), "--seconds", str(arguments.seconds)]
     environment = os.environ | TORCH_HELD[isa]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -184,14 +189,17 @@ def main() -> int:
         "--seconds", type=float, default=6.0, help="about so long for a problem, three rounds at least"
     )
     parser.add_argument("--only", default="", help="only problems whose operator and name contain this")
+    parser.add_argument("--op", choices=("", *OPS), default="", help="only this operator")
     parser.add_argument("--write-tables", action="store_true", help="also write the tables that `auto` reads")
-    parser.add_argument("--isa", choices=isas_here(), help="only this instruction set (default: all)")
+    parser.add_argument("--isa", choices=available_isas(), help="only this instruction set (default: all)")
     parser.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.in_this_process:
         # As in a worker that trains.
         with freed_memory_kept():
-            rows = measure_isa(arguments.isa, arguments.repeats, arguments.seconds, arguments.only)
+            rows = measure_isa(
+                arguments.isa, arguments.repeats, arguments.seconds, arguments.only, arguments.op
+            )
         print(json.dumps(rows))
         return 0
     isas = [arguments.isa] if arguments.isa else isas_here()
@@ -205,7 +213,7 @@ def main() -> int:
         "torch": torch.__version__,
     }
     document = {"machine": machine, "isas": isas, "rows": rows, **summary}
-    if not arguments.only:
+    if not arguments.only and not arguments.op:
         RESULTS.mkdir(exist_ok=True)
         name = f"kernels_{arguments.isa}" if arguments.isa else "kernels"
         (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """How a service behaves when more is asked than it can do, and when many watch one thing.
 
-    python benchmarks/load.py             # 1x, 2x and 4x of what is sustainable, 500 watchers, uploads; prints JSON
+    python benchmarks/load.py             # 1x, 2x and 4x of what is sustainable, 500 watchers, uploads; prints JSON,
+                                          # which it keeps in benchmarks/results/load.json
     python benchmarks/load.py --fast      # the same in seconds, with smaller numbers
 
 A Data service is started as a process of its own in an empty home; this process is the only generator. What is
@@ -42,6 +43,7 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_g
 
 PARENT = "projects/default"
 PARTS = ("overload", "watchers", "uploads")
+RESULTS = Path(__file__).with_name("results") / "load.json"
 DETAILS = "grpc-status-details-bin"
 Call = Callable[["Line"], Awaitable[Any]]
 
@@ -369,13 +371,16 @@ async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and keep what a whole run found."""
     parser = argparse.ArgumentParser(description="Overload, many watchers and uploads, on one service.")
     parser.add_argument("--fast", action="store_true", help="small numbers, for a test")
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     arguments = parser.parse_args()
     parts = (arguments.only,) if arguments.only else PARTS
-    print(json.dumps(asyncio.run(measured(FAST if arguments.fast else Plan(), parts)), indent=1))
+    text = json.dumps(asyncio.run(measured(FAST if arguments.fast else Plan(), parts)), indent=1)
+    if parts == PARTS and not arguments.fast:
+        RESULTS.write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -28,11 +29,13 @@ class Stack:
     Attributes:
         home: of all of them.
         device: what the workers with models compute on.
+        settings: further variables of their environment.
         processes: those that run, by name.
     """
 
     home: Path
     device: str
+    settings: Mapping[str, str] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _addresses: dict[str, str] = field(default_factory=dict)
 
@@ -48,8 +51,8 @@ class Stack:
     def start(self, *words: str) -> None:
         """Start `luthierd` with these words."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
-        settings = {f"LUTHIER_{name}": value for name, value in self._addresses.items()}
-        environment = {**clean, "LUTHIER_HOME": str(self.home), **settings}
+        addresses = {f"LUTHIER_{name}": value for name, value in self._addresses.items()}
+        environment = {**clean, "LUTHIER_HOME": str(self.home), **addresses, **self.settings}
         name = " ".join(words[:2])
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -114,10 +117,18 @@ def _serves(stub: health_pb2_grpc.HealthStub) -> bool:
 
 
 @contextmanager
-def running(home: Path, device: str, services: Sequence[str] = SERVICES) -> Iterator[Stack]:
-    """Run services, and a worker of each, for the length of a block; workers with models compute on a device."""
+def running(
+    home: Path,
+    device: str,
+    services: Sequence[str] = SERVICES,
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Stack]:
+    """Run services, and a worker of each, for the length of a block; workers with models compute on a device.
+
+    `settings`: further variables of their environment.
+    """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stack = Stack(home=home, device=device)
+    stack = Stack(home=home, device=device, settings=settings)
     try:
         for service in services:
             stack.start("serve", service)

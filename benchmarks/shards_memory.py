@@ -46,7 +46,7 @@ from luthier.training.recipes.divided_weights import DividedWeights
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings
 from luthier.training.recipes.process_group import Replicas
-from luthier.training.recipes.shards import Division
+from luthier.training.recipes.shards import LARGEST_KEPT_BYTES, Division
 from luthier.training.recipes.weights import Adapter, AllWeights, Weights
 from luthier.training.worker.methods import loss_of, steps_of
 from luthier.v1.fine_tuning_job_pb2 import SHARDING_FSDP2, FineTuningJob, RankRange
@@ -143,7 +143,8 @@ def run_rank(name: str, folder: Path, rank: int, num_ranks: int) -> tuple[int, i
     collective.gathered(None)
     watch_peak(_CPU)
     before = resident_bytes()
-    with freed_memory_kept():
+    # As a worker that trains.
+    with freed_memory_kept(LARGEST_KEPT_BYTES) if num_ranks > 1 else freed_memory_kept():
         by_steps = trained(configuration, folder, collective)
     return by_steps - before, peak_bytes(_CPU) - before
 

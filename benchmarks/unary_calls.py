@@ -21,10 +21,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -60,11 +61,12 @@ FAST = Plan(num_datasets=60, seconds=0.3, repeats=1, start_rate=10.0, max_rate=1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A running service: its channel, the metadata of calls, its process."""
+    """A running service: its channel, the metadata of calls, its process, and the address of its metrics."""
 
     channel: aio.Channel
     metadata: tuple[tuple[str, str], ...]
     pid: int
+    metrics: str
 
     def cpu_seconds(self) -> float:
         """Return the processor time that it has taken."""
@@ -146,8 +148,10 @@ async def sustained(call: Call, service: Service, plan: Plan) -> tuple[float, fl
 
 
 @asynccontextmanager
-async def serving(python: str, name: str, home: Path) -> AsyncIterator[Service]:
-    """Run a service of a build on a home."""
+async def serving(
+    python: str, name: str, home: Path, more: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Service]:
+    """Run a service of a build on a home; `more`: further variables of its environment."""
     with socket.socket() as probe, socket.socket() as other:
         probe.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -161,14 +165,21 @@ async def serving(python: str, name: str, home: Path) -> AsyncIterator[Service]:
     }
     with (home / f"{name}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            python, "-m", f"luthier.{name}", env=clean | settings, stdout=log, stderr=log, cwd=home
+            python,
+            "-m",
+            f"luthier.{name}",
+            env={**clean, **settings, **more},
+            stdout=log,
+            stderr=log,
+            cwd=home,
         )
     try:
         async with aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             check: Any = health_pb2_grpc.HealthStub(channel)
             await check.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=120)
             key = (home / "api-key").read_text().strip()
-            yield Service(channel=channel, metadata=(("authorization", f"Bearer {key}"),), pid=process.pid)
+            sent = (("authorization", f"Bearer {key}"),)
+            yield Service(channel=channel, metadata=sent, pid=process.pid, metrics=metrics)
     finally:
         process.terminate()
         await process.wait()

@@ -42,6 +42,14 @@ triton_static() {
   fi
 }
 
+typescript() {
+  if ! command -v npm >/dev/null; then
+    echo "no npm here: the TypeScript client is not checked"
+    return
+  fi
+  bash tests/typescript.sh
+}
+
 stage "lint" lint
 stage "types" "$bin/mypy"
 stage "protos" protos
@@ -49,6 +57,8 @@ stage "kernels, sanitised" bash kernels/csrc/tests/sanitised.sh
 stage "tests" tests
 stage "Triton, compiled ahead of time" triton_static
 stage "wheels in an empty environment" bash tests/wheels.sh
+stage "TypeScript client" typescript
+stage "clients of other projects" bash tests/clients.sh
 if [ "$level" = check-all ]; then
   stage "demo" make --no-print-directory demo
   stage "example preference" make --no-print-directory example NAME=preference

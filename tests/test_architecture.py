@@ -142,6 +142,7 @@ KNOWN_TO_RULES = (
     "luthier.runtime.labels",
     "luthier.runtime.names",
     "luthier.runtime.result_limits",
+    "luthier.runtime.webhook_limits",
     "re2",  # whether a text is a regular expression only its reader can tell
 )
 

@@ -10,11 +10,13 @@
 
 #include "luthier/adamw_8bit.hpp"
 #include "luthier/attention.hpp"
+#include "luthier/attention_decode.hpp"
 #include "luthier/cpuid.hpp"
 #include "luthier/dequantise.hpp"
 #include "luthier/elementwise.hpp"
 #include "luthier/linear_cross_entropy.hpp"
 #include "luthier/product.hpp"
+#include "luthier/program.hpp"
 
 namespace py = pybind11;
 
@@ -52,9 +54,11 @@ luthier::Term term_of(const TermTuple& tuple) {
   return {at<void>(rows), rows_stride, at<void>(matrix), matrix_stride, contracted, transposed};
 }
 
-void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int64_t num_rows, int64_t num_columns,
-             uintptr_t bias, std::pair<uintptr_t, int64_t> addend, std::pair<uintptr_t, int64_t> out, bool bfloat16,
-             bool float_out, const std::string& isa, int num_threads) {
+using AnyTermTuple = std::variant<TermTuple, PartTuple>;
+// (address, row stride)
+using RowsTuple = std::pair<uintptr_t, int64_t>;
+
+std::vector<luthier::Term> terms_of(const std::vector<AnyTermTuple>& tuples) {
   std::vector<luthier::Term> terms;
   for (const auto& tuple : tuples) {
     if (const auto* part = std::get_if<PartTuple>(&tuple)) {
@@ -64,6 +68,13 @@ void product(const std::vector<std::variant<TermTuple, PartTuple>>& tuples, int6
       terms.push_back(term_of(std::get<TermTuple>(tuple)));
     }
   }
+  return terms;
+}
+
+void product(const std::vector<AnyTermTuple>& tuples, int64_t num_rows, int64_t num_columns, uintptr_t bias,
+             const RowsTuple& addend, const RowsTuple& out, bool bfloat16, bool float_out, const std::string& isa,
+             int num_threads) {
+  const std::vector<luthier::Term> terms = terms_of(tuples);
   const luthier::Product problem{terms.data(),
                                  static_cast<int>(terms.size()),
                                  num_rows,
@@ -94,10 +105,15 @@ void gram(const std::vector<GramTuple>& tuples, bool bfloat16, const std::string
 // (address of what is read, of what is written, elements, scale)
 using RoundingTuple = std::tuple<uintptr_t, uintptr_t, int64_t, float>;
 
-void round_to(const std::vector<RoundingTuple>& tuples, bool bfloat16, const std::string& isa, int num_threads) {
+std::vector<luthier::Rounding> roundings_of(const std::vector<RoundingTuple>& tuples) {
   std::vector<luthier::Rounding> problems;
   for (const auto& [from, to, count, scale] : tuples)
     problems.push_back({at<const float>(from), at<void>(to), count, scale});
+  return problems;
+}
+
+void round_to(const std::vector<RoundingTuple>& tuples, bool bfloat16, const std::string& isa, int num_threads) {
+  const std::vector<luthier::Rounding> problems = roundings_of(tuples);
   const luthier::Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   luthier::round_to(problems.data(), static_cast<int>(problems.size()), dtype_of(bfloat16), chosen, num_threads);
@@ -118,6 +134,50 @@ luthier::Attention attention_of(const py::dict& p) {
           p["softcap"].cast<float>(),
           p["window"].cast<int64_t>(),
           dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+// (addresses of keys, values, and the prefix's keys and values; rows, capacity, tokens held, tokens of the prefix)
+using CacheTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+
+std::vector<luthier::CachedRows> caches_of(const std::vector<CacheTuple>& tuples) {
+  std::vector<luthier::CachedRows> caches;
+  for (const auto& [key, value, prefix_key, prefix_value, num_rows, capacity, num_held, num_prefix] : tuples)
+    caches.push_back({at<void>(key), at<void>(value), at<const void>(prefix_key), at<const void>(prefix_value),
+                      num_rows, capacity, num_held, num_prefix});
+  return caches;
+}
+
+// Without caches and first keys.
+luthier::AttentionDecode attention_decode_of(const py::dict& p) {
+  return {heads_of(p["query"].cast<HeadsTuple>()),
+          heads_of(p["key"].cast<HeadsTuple>()),
+          heads_of(p["value"].cast<HeadsTuple>()),
+          at<void>(p["out"].cast<uintptr_t>()),
+          at<const void>(p["cos"].cast<uintptr_t>()),
+          at<const void>(p["sin"].cast<uintptr_t>()),
+          nullptr,
+          nullptr,
+          0,
+          p["num_new"].cast<int64_t>(),
+          p["num_heads"].cast<int64_t>(),
+          p["num_key_heads"].cast<int64_t>(),
+          p["head_dim"].cast<int64_t>(),
+          p["rotary_dim"].cast<int64_t>(),
+          p["scale"].cast<float>(),
+          p["softcap"].cast<float>(),
+          dtype_of(p["bfloat16"].cast<bool>())};
+}
+
+void attention_decode(const py::dict& fields, const std::vector<CacheTuple>& tuples, const std::vector<int64_t>& first,
+                      const std::string& isa, int num_threads) {
+  const std::vector<luthier::CachedRows> caches = caches_of(tuples);
+  luthier::AttentionDecode problem = attention_decode_of(fields);
+  problem.caches = caches.data();
+  problem.first = first.data();
+  problem.num_caches = static_cast<int64_t>(caches.size());
+  const luthier::Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  luthier::attention_decode(problem, chosen, num_threads);
 }
 
 luthier::RmsNorm rms_norm_of(const py::dict& p) {
@@ -244,10 +304,65 @@ luthier::LinearCrossEntropy linear_cross_entropy_of(const py::dict& p) {
           dtype_of(p["bfloat16"].cast<bool>())};
 }
 
+// Steps that are told once and run many times.
+struct Program {
+  std::vector<luthier::Step> steps;
+
+  void product(const std::vector<AnyTermTuple>& tuples, int64_t num_columns, uintptr_t bias, const RowsTuple& addend,
+               const RowsTuple& out, bool bfloat16) {
+    const luthier::Product problem{nullptr,
+                                   0,
+                                   0,
+                                   num_columns,
+                                   at<const void>(bias),
+                                   at<const void>(addend.first),
+                                   addend.second,
+                                   at<void>(out.first),
+                                   out.second,
+                                   dtype_of(bfloat16)};
+    steps.push_back(luthier::ProductStep{problem, terms_of(tuples)});
+  }
+
+  void run(int64_t num_rows, const std::vector<std::vector<CacheTuple>>& layers, const std::vector<int64_t>& first,
+           std::tuple<uintptr_t, uintptr_t, int64_t> angles, const std::string& isa, int num_threads) const {
+    luthier::ProgramRun problem{
+        num_rows,           {}, first, at<const void>(std::get<0>(angles)), at<const void>(std::get<1>(angles)),
+        std::get<2>(angles)};
+    for (const auto& caches : layers) problem.layers.push_back(caches_of(caches));
+    const luthier::Isa chosen = isa_of(isa);
+    py::gil_scoped_release release;
+    luthier::run_program(steps, problem, chosen, num_threads);
+  }
+};
+
+void define_program(py::module_& module) {
+  py::class_<Program>(module, "Program")
+      .def(py::init<>())
+      .def("product", &Program::product, py::kw_only(), py::arg("terms"), py::arg("num_columns"), py::arg("bias"),
+           py::arg("addend"), py::arg("out"), py::arg("bfloat16"))
+      .def("rms_norm",
+           [](Program& program, const py::dict& problem, int64_t rows_of_row) {
+             program.steps.push_back(luthier::NormStep{rms_norm_of(problem), rows_of_row});
+           })
+      .def("gated", [](Program& program,
+                       const py::dict& problem) { program.steps.push_back(luthier::GateStep{gated_of(problem)}); })
+      .def("round_to",
+           [](Program& program, const std::vector<RoundingTuple>& problems, bool bfloat16) {
+             program.steps.push_back(luthier::RoundStep{roundings_of(problems), dtype_of(bfloat16)});
+           })
+      .def("attend",
+           [](Program& program, const py::dict& problem, int64_t layer, bool turns) {
+             program.steps.push_back(luthier::AttendStep{attention_decode_of(problem), layer, turns});
+           })
+      .def("run", &Program::run, py::kw_only(), py::arg("num_rows"), py::arg("layers"), py::arg("first"),
+           py::arg("angles"), py::arg("isa"), py::arg("num_threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Luthier's CPU kernels.";
+  define_program(module);
   module.def("supports", [](const std::string& isa) { return luthier::supports(isa_of(isa)); });
   module.def("product", product, py::kw_only(), py::arg("terms"), py::arg("num_rows"), py::arg("num_columns"),
              py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"), py::arg("float_out"),
@@ -269,6 +384,8 @@ PYBIND11_MODULE(_core, module) {
       },
       py::arg("problem"), py::kw_only(), py::arg("grad_out"), py::arg("grad_query"), py::arg("grad_key"),
       py::arg("grad_value"), py::arg("isa"), py::arg("num_threads"));
+  module.def("attention_decode", attention_decode, py::arg("problem"), py::kw_only(), py::arg("caches"),
+             py::arg("first"), py::arg("isa"), py::arg("num_threads"));
   define(module, "linear_cross_entropy", linear_cross_entropy_of, luthier::linear_cross_entropy);
   define(module, "rms_norm", rms_norm_of, luthier::rms_norm);
   define(module, "rope", rope_of, luthier::rope);

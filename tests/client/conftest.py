@@ -197,6 +197,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     for name in list(os.environ):
         if name.startswith("LUTHIER_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
     def invoke(*words: str, stdin: str | None = None) -> Result:
         return CliRunner().invoke(main, [*arguments, *words], input=stdin)

@@ -17,6 +17,7 @@ import pytest
 import luthier.client
 from luthier.client import AsyncClient, Client, ClientConfig, ConfigArguments
 from luthier.client.async_driver import AsyncResource, AsyncStream
+from luthier.client.channels import connect
 from luthier.client.sync_driver import Stream, SyncResource
 from luthier.errors import Cancelled, InvalidArgument
 from luthier.v1.dataset_pb2 import Dataset
@@ -41,6 +42,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "models.download": ("m", "/nonexistent/folder"),
     "jobs.plan": (FineTuningJob(base_model="m", rendering="r"),),
     "jobs.create": (FineTuningJob(base_model="m", rendering="r"),),
+    "jobs.start": (FineTuningJob(base_model="m", rendering="r"),),
     "jobs.list": (),
     "jobs.get_checkpoint": ("j/c",),
     "evaluations.create": (Evaluation(dataset_version="d/v", arms=[EvaluationArm(model="m")]),),
@@ -72,7 +74,10 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures(
 ) -> None:
     sync = {name: inspect.signature(method) for name, method in _methods(client)}
     asynchronous = {name: inspect.signature(method) for name, method in _methods(AsyncClient(config))}
-    assert sync == asynchronous
+    # What returns a job in the hand returns each client's own.
+    assert {name: str(one) for name, one in sync.items()} == {
+        name: str(one).replace("AsyncJobHandle", "JobHandle") for name, one in asynchronous.items()
+    }
     assert len(sync) > 40
     for name, method in _methods(client):
         assert method.__doc__, name
@@ -92,7 +97,7 @@ async def test_both_clients_make_the_same_calls_and_know_every_rpc(
     known = dict(services.answers)
     for name, method in _methods(client):
         # Whose events or rows are asked for is known before they are; a `get` alone meets a service without the method.
-        services.answers = {} if name.endswith(".get") else known
+        services.answers = {} if name.endswith((".get", ".handle")) else known
         with pytest.raises(NotImplementedError):
             _call(method, name)
         of_sync = calls_of()
@@ -250,6 +255,53 @@ def test_client_refuses_to_send_the_key_in_the_clear(config: ClientConfig) -> No
         client.datasets.get("a")
     with Client(ClientConfig(api_key="k", data_address="https://127.0.0.1:1")) as client:
         assert client.datasets
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:1@evil.example:80",
+        "127.evil.example:80",
+        "localhost:1@evil.example",
+        "localhost.evil.example:80",
+        "localhost:80/path",
+        "localhost:80?query",
+        "127.0.0.256:80",
+        "127.1:80",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:70000",
+        "[::1]evil.example:80",
+        "[::2]:80",
+        "http://127.0.0.1:80",
+        "https://good.example@evil.example",
+        "https://good.example/@evil.example",
+        "https://good.example?x",
+        "https://",
+    ],
+)
+def test_client_does_not_send_the_key_where_an_address_misleads(address: str) -> None:
+    with pytest.raises(InvalidArgument, match="must be host:port on loopback"):
+        connect(ClientConfig(api_key="k", data_address=address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:1",
+        "127.255.0.9:65535",
+        "localhost:80",
+        "LOCALHOST:1",
+        "[::1]:7601",
+        "unix:/run/x",
+        "https://example.org",
+        "https://[2001:db8::1]:443",
+        "https://a-b.c/",
+    ],
+)
+def test_client_sends_the_key_to_this_machine_and_over_tls(address: str) -> None:
+    for channel in connect(ClientConfig(api_key="k", data_address=address)).channels:
+        channel.close()
 
 
 def _seconds(code: str) -> float:

@@ -1,5 +1,6 @@
 """Where a client finds its configuration, and short names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,23 @@ def test_read_config_refuses_a_timeout_that_is_none(text: str) -> None:
     environ = {"LUTHIER_CLIENT_API_KEY": "k", "LUTHIER_CLIENT_TIMEOUT_SECONDS": text}
     with pytest.raises(InvalidArgument, match="timeout_seconds"):
         read_config(ConfigArguments(), environ)
+
+
+@pytest.mark.parametrize("key", ["sek\nret", "sek ret", "sek\tret", "sekrét", "sekret\x00"])
+def test_read_config_refuses_a_key_that_no_header_carries_and_does_not_repeat_it(
+    key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "api-key").write_text(key + "\n", encoding="utf-8")
+    readings: list[Callable[[], object]] = [
+        lambda: read_config(ConfigArguments(api_key=key), {}),
+        lambda: read_config(ConfigArguments(), {"LUTHIER_CLIENT_API_KEY": key}),
+        lambda: read_config(ConfigArguments(home=tmp_path), {}),
+        lambda: ClientConfig(api_key=key),
+    ]
+    for read in readings:
+        with pytest.raises(InvalidArgument, match="must consist of visible ASCII characters") as caught:
+            read()
+        assert "sek" not in str(caught.value)
 
 
 def test_config_never_shows_the_key() -> None:

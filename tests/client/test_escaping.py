@@ -175,7 +175,7 @@ class TerminalSession(Session):
     """A session whose stderr is a terminal that the test can read."""
 
     def __init__(self) -> None:
-        super().__init__(as_json=False, options={})
+        super().__init__()
         self.stream = io.StringIO()
         self._terminal = EscapingConsole(
             file=self.stream,

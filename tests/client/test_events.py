@@ -4,13 +4,14 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import status_pb2
 
-from luthier.client import AsyncClient, Client, JobFailed
+from luthier.client import AsyncClient, Client, ClientConfig, JobFailed, RetryPolicy
 from luthier.errors import DataLoss, DeadlineExceeded, NotFound, Reason
 from luthier.v1.event_pb2 import Event, Heartbeat, Progress, StateChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
@@ -238,6 +239,49 @@ async def test_wait_ends_when_its_time_is_over(
         client.jobs.wait("j", timeout_seconds=0.2)
     with pytest.raises(DeadlineExceeded, match=r"still RUNNING after 0\.2 s"):
         await async_client.jobs.wait("j", timeout_seconds=0.2)
+
+
+def _impatient(services: Any, events: int) -> None:
+    """Answer with a log whose call somebody between ends after each event, as a proxy does, with its own deadline."""
+
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        if request.start_sequence <= events:
+            yield _event(request.start_sequence)
+            services.refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too late")
+
+    services.answers["WatchFineTuningJob"] = watch
+
+
+async def test_the_deadline_of_somebody_between_is_a_break(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    _ending(services, FineTuningJob(name=NAME, state=FineTuningJob.STATE_SUCCEEDED), "SUCCEEDED")
+    _impatient(services, 2)
+    assert [event.sequence for event in client.jobs.watch("j")] == [1, 2]
+    for timeout in (None, 30.0):
+        seen: list[Event] = []
+        client.jobs.wait("j", timeout_seconds=timeout, on_event=seen.append)
+        assert [event.sequence for event in seen] == [1, 2]
+        await async_client.jobs.wait("j", timeout_seconds=timeout)
+
+
+def test_wait_ends_where_nothing_but_deadlines_comes_and_asks_with_pauses(
+    services: Any, config: ClientConfig
+) -> None:
+    def refuse(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        services.refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "too late")
+        yield _event(1)
+
+    services.answers["WatchFineTuningJob"] = refuse
+    policy = RetryPolicy(initial_seconds=0.05, max_seconds=0.1, deadline_seconds=0.4)
+    with Client(replace(config, retry=policy)) as client:
+        with pytest.raises(DeadlineExceeded, match="too late"):
+            client.jobs.wait("j")
+        assert services.calls["WatchFineTuningJob"] < 20
+        services.calls["WatchFineTuningJob"] = 0
+        with pytest.raises(DeadlineExceeded, match=r"after 0\.7 s"):
+            client.jobs.wait("j", timeout_seconds=0.7)
+        assert services.calls["WatchFineTuningJob"] <= 3
 
 
 def test_wait_watches_on_when_the_stream_ends_early(services: Any, client: Client) -> None:

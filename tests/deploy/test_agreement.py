@@ -42,7 +42,12 @@ def hosted(service: Service, home: Path) -> Hosting:
         of_training = TrainingConfig(home=home, reward_addresses=(), **ANYWHERE)
         return training.settings_of(of_training), lambda parts: training.build(parts, of_training)
     of_evaluation = EvaluationConfig(
-        home=home, reward_addresses=(), evaluation_address="127.0.0.1:0", **ANYWHERE
+        home=home,
+        reward_addresses=(),
+        judge_addresses=(),
+        judge_keys=(),
+        evaluation_address="127.0.0.1:0",
+        **ANYWHERE,
     )
     return evaluation.settings_of(of_evaluation), lambda parts: evaluation.build(parts, of_evaluation)
 

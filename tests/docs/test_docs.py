@@ -7,8 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
+from base64 import b64encode
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +23,8 @@ from luthier.text.formats import Format, detect, parse_record
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.grader_pb2 import Grader
+from luthier.work.webhooks.config import WebhookConfig
+from luthier.work.webhooks.signing import signed_headers
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +53,13 @@ def test_readme_names_every_package() -> None:
     packages |= {"luthier.v1", "luthier.errors", "luthier.client"}
     named = set(re.findall(r"^\| `(luthier[\w.]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named == packages
+
+
+def test_clients_have_the_version_of_the_services() -> None:
+    files = ("pyproject.toml", "clients/python/pyproject.toml")
+    versions = {tomllib.loads((ROOT / file).read_text())["project"]["version"] for file in files}
+    package = json.loads((ROOT / "clients" / "typescript" / "package.json").read_text())
+    assert versions == {package["version"]}
 
 
 def test_errors_page_lists_every_reason() -> None:
@@ -124,3 +137,31 @@ def test_assignments_do_what_is_said() -> None:
         message = evaluation if path.startswith(("arms", "metrics")) else job
         assign(message, path, value, source=assignment)
     assert [arm.model for arm in evaluation.arms] == ["m"]
+
+
+def test_the_receiver_of_the_page_on_webhooks_believes_ours_alone() -> None:
+    """What is sent is verified by the page's own code, and by nobody else's secret or much later."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "webhooks.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    is_ours, body = names["is_ours"], b'{"type":"fine_tuning_job.succeeded"}'
+    secrets = [f"whsec_{b64encode(bytes([number] * 32)).decode()}" for number in range(3)]
+    headers = signed_headers(secrets[:2], "msg_1", int(time.time()), body)
+    assert is_ours(secrets[0], headers, body)
+    assert is_ours(secrets[1], headers, body)
+    assert not is_ours(secrets[2], headers, body)
+    assert not is_ours(secrets[0], headers, body + b" ")
+    assert not is_ours(secrets[0], {**headers, "webhook-id": "msg_2"}, body)
+    assert not is_ours(secrets[0], signed_headers(secrets, "msg_1", int(time.time()) - 301, body), body)
+
+
+def test_the_page_on_webhooks_has_every_setting_with_its_default() -> None:
+    page = (ROOT / "docs" / "webhooks.md").read_text()
+    for field in fields(WebhookConfig):
+        setting = f"`LUTHIER_WEBHOOKS_{field.name.upper()}`"
+        (default,) = re.findall(rf"^\| {setting} \| ([^|]*) \|", page, re.MULTILINE)
+        if isinstance(field.default, float):
+            assert default.split(" ")[0] == f"{field.default:g}"
+        else:
+            assert default.split(":")[0] in ("empty", "none")
+            assert not field.default

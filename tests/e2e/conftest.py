@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -93,6 +94,14 @@ class Cluster:
             self.end(name, within_seconds=30)
         self.start(*(name for name in names if name not in self._processes))
 
+    def restart_ended(self, name: str) -> bool:
+        """Start a worker again that has ended by itself, as whoever supervises it would; returns whether it had."""
+        if (process := self._processes.get(name)) is None or process.poll() is None:
+            return False
+        del self._processes[name]
+        self.start(name)
+        return True
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
@@ -166,8 +175,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def make_tiny_model(folder: Path) -> None:
-    """A random two-layer Llama with a byte-level tokenizer, in transformers' layout."""
+def make_tiny_model(folder: Path, **shape: int) -> None:
+    """A random two-layer Llama with a byte-level tokenizer, in transformers' layout; `shape`: what of it is else."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -183,13 +192,16 @@ def make_tiny_model(folder: Path) -> None:
     )
     tokenizer.train_from_iterator(["colour of the sky is blue and the grass is green"] * 8, trainer)
     torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = LlamaConfig(
+        **(sizes | shape),
         vocab_size=384,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=1,

@@ -67,12 +67,33 @@ _VALUES: dict[int, Sequence[Any]] = {
 }
 
 
-class Fuzzer:
-    """Draws requests. `names` are resource names, some of which exist."""
+_FAMILIES = (
+    ("rollouts", "/fineTuningJobs/"),
+    ("checkpoint", "/checkpoints/"),
+    ("rendering", "/renderings/"),
+    ("version", "/versions/"),
+    ("dataset", "/datasets/"),
+    ("upload", "/uploads/"),
+    ("alias", "/modelAliases/"),
+    ("evaluation", "/evaluations/"),
+    ("prediction", "/evaluations/"),
+    ("job", "/fineTuningJobs/"),
+    ("startfrom", "/models/"),
+    ("model", "/models/"),
+    ("generate", "/models/"),
+)
+"""What names a family of resources in a field or its request, the first that fits."""
 
-    def __init__(self, seed: int, names: Sequence[str]) -> None:
+
+class Fuzzer:
+    """Draws requests. `names` are resource names, some of which exist; `meant` are requests that mean something."""
+
+    def __init__(self, seed: int, names: Sequence[str], meant: Sequence[Message] = ()) -> None:
         self.random = random.Random(seed)
         self._names = names
+        self._meant: dict[str, list[Message]] = {}
+        for message in meant:
+            self._meant.setdefault(message.DESCRIPTOR.full_name, []).append(message)
         self._is_clean = False
 
     def raw(self) -> bytes:
@@ -86,7 +107,12 @@ class Fuzzer:
         """
         self._is_clean = self.random.random() < 0.7
         message = kind()
-        self._fill(message, 0)
+        meant = self._meant.get(message.DESCRIPTOR.full_name)
+        if meant and self.random.random() < 0.6:
+            message.CopyFrom(self.random.choice(meant))
+            self._change(message)
+        else:
+            self._fill(message, 0)
         data = bytearray(message.SerializeToString())
         if data and not self._is_clean and self.random.random() < 0.3:
             data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
@@ -112,21 +138,39 @@ class Fuzzer:
         )
         return [choice(odd)() for _ in range(choice((0, 0, 0, 1, 2)))]
 
+    def _change(self, message: Message) -> None:
+        """Change a few fields of a request that means something, at whatever depth, and leave the others."""
+        for _ in range(self.random.choice((0, 1, 1, 2))):
+            inner, field = self.random.choice(
+                _set_fields(message) or [(message, message.DESCRIPTOR.fields[0])]
+            )
+            if self.random.random() < 0.3:
+                every: list[Any] = list(inner.DESCRIPTOR.fields)
+                field = self.random.choice(every)
+            if self.random.random() < 0.9 or field.name not in ("name", "parent"):
+                inner.ClearField(field.name)
+                self._set(inner, field, _MAX_DEPTH - 1)
+        if "request_id" in message.DESCRIPTOR.fields_by_name:
+            self._set(message, message.DESCRIPTOR.fields_by_name["request_id"], 0)
+
     def _fill(self, message: Message, depth: int) -> None:
         for field in message.DESCRIPTOR.fields:
             is_name = field.name in ("name", "parent")
             if self.random.random() > (0.9 if is_name else 0.45):
                 continue
-            if field.message_type is not None and field.message_type.GetOptions().map_entry:
-                self._fill_map(message, field, depth)
-            elif field.is_repeated:
-                self._fill_list(message, field, depth)
-            elif field.message_type is not None:
-                getattr(message, field.name).SetInParent()
-                if depth < _MAX_DEPTH:
-                    self._fill(getattr(message, field.name), depth + 1)
-            else:
-                setattr(message, field.name, self._scalar(field))
+            self._set(message, field, depth)
+
+    def _set(self, message: Message, field: Any, depth: int) -> None:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            self._fill_map(message, field, depth)
+        elif field.is_repeated:
+            self._fill_list(message, field, depth)
+        elif field.message_type is not None:
+            getattr(message, field.name).SetInParent()
+            if depth < _MAX_DEPTH:
+                self._fill(getattr(message, field.name), depth + 1)
+        else:
+            setattr(message, field.name, self._scalar(field))
 
     def _fill_map(self, message: Message, field: Any, depth: int) -> None:
         entry = field.message_type.fields_by_name
@@ -162,5 +206,25 @@ class Fuzzer:
         if field.name == "parent" and self.random.random() < 0.6:
             return self._names[0]
         if self.random.random() < (0.85 if field.name in ("name", "parent") else 0.3):
-            return self.random.choice(self._names)
+            return self.random.choice(self._suiting(field) or self._names)
         return self.random.choice(_TEXTS)
+
+    def _suiting(self, field: Any) -> list[str]:
+        """Return, most often, the names of what a field is to name: by its own word or by that of its request."""
+        if self.random.random() < 0.3:
+            return []
+        word = f"{field.name} {field.containing_type.name}".lower().replace("_", "")
+        family = next((family for sign, family in _FAMILIES if sign in word), None)
+        return [] if family is None else [name for name in self._names if family in name]
+
+
+def _set_fields(message: Message) -> list[tuple[Message, FieldDescriptor]]:
+    """Return the fields that are set, with what has them, at every depth."""
+    found: list[tuple[Message, FieldDescriptor]] = []
+    for field, value in message.ListFields():
+        found.append((message, field))
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for inner in value if field.is_repeated else [value]:
+            found += _set_fields(inner)
+    return found

@@ -19,6 +19,7 @@ from tests.evaluation.tiny_models import write_adapter, write_base
 from tests.work.keepers import HoldsOfAnyone
 
 from luthier.evaluation.__main__ import build, settings_of
+from luthier.evaluation.access import Access
 from luthier.evaluation.config import Config
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import Start
@@ -44,11 +45,17 @@ from luthier.v1 import (
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
+
+JUDGE_KEY = "sk-that-nobody-may-see"
+JUDGE_KEYS = ("JUDGE_KEY@127.0.0.1", "OTHER_KEY@127.0.0.1")
+"""The worker has the first alone."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +106,8 @@ class Site:
             training_address=self.peers_address,
             evaluation_address="127.0.0.1:0",
             reward_addresses=("127.0.0.1",),
+            judge_addresses=("127.0.0.1",),
+            judge_keys=JUDGE_KEYS,
             metrics_address="127.0.0.1:0",
             lease_seconds=self.LEASE_SECONDS,
         )
@@ -180,7 +189,11 @@ class Site:
             companions=(companion,),
         )
         stopping = asyncio.Event()
-        evaluator = Evaluator(self.peers_address, held)
+        access = Access(
+            judges=JudgeAccess(("127.0.0.1",), JUDGE_KEYS, {"JUDGE_KEY": JUDGE_KEY}),
+            rewards=RewardAddresses(("127.0.0.1",)),
+        )
+        evaluator = Evaluator(self.peers_address, held, access)
         with closing(held), closing(evaluator):
             runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)
             work = asyncio.create_task(work_until(worker_settings, runners, stopping))

@@ -116,6 +116,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         self.bases: dict[str, str] = {}
         self.jobs: dict[str, str] = {}
         self.kinds: dict[str, model_pb2.Model.Kind.ValueType] = {}
+        self.context_lengths: dict[str, int] = {}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
         name = request.name.rsplit("/", 1)[-1]
@@ -133,6 +134,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
             digest=digest_of(self.folders[name]),
             base_model=f"{PROJECT}/models/{base}" if is_tuned else "",
             fine_tuning_job=self.jobs.get(name, ""),
+            context_length=self.context_lengths.get(name, 0),
             has_chat_template=True,
             eos_token_ids=self.eos_token_ids.get(name, ()),
             taught=self.taught.get(name),

@@ -23,6 +23,7 @@ from tests.golden.questions import Questions
 PROJECTS = ("default", "other")
 _NOT_OF_A_HOME = {
     "luthier.v1.EvaluationService/GenerateText",  # a worker answers it
+    "luthier.v1.EvaluationService/ScoreTexts",  # a worker answers it
     "luthier.v1.EvaluationService/GradeSamples",  # all that it reads comes with the call
 }
 

@@ -19,7 +19,7 @@ def allocate_and_free():
 
 allocate_and_free()
 before = resident_mb()
-with freed_memory_kept():
+with freed_memory_kept(*map(int, sys.argv[1:])):
     allocate_and_free()
     inside = resident_mb()
 print(inside - before, resident_mb() - before)
@@ -30,6 +30,14 @@ def test_freed_memory_stays_inside_the_block_and_goes_after_it() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
     inside_mb, after_mb = map(int, done.stdout.split())
     assert inside_mb > 200
+    assert after_mb < 50
+
+
+def test_blocks_that_are_larger_than_what_is_kept_go_at_once() -> None:
+    command = [sys.executable, "-c", SCRIPT, str(1 << 19)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    inside_mb, after_mb = map(int, done.stdout.split())
+    assert inside_mb < 50
     assert after_mb < 50
 
 

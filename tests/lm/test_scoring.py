@@ -31,6 +31,27 @@ def test_sequence_logprobs_equal_log_softmax_of_each_sequence_alone(
         assert score.logprob == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("max_tokens", [1, 4096])
+def test_is_greedy_says_whether_a_greedy_answer_would_be_the_same(
+    tiny_model: ModelMaker, max_tokens: int
+) -> None:
+    model = tiny_model()
+    prompt = [5, 9, 11]
+    greedy = list(prompt)
+    for _ in range(3):
+        greedy.append(int(model(torch.tensor([greedy])).logits[0, -1].argmax()))
+    other = [*greedy[:-1], (greedy[-1] + 1) % 50]
+    late = [*prompt, (greedy[3] + 1) % 50, *greedy[4:]]
+    mask = [False] * 3 + [True] * 3
+    scores = sequence_logprobs(
+        model, [greedy, other, late], [mask] * 3, max_tokens=max_tokens, likeliest=True
+    )
+    assert [score.is_greedy for score in scores] == [True, False, False]
+    (unasked,) = sequence_logprobs(model, [greedy], [mask])
+    assert unasked.is_greedy is None
+    assert unasked.logprob == scores[0].logprob
+
+
 def test_sequence_logprobs_refuses_a_missing_mask(tiny_model: ModelMaker) -> None:
     with pytest.raises(InvalidArgument, match="got 1 for 2"):
         sequence_logprobs(tiny_model(), [[1, 2], [3]], [[True, True]])

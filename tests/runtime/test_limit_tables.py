@@ -24,7 +24,7 @@ from luthier.training.models import rules as models
 from luthier.v1.data_service_pb2 import WriteUploadRequest
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
-from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GradeSamplesRequest
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GradeSamplesRequest, ScoreTextsRequest
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_alias_pb2 import ModelAlias
@@ -49,6 +49,7 @@ TABLES: Mapping[str, tuple[type[Message], LimitTable]] = {
     "exports": (ExportModelRequest, models.MAKING_LIMITS),
     "evaluations": (Evaluation, evaluations.LIMITS),
     "generation": (GenerateTextRequest, generation.LIMITS),
+    "texts to score": (ScoreTextsRequest, generation.TEXTS_LIMITS),
     "grading": (GradeSamplesRequest, grading.LIMITS),
     "aliases": (ModelAlias, aliases.LIMITS),
     "graders": (Grader, checks.LIMITS),

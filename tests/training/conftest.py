@@ -49,6 +49,7 @@ from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1 import task_pb2
 
 VOCABULARY = 97
@@ -186,6 +187,9 @@ class MemoryRenderings:
     async def lengths(self, name: str) -> SplitLengths:
         return self.rows[name]
 
+    async def place(self, name: str, row: int) -> str:
+        return f"{name.rpartition('/')[2]}.jsonl:{row + 1}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -272,12 +276,8 @@ class Bench:
 
     def add_rendering(self, name: str = RENDERING, **changes: Any) -> Rendering:
         """Know a READY rendering of 20 training rows of 10 tokens and 5 validation rows."""
-        rendering = {
-            "name": name,
-            "state": Rendering.STATE_READY,
-            "digest": "r" * 64,
-            "tokenizer_digest": "t" * 64,
-        }
+        rendering = {"name": name, "state": Rendering.STATE_READY, "digest": "r" * 64}
+        rendering["tokenizer_digest"] = "t" * 64
         self.know(Rendering(**{**rendering, **changes}), lengths_of(20, 10), lengths_of(5, 10, first=20))
         return self.renderings.views[name]
 
@@ -351,10 +351,8 @@ async def stored(bench: Bench, text: str, path: str = "a") -> task_pb2.BlobFile:
 
 async def adapter_files(bench: Bench, config: str = "{config}") -> list[task_pb2.BlobFile]:
     """Store what a worker brings of an adapter."""
-    return [
-        await stored(bench, config, "adapter_config.json"),
-        await stored(bench, "factors", "adapter_model.safetensors"),
-    ]
+    files = {"adapter_config.json": config, "adapter_model.safetensors": "factors"}
+    return [await stored(bench, text, path) for path, text in files.items()]
 
 
 @pytest.fixture
@@ -363,15 +361,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     url = f"sqlite+aiosqlite:///{tmp_path / 'training.db'}"
     await asyncio.to_thread(upgrade, url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
     database = Database(url)
-    blobs = LocalBlobStore(tmp_path / "blobs")
-    log = EventLog(database, heartbeat_seconds=0.2)
+    blobs, log = LocalBlobStore(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
     (roots := tmp_path / "roots").mkdir()
     models = ModelService(database, log, queue, blobs, [roots])
-    renderings, keeper = MemoryRenderings(), MemoryKeeper()
-    elsewhere = Elsewhere(database, {"renderings": keeper})
+    elsewhere = Elsewhere(database, {"renderings": (keeper := MemoryKeeper())})
     crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
-    outside = Outside(renderings=renderings, elsewhere=elsewhere, rewards=rewards, workers=crew)
+    away: Any = {"elsewhere": elsewhere, "rewards": rewards, "webhooks": Targets(["127.0.0.1"])}
+    outside = Outside(renderings=(renderings := MemoryRenderings()), workers=crew, **away)
     jobs = JobService(database, log, queue, models, outside, blobs)
     training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))

@@ -1,6 +1,7 @@
 // Every operator of one instruction set, as a table. The file that includes this defines LUTHIER_KERNELS, the table's
 // name, and LUTHIER_BFLOAT16, the path of bfloat16 operands, besides what vector.inl asks for.
 #include "adamw_8bit.inl"
+#include "attention_decode.inl"
 #include "attention_gradient.inl"
 #include "dequantise.inl"
 #include "elementwise.inl"
@@ -15,6 +16,9 @@ const Kernels LUTHIER_KERNELS = {
     {gram_of<FloatPath<float>>, gram_of<LUTHIER_BFLOAT16>},
     {attention_of<FloatPath<float>>, attention_of<LUTHIER_BFLOAT16>},
     {attention_gradient_of<FloatPath<float>>, attention_gradient_of<LUTHIER_BFLOAT16>},
+    {decode_append_of<float>, decode_append_of<uint16_t>},
+    {decode_attend_of<FloatPath<float>>, decode_attend_of<LUTHIER_BFLOAT16>},
+    {decode_merge_of<float>, decode_merge_of<uint16_t>},
     {loss_of<FloatPath<float>>, loss_of<LUTHIER_BFLOAT16>},
     {finish_loss<FloatPath<float>>, finish_loss<LUTHIER_BFLOAT16>},
     merge_loss,

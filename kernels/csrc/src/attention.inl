@@ -45,7 +45,8 @@ IntVec seen(int64_t key, const RowKeys& keys) {
   return (index >= static_cast<int32_t>(keys.from - key)) & (index < static_cast<int32_t>(keys.to - key));
 }
 
-Vec scored(Vec dots, const Attention& p) {
+template <class Problem>
+Vec scored(Vec dots, const Problem& p) {
   const Vec score = dots * p.scale;
   return p.softcap > 0 ? tanh_of(score / p.softcap) * p.softcap : score;
 }
@@ -106,8 +107,8 @@ void dots(Rows<Path> rows, const KeyPanels<Path>& keys, const KeySpan& span, int
 }
 
 // Scores of a row in place -> exponentials of (score - greatest), as items; returns the greatest and their sum.
-template <class Path>
-void softmax_row(const Attention& p, float* row, int64_t padded, const RowKeys& keys, typename Path::Item* out,
+template <class Path, class Problem>
+void softmax_row(const Problem& p, float* row, int64_t padded, const RowKeys& keys, typename Path::Item* out,
                  float* statistics) {
   Vec top = Vec{} - __builtin_inff();
   for (int64_t key = 0; key < padded; key += L) {

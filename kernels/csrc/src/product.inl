@@ -248,17 +248,28 @@ struct ProductTask {
   }
 };
 
+}  // namespace
+}  // namespace luthier::detail
+
+#include "thin_product.inl"
+
+namespace luthier::detail {
+namespace {
+
 template <class Path>
 void product_of(const Product& problem, int num_threads) {
   if (problem.num_rows == 0 || problem.num_columns == 0) return;
   WideRows<Path> wide{problem, nullptr};
+  PackedPanels<Path> packed{problem, nullptr};
+  ProductTask<Path> task{problem, num_threads, wide, packed};
+  if constexpr (Path::has_tiles)
+    if (ThinProduct<Path>::pays(problem)) return thin_product(task, num_threads);
   if (wide.pays()) {
     wide.memory = reinterpret_cast<float*>(shared_scratch(wide.items(problem.num_terms) * int64_t{sizeof(float)}));
     parallel(
         wide.num_chunks(), num_threads,
         [](void* context, int64_t chunk) { static_cast<WideRows<Path>*>(context)->widen(chunk); }, &wide);
   }
-  PackedPanels<Path> packed{problem, nullptr};
   if (packed.pays()) {
     packed.memory = reinterpret_cast<typename Path::Item*>(
         shared_scratch(packed.items(problem.num_terms) * int64_t{sizeof(typename Path::Item)}));
@@ -266,7 +277,6 @@ void product_of(const Product& problem, int num_threads) {
         packed.num_panels() * problem.num_terms, num_threads,
         [](void* context, int64_t index) { static_cast<PackedPanels<Path>*>(context)->pack(index); }, &packed);
   }
-  ProductTask<Path> task{problem, num_threads, wide, packed};
   parallel(
       task.num_tasks(), num_threads,
       [](void* context, int64_t index) { static_cast<ProductTask<Path>*>(context)->run(index); }, &task);

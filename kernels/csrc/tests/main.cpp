@@ -11,7 +11,8 @@ int main() {
   for (luthier::Isa isa : isas) {
     if (!luthier::supports(isa)) continue;
     for (int threads : {1, 3})
-      num_checked += check_adamw_8bit(isa, threads) + check_attention(isa, threads) + check_dequantise(isa, threads) +
+      num_checked += check_adamw_8bit(isa, threads) + check_attention(isa, threads) +
+                     check_attention_decode(isa, threads) + check_dequantise(isa, threads) +
                      check_elementwise(isa, threads) + check_linear_cross_entropy(isa, threads) +
                      check_product(isa, threads);
   }

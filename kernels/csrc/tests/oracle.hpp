@@ -2,6 +2,7 @@
 // its end.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -66,6 +67,7 @@ inline bool close(double got, double want, double allowed) {
 // Each checks one instruction set with a number of threads, and returns how many problems it solved.
 int check_adamw_8bit(luthier::Isa isa, int threads);
 int check_attention(luthier::Isa isa, int threads);
+int check_attention_decode(luthier::Isa isa, int threads);
 int check_dequantise(luthier::Isa isa, int threads);
 int check_elementwise(luthier::Isa isa, int threads);
 int check_linear_cross_entropy(luthier::Isa isa, int threads);

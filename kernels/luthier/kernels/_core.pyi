@@ -8,6 +8,7 @@ _Heads = tuple[int, int, int]
 _Term = tuple[int, int, int, int, int, bool]
 _Part = tuple[_Term, int, int, int]
 _Rounding = tuple[int, int, int, float]
+_Cache = tuple[int, ...]
 _Gram = tuple[int, int, int, int, int, int, int, float, int, bool]
 
 def supports(isa: str) -> bool: ...
@@ -37,6 +38,14 @@ def attention_gradient(
     isa: str,
     num_threads: int,
 ) -> None: ...
+def attention_decode(
+    problem: Mapping[str, Any],
+    *,
+    caches: Sequence[_Cache],
+    first: Sequence[int],
+    isa: str,
+    num_threads: int,
+) -> None: ...
 def linear_cross_entropy(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
 def rms_norm(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
 def rms_norm_gradient(problem: Mapping[str, Any], *, grad_out: _Rows, isa: str, num_threads: int) -> None: ...
@@ -45,3 +54,31 @@ def gated(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ..
 def dropout(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
 def adamw_8bit(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
 def dequantise(problem: Mapping[str, Any], *, isa: str, num_threads: int) -> None: ...
+
+class Program:
+    """Steps that are told once and run many times, for any number of rows."""
+
+    def product(
+        self,
+        *,
+        terms: Sequence[_Term | _Part],
+        num_columns: int,
+        bias: int,
+        addend: _Rows,
+        out: _Rows,
+        bfloat16: bool,
+    ) -> None: ...
+    def rms_norm(self, problem: Mapping[str, Any], rows_of_row: int) -> None: ...
+    def gated(self, problem: Mapping[str, Any]) -> None: ...
+    def round_to(self, problems: Sequence[_Rounding], bfloat16: bool) -> None: ...
+    def attend(self, problem: Mapping[str, Any], layer: int, turns: bool) -> None: ...
+    def run(
+        self,
+        *,
+        num_rows: int,
+        layers: Sequence[Sequence[_Cache]],
+        first: Sequence[int],
+        angles: tuple[int, int, int],
+        isa: str,
+        num_threads: int,
+    ) -> None: ...

@@ -19,6 +19,7 @@ Impl = Literal["auto", "cpu", "triton", "eager"]
 
 OPS = (
     "adamw_8bit",
+    "attention_decode",
     "attention_varlen",
     "dequantise",
     "gated_activation",

@@ -16,7 +16,7 @@ from dataclasses import asdict
 import click
 
 from luthier.daemon.config import Config
-from luthier.errors import FailedPrecondition, LuthierError
+from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError
 from luthier.runtime.config import put, read
 from luthier.runtime.home import keep_private, secure_home
 
@@ -115,6 +115,28 @@ def fetch_demo_model() -> None:
         path = fetch_demo_model(read(Config, section="DAEMON").home)
         print(path)
         _say(f"next: luthier models register {MODEL_ID} --gguf {path}")
+
+
+@main.command(name="webhook-secret")
+@click.argument("url")
+def webhook_secret(url: str) -> None:
+    """Print the secret by which the receiver at URL knows that a webhook is ours; it is the same for all its paths.
+
+    While the file webhook-secret of the home has several lines, each has one: all of them sign.
+    """
+    with _clear_errors():
+        from luthier.runtime.keys import read_or_create_key
+        from luthier.work.webhooks.signing import SECRET_FILE, SECRET_KIND, secrets_of
+        from luthier.work.webhooks.targets import target_of
+
+        try:
+            target = target_of(url)
+        except ValueError as error:
+            raise InvalidArgument(f"URL {error}") from error
+        path = read(Config, section="DAEMON").home / SECRET_FILE
+        read_or_create_key(path, SECRET_KIND)
+        for secret in secrets_of(path, target.origin):
+            print(secret)
 
 
 @main.command()

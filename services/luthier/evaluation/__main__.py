@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from luthier.evaluation import schema
+from luthier.evaluation.access import Access
 from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
 from luthier.evaluation.evaluations.dealing import ShareHandler
-from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
 from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.metrics import GenerationMetrics
@@ -22,9 +23,11 @@ from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks import assembly as webhooks
 
 
 def build(parts: Parts, config: Config) -> Hosted:
@@ -34,12 +37,14 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(training, "the Training service", "models", "checkpoints")
     peers = GrpcPeers(data, training, parts.task_tokens)
     exchange = Exchange(metrics=GenerationMetrics(parts.metrics.registry))
-    evaluations = EvaluationService(
-        parts.database, parts.log, parts.queue, peers, parts.blobs, parts.elsewhere
-    )
+    webhook_config, targets = webhooks.read_targets()
+    rewards = RewardAddresses(config.reward_addresses)
+    access = Access(judges=JudgeAccess.of(config), rewards=rewards)
+    outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, access=access)
+    evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(RewardAddresses(config.reward_addresses), config.projects)
+    grading = GradingService(rewards, config.projects)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens, config.projects),
@@ -55,6 +60,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         },
         policy=POLICY,
         generations=exchange,
+        chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
     )
 
 

@@ -20,6 +20,10 @@ class Config:
     evaluation_address: str
     reward_addresses: tuple[str, ...]
     """Where reward services of users may be called: `host` is any port of it, `host:port` that port alone."""
+    judge_addresses: tuple[str, ...]
+    """Where language models that judge may be asked, written likewise."""
+    judge_keys: tuple[str, ...]
+    """Keys that they may be asked with: `VARIABLE@host:port` or `/path/of/file@host:port`. The service reads none."""
     metrics_address: str = "127.0.0.1:9603"
     lease_seconds: float = 30.0
     min_free_bytes: int = MIN_FREE_BYTES

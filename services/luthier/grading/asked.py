@@ -9,7 +9,7 @@ from luthier.v1.grader_pb2 import Grader, RemoteGrader, RewardModelGrader
 
 def remote_graders(grader: Grader) -> Iterator[tuple[str, RemoteGrader]]:
     """Yield the graders that ask a reward service, by path: `` of the grader itself, `outer.inner` in multi graders."""
-    return ((path, one.remote) for path, one in _leaves(grader, "") if one.HasField("remote"))
+    return ((path, one.remote) for path, one in leaves(grader) if one.HasField("remote"))
 
 
 def remote_addresses(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
@@ -18,29 +18,31 @@ def remote_addresses(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
     `grader.multi.graders['a'].remote.address` is one.
     """
     for path, remote in remote_graders(grader):
-        yield f"{_place(field, path)}.remote.address", remote.address
+        yield f"{field_of(field, path)}.remote.address", remote.address
 
 
 def reward_model_graders(grader: Grader) -> Iterator[tuple[str, RewardModelGrader]]:
     """Yield the graders that ask a reward model, by path as `remote_graders` does."""
-    return ((path, one.reward_model) for path, one in _leaves(grader, "") if one.HasField("reward_model"))
+    return ((path, one.reward_model) for path, one in leaves(grader) if one.HasField("reward_model"))
 
 
 def reward_model_names(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
     """Yield the reward models that a grader asks, each after its field, as `remote_addresses` does."""
     for path, one in reward_model_graders(grader):
-        yield f"{_place(field, path)}.reward_model.model", one.model
+        yield f"{field_of(field, path)}.reward_model.model", one.model
 
 
-def _leaves(grader: Grader, path: str) -> Iterator[tuple[str, Grader]]:
+def leaves(grader: Grader, path: str = "") -> Iterator[tuple[str, Grader]]:
+    """Yield the graders that look at an answer themselves, by path as `remote_graders` does."""
     if not grader.HasField("multi"):
         yield path, grader
         return
     for name, inner in sorted(grader.multi.graders.items()):
-        yield from _leaves(inner, below(path, name))
+        yield from leaves(inner, below(path, name))
 
 
-def _place(field: str, path: str) -> str:
+def field_of(field: str, path: str) -> str:
+    """Return the field of the grader at a path within one whose own field is `field`."""
     return field + "".join(f".multi.graders[{name!r}]" for name in path.split(".") if name)
 
 

@@ -19,6 +19,8 @@ CODES: Mapping[Reason, str] = {
     Reason.REWARD_FAILED: "FAILED_PRECONDITION",
     Reason.REWARD_SERVICE_INVALID: "FAILED_PRECONDITION",
     Reason.REWARD_SERVICE_UNAVAILABLE: "UNAVAILABLE",
+    Reason.JUDGE_ANSWER_INVALID: "FAILED_PRECONDITION",
+    Reason.GRADING_LIMIT_REACHED: "INVALID_ARGUMENT",
 }
 """Status codes of the errors of samples, by their reasons."""
 

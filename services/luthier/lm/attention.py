@@ -24,11 +24,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.kernels.attention_decode import NewTokens
 from luthier.kernels.attention_varlen import attention_varlen
 from luthier.kernels.dispatch import current_isa
 
 if TYPE_CHECKING:
-    from luthier.lm.cache import CachedRows
+    from luthier.lm.joint_rows import JointRows
 
 IMPLEMENTATION = "luthier_packed"
 """The name under which transformers knows `attention`."""
@@ -65,7 +66,13 @@ def attention(
         InvalidArgument: keys outnumber the sliding window of the layer beside a shared prefix.
     """
     bounds: Sequence[int] | None = options.pop("packed_bounds", None)
-    if joint := options.pop("joint_rows", None):
+    joint: JointRows | None = options.pop("joint_rows", None)
+    if joint is not None and joint.is_one_call:
+        new = NewTokens(*(tensor.transpose(1, 2) for tensor in (query, key, value)))
+        scale = options.get("scaling") or query.shape[3] ** -0.5
+        limits = {"softcap": options.get("softcap") or 0.0, "window": options.get("sliding_window")}
+        return joint.attend(new, int(module.layer_idx), scale=scale, **limits), None  # type: ignore[arg-type]
+    if joint is not None:
         return _attend_apart(module, (query, key, value), joint, options), None
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
     scale: float = options.get("scaling") or query.shape[3] ** -0.5
@@ -78,7 +85,7 @@ def attention(
     if prefix is not None:
         assert attention_mask is not None
         prefix_key, prefix_value = prefix[int(module.layer_idx)]  # type: ignore[arg-type]
-        _check_window(prefix_key.shape[2] + key.shape[2], window)
+        require_within_window(prefix_key.shape[2] + key.shape[2], window)
         own = (query, key, value, attention_mask)
         if query.device.type == "cpu" and query.shape[2] >= _MANY_QUERIES and not softcap:
             return _attend_joined(own, prefix_key, prefix_value, scale), None
@@ -100,12 +107,12 @@ def attention(
 def _attend_apart(
     module: nn.Module,
     heads: tuple[Tensor, Tensor, Tensor],
-    joint: "Sequence[CachedRows]",
+    joint: "JointRows",
     options: dict[str, Any],
 ) -> Tensor:
     """Let each part's rows attend to what its cache holds, as if there were no other part."""
     outputs, start = [], 0
-    for part in joint:
+    for part in joint.parts:
         query, key, value = (one[start : start + part.num_rows] for one in heads)
         key, value = part.cache.update(key, value, int(module.layer_idx))  # type: ignore[arg-type]
         mask = part.visible[:, None]
@@ -124,7 +131,12 @@ def _is_widened(query: Tensor) -> bool:
     return few and query.device.type == "cpu" and current_isa() == "avx2"
 
 
-def _check_window(num_keys: int, window: int | None) -> None:
+def require_within_window(num_keys: int, window: int | None) -> None:
+    """Check that a sequence of so many keys fits the sliding window of a layer.
+
+    Raises:
+        InvalidArgument: it does not (SEQUENCE_TOO_LONG).
+    """
     if window is not None and num_keys > window:
         raise InvalidArgument(
             f"a sequence must fit the model's sliding window of {window} tokens, got {num_keys}",

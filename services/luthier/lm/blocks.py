@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.kernels.attention_decode import NewTokens
 from luthier.kernels.attention_varlen import attention_varlen
 from luthier.kernels.gated_activation import Activation, gated
 from luthier.kernels.linear import linear
@@ -231,6 +232,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention [B, T, H, D] over the keys and values that a cache holds, if there is one."""
         B, T = heads[0].shape[:2]
+        joint = options.get("joint_rows")
+        if joint is not None and joint.is_one_call:
+            cos, sin = (one.expand(B, -1, -1) for one in position_embeddings)
+            new = NewTokens(*heads, (cos, sin) if self.use_rope else None)
+            limits = {"softcap": self.softcap, "window": self.sliding_window}
+            output: Tensor = joint.attend(new, self.layer_idx, scale=self.scaling, **limits)
+            return output
         cos, sin = (angles.expand(B, -1, -1).flatten(0, 1) for angles in position_embeddings)
         turned = self._turn(heads[0].flatten(0, 1), heads[1].flatten(0, 1), cos, sin)
         query, key = (part.view(B, T, *part.shape[1:]).transpose(1, 2) for part in turned)

@@ -5,13 +5,14 @@ Shape suffixes: B rows, G key/value heads, K tokens held, C capacity, D head siz
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from luthier.kernels.attention_decode import Cached
 from luthier.lm.attention import LayerKeysValues
 
 Prefix = Sequence[LayerKeysValues]
@@ -27,12 +28,14 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.values: Tensor
         self.capacity = capacity
         self.length = 0
+        self._cached: tuple[LayerKeysValues | None, Cached] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the buffers; transformers' cache calls it, and so does the first update."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys = key_states.new_empty(self._shape(key_states))
         self.values = value_states.new_empty(self._shape(value_states))
+        self._cached = None
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -41,18 +44,36 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if not self.is_initialized:
             self.capacity = max(self.capacity, end)
             self.lazy_initialization(key_states, value_states)
-        elif end > self.capacity:
-            self.capacity = max(end, 2 * self.capacity)
-            held = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-            self.lazy_initialization(key_states, value_states)
-            self.keys[:, :, : self.length], self.values[:, :, : self.length] = held
+        self._reserve(key_states.shape[2])
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def cached(self, num_new: int, prefix: LayerKeysValues | None) -> Cached:
+        """What is held, with room for so many new tokens, and a prefix before it, for `attention_decode`.
+
+        It is the same object until a buffer is another one.
+        """
+        self._reserve(num_new)
+        if self._cached is None or self._cached[0] is not prefix:
+            before = None if prefix is None else (prefix[0][0], prefix[1][0])
+            self._cached = prefix, Cached(self.keys, self.values, before)
+        return self._cached[1]
+
+    def _reserve(self, num_new: int) -> None:
+        end = self.length + num_new
+        if end <= self.capacity:
+            return
+        self.capacity = max(end, 2 * self.capacity)
+        held = self.keys, self.values
+        self.lazy_initialization(*held)
+        for buffer, before in zip((self.keys, self.values), held, strict=True):
+            buffer[:, :, : self.length] = before[:, :, : self.length]
+
     def keep(self, rows: Tensor) -> None:
         """Keep the given rows (int64 indices), in that order."""
+        self._cached = None
         self.keys = self.keys[rows]
         self.values = self.values[rows]
 
@@ -60,6 +81,7 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Hold each row so many times, one after the other, with room for `capacity` tokens."""
         held = self.keys[:, :, : self.length], self.values[:, :, : self.length]
         self.capacity = capacity
+        self._cached = None
         rows, heads, _, size = self.keys.shape
         self.keys, self.values = (one.new_empty(rows * times, heads, capacity, size) for one in held)
         for buffer, one in zip((self.keys, self.values), held, strict=True):
@@ -111,19 +133,3 @@ class BatchCache(Cache):
         """Forget all but the first `length` tokens, as a pass that failed may have left some in some layers."""
         for layer in self.buffers:
             layer.length = min(layer.length, length)
-
-
-class CachedRows(NamedTuple):
-    """Rows of a pass that share a cache.
-
-    Attributes:
-        num_rows: how many.
-        cache: theirs.
-        visible: which keys each of their queries sees [B, Q, K].
-        prefix: what they see besides.
-    """
-
-    num_rows: int
-    cache: BatchCache
-    visible: Tensor
-    prefix: Prefix | None

@@ -61,7 +61,8 @@ class Batch:
         )
         padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in request.prompts]
         self._prompt_BC = torch.tensor(padded, device=model.device)
-        padding_B = torch.tensor([width - len(prompt) for prompt in request.prompts], device=model.device)
+        self._first = [width - len(prompt) for prompt in request.prompts]
+        padding_B = torch.tensor(self._first, device=model.device)
         columns = torch.arange(capacity, device=model.device)
         self._valid_BK = columns >= padding_B[:, None]
         self._offset_B = len(request.shared_prefix) - padding_B
@@ -124,6 +125,7 @@ class Batch:
         self._cache.repeat(times, self._valid_BK.shape[1])
         self._valid_BK = self._valid_BK.repeat_interleave(times, dim=0)
         self._offset_B = self._offset_B.repeat_interleave(times)
+        self._first = [first for first in self._first for _ in range(times)]
         return logits_BV.repeat_interleave(times, dim=0)
 
     def _pass(self, ids_BQ: Tensor) -> Pass:
@@ -136,7 +138,7 @@ class Batch:
             # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
             visible = (visible & (keys <= columns[:, None])) | (keys == columns[:, None])
         positions = (columns + self._offset_B[:, None]).clamp(min=0)
-        return Pass(ids_BQ, positions, visible, self._cache, self._prefix, self._head)
+        return Pass(ids_BQ, positions, visible, self._cache, self._prefix, self._head, self._first)
 
     def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
         request = self._request
@@ -208,6 +210,7 @@ class Batch:
         self._cache.keep(alive)
         self._valid_BK = self._valid_BK[alive]
         self._offset_B = self._offset_B[alive]
+        self._first = [self._first[place] for place in alive]
         return alive
 
 

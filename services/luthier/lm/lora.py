@@ -24,6 +24,8 @@ from luthier.lm.trained_weights import distinct, fresh_weights
 
 MAX_RANK = 512
 
+_SWITCH = "luthier_adapter_switch"
+
 Targets = tuple[str, ...] | Literal["all-linear"]
 
 
@@ -141,10 +143,11 @@ def attach(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", adapter.name):
         raise InvalidArgument(f"an adapter's name must match [A-Za-z0-9_-]+, got {adapter.name!r}")
-    switch = _switch(model) or AdapterSwitch()
+    switch = adapter_switch(model) or AdapterSwitch()
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
     strengths = adapter.spec.strengths(adapter.modules)
+    model.__dict__[_SWITCH] = switch
     with use_adapter(model, None):
         model.requires_grad_(requires_grad=False)
         for module, strength in strengths.items():
@@ -172,7 +175,7 @@ def remove_adapter(model: PreTrainedModel, name: str) -> None:
         NotFound: the model has no adapter of that name.
     """
     adapter = find_adapter(model, name)
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None
     if switch.active == name:
         switch.choose(None)
@@ -188,7 +191,7 @@ def find_adapter(model: PreTrainedModel, name: str) -> Adapter:
     Raises:
         NotFound: the model has no such adapter; the message lists those it has.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     adapters = {} if switch is None else switch.adapters
     if name not in adapters:
         raise NotFound(f"the model has no adapter {name!r}; it has {sorted(adapters)}")
@@ -203,7 +206,7 @@ def activate(model: PreTrainedModel, name: str | None) -> None:
     """
     if name is not None:
         find_adapter(model, name)
-    switch = _switch(model)
+    switch = adapter_switch(model)
     if switch is not None:
         switch.choose(name)
 
@@ -215,7 +218,7 @@ def use_adapter(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     Raises:
         NotFound: the model has no adapter of that name.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     before = None if switch is None else switch.active
     activate(model, name)
     try:
@@ -231,7 +234,7 @@ def muted(model: PreTrainedModel) -> Iterator[None]:
 
     An update of zero has the very same bits.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None, "the model has an adapter"
     switch.mute(is_muted=True)
     try:
@@ -247,7 +250,7 @@ def dropping(model: PreTrainedModel, batch: PackedBatch, probability: float, see
     A token's mask is the same whatever its row is packed with. Layers that take the same input in one pass, as query,
     key and value do, share a mask.
     """
-    switch = _switch(model)
+    switch = adapter_switch(model)
     assert switch is not None, "the model has an adapter"
     first, *others = zip(batch.cu_seqlens, batch.rows, strict=False)
     switch.dropout = Dropout(
@@ -313,5 +316,8 @@ def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:
     return layer
 
 
-def _switch(model: PreTrainedModel) -> AdapterSwitch | None:
-    return next((module.switch for module in model.modules() if isinstance(module, LoraLinear)), None)
+def adapter_switch(model: PreTrainedModel) -> AdapterSwitch | None:
+    """What says which adapter a model uses; None: it has never had one."""
+    # Every token that is made asks for it: a look at all modules takes as long as some layers.
+    switch: AdapterSwitch | None = model.__dict__.get(_SWITCH)
+    return switch

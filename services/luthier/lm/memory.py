@@ -21,18 +21,19 @@ _MADV_DONTNEED = 4
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def freed_memory_kept(largest_bytes: int = _LARGEST_MMAP_BYTES) -> Iterator[None]:
     """Keep freed memory in the process during the block, and give it back to the system after it.
 
     A step's activations are given back by default, and every page of the next step's is then made and zeroed anew:
-    3 to 4 % of a step on two cores. Without glibc the block runs as it is.
+    3 to 4 % of a step on two cores. Blocks larger than `largest_bytes` go back at once all the same. Without glibc the
+    block runs as it is.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
     library.mallopt(_M_TRIM_THRESHOLD, _LARGEST_TRIM_BYTES)
-    library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_BYTES)
+    library.mallopt(_M_MMAP_THRESHOLD, min(largest_bytes, _LARGEST_MMAP_BYTES))
     try:
         yield
     finally:

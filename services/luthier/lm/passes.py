@@ -14,7 +14,9 @@ from luthier.kernels.linear import wide_linear
 from luthier.kernels.tables import rows_apart
 from luthier.lm.attention import head_weight
 from luthier.lm.blocks import final_softcap
-from luthier.lm.cache import BatchCache, CachedRows, Prefix
+from luthier.lm.cache import BatchCache, Prefix
+from luthier.lm.decode_program import decode
+from luthier.lm.joint_rows import CachedRows, JointRows
 
 Head = Callable[[PreTrainedModel, Tensor], Tensor]
 """Makes float32 logits [B, V] of hidden states [B, E]."""
@@ -49,6 +51,7 @@ class Pass(NamedTuple):
         cache: takes their keys and values.
         prefix: keys and values that all of them see besides.
         head: makes logits of the last column.
+        first: the first of its own keys that each row sees, of which `visible` tells the same; empty: number 0.
     """
 
     ids: Tensor
@@ -57,6 +60,7 @@ class Pass(NamedTuple):
     cache: BatchCache
     prefix: Prefix | None = None
     head: Head = plain_logits
+    first: Sequence[int] = ()
 
 
 def forward(model: PreTrainedModel, one: Pass) -> Tensor:
@@ -79,19 +83,27 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
     and what all rows go through treats every row by itself.
     """
     with rows_apart():
-        if len(passes) == 1:
+        joint = JointRows([_cached_rows(one) for one in passes])
+        if len(passes) == 1 and not joint.is_one_call:
             return [forward(model, passes[0])]
-        parts = [CachedRows(len(one.ids), one.cache, one.visible, one.prefix) for one in passes]
-        ids = torch.cat([one.ids for one in passes])
-        output = model.base_model(
-            input_ids=ids,
-            position_ids=torch.cat([one.positions for one in passes]),
-            # Each part has its own; transformers makes none where it is given one of four dimensions.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-            use_cache=False,
-            joint_rows=parts,
-        )
-        return _logits(model, passes, output.last_hidden_state[:, -1].split([len(one.ids) for one in passes]))
+        ids, positions = (torch.cat(parts) for parts in zip(*(one[:2] for one in passes), strict=True))
+        hidden = decode(model, ids, positions, joint)
+        if hidden is None:
+            output = model.base_model(
+                input_ids=ids,
+                position_ids=positions,
+                # Each part has its own; transformers makes none where it is given one of four dimensions.
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+                use_cache=False,
+                joint_rows=joint,
+            )
+            hidden = output.last_hidden_state[:, -1]
+        return _logits(model, passes, hidden.split([len(one.ids) for one in passes]))
+
+
+def _cached_rows(one: Pass) -> CachedRows:
+    num_rows = len(one.ids)
+    return CachedRows(num_rows, one.cache, one.visible, one.first or (0,) * num_rows, one.prefix)
 
 
 def _logits(model: PreTrainedModel, passes: Sequence[Pass], hidden: Sequence[Tensor]) -> list[Tensor]:

@@ -28,12 +28,13 @@ def sequence_logprobs(
     masks: Sequence[Sequence[bool]],
     *,
     max_tokens: int = 4096,
+    likeliest: bool = False,
 ) -> list[SequenceScore]:
     """Score the tokens that `masks` choose, with the active adapter, in the order of `sequences`.
 
     The first token of a sequence cannot be scored and is not counted. Sequences are packed into batches of
     up to `max_tokens` tokens (one longer sequence is a batch of its own); logits are made for 512 positions
-    at a time, if at all.
+    at a time, if at all. With `likeliest` each score says whether its tokens are the likeliest; that takes logits.
 
     Raises:
         InvalidArgument: the counts of sequences and masks, or of tokens and flags, differ; a sequence is
@@ -45,7 +46,7 @@ def sequence_logprobs(
         )
     scores: list[SequenceScore] = []
     for start, end in _batches([len(ids) for ids in sequences], max_tokens):
-        scores += _score(model, sequences[start:end], masks[start:end])
+        scores += _score(model, sequences[start:end], masks[start:end], likeliest)
     return scores
 
 
@@ -78,7 +79,10 @@ def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int
 
 
 def _score(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]]
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    masks: Sequence[Sequence[bool]],
+    likeliest: bool,
 ) -> list[SequenceScore]:
     batch = pack(sequences, {WEIGHT: masks}).to(model.device)
     rows_N = named_positions(batch, WEIGHT)
@@ -89,8 +93,24 @@ def _score(
         for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
     ]
     logprob_N = torch.cat(parts).double()
+    is_greedy_N = _is_likeliest(hidden, head_VE, rows_N, batch.input_ids) if likeliest else None
     ends = torch.searchsorted(rows_N, torch.tensor(batch.cu_seqlens, device=rows_N.device)).tolist()
     return [
-        SequenceScore(logprob=float(logprob_N[first:last].sum()), num_tokens=last - first)
+        SequenceScore(
+            logprob=float(logprob_N[first:last].sum()),
+            num_tokens=last - first,
+            is_greedy=None if is_greedy_N is None else bool(is_greedy_N[first:last].all()),
+        )
         for first, last in pairwise(ends)
     ]
+
+
+def _is_likeliest(
+    hidden_TE: torch.Tensor, head_VE: torch.Tensor, rows_N: torch.Tensor, ids_T: torch.Tensor
+) -> torch.Tensor:
+    """Tell of each row whether the token behind it is the likeliest; a cap of logits keeps their order."""
+    parts = [
+        (hidden_TE[rows].to(head_VE.dtype) @ head_VE.T).argmax(dim=-1) == ids_T[rows + 1]
+        for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
+    ]
+    return torch.cat(parts)

@@ -27,11 +27,13 @@ SHARED: Mapping[str, str] = MappingProxyType(
         "TRAINING_ADDRESS": "127.0.0.1:7602",
         "EVALUATION_ADDRESS": "127.0.0.1:7603",
         "REWARD_ADDRESSES": "localhost,127.0.0.1,[::1]",
+        "JUDGE_ADDRESSES": "localhost,127.0.0.1,[::1]",
+        "JUDGE_KEYS": "",
     }
 )
 """Settings that mean the same to every process, each with its one default."""
 
-SECTIONS = ("DATA", "TRAINING", "EVALUATION", "WORKER", "CLIENT", "DAEMON", "TRACES")
+SECTIONS = ("DATA", "TRAINING", "EVALUATION", "WORKER", "CLIENT", "DAEMON", "TRACES", "WEBHOOKS")
 
 _PREFIX = "LUTHIER_"
 _FILE = "LUTHIER_CONFIG"
@@ -70,6 +72,11 @@ def read(config: type[C], *, section: str, environ: Mapping[str, str] | None = N
 def others() -> dict[str, str]:
     """Return the environment without settings of ours, which may hold passwords: what libraries read."""
     return {name: text for name, text in os.environ.items() if not name.startswith(_PREFIX)}
+
+
+def take(names: Iterable[str]) -> dict[str, str]:
+    """Take variables out of the environment, so that no process that is started later has them; return their values."""
+    return {name: os.environ.pop(name) for name in dict.fromkeys(names) if name in os.environ}
 
 
 def put(variables: Mapping[str, str]) -> None:

@@ -29,9 +29,9 @@ def read_or_create_keys(home: Path) -> Keys:
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Keys(
-        api_key=_read_or_create(home / API_KEY_FILE, "lk"),
-        worker_key=_read_or_create(home / WORKER_KEY_FILE, "lw"),
-        token_secret=_read_or_create(home / TOKEN_SECRET_FILE, "ls"),
+        api_key=read_or_create_key(home / API_KEY_FILE, "lk"),
+        worker_key=read_or_create_key(home / WORKER_KEY_FILE, "lw"),
+        token_secret=read_or_create_key(home / TOKEN_SECRET_FILE, "ls"),
     )
 
 
@@ -57,7 +57,8 @@ def read_key(path: Path) -> str:
     return key
 
 
-def _read_or_create(path: Path, kind: str) -> str:
+def read_or_create_key(path: Path, kind: str) -> str:
+    """Return the key in a file; make one that begins with `kind` where there is none. Raises as `read_key`."""
     if not path.exists():
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -7,6 +7,7 @@ A blob never changes and is there as a whole or not at all. Staged bytes outlive
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, OutOfRange, Reason
@@ -49,6 +50,20 @@ class BlobStore(Protocol):
 
     async def put_bytes(self, data: bytes) -> Blob:
         """Store a blob that fits in memory."""
+        ...
+
+    async def inbox(self) -> Path | None:
+        """Return the mark beside which copies may be left for `take`; None: there is no such place, or no room.
+
+        See `storage.inbox`.
+        """
+        ...
+
+    async def take(self, name: str, *, expected_digest: str) -> Blob:
+        """Make a blob of the copy that was left under a name, which is gone then; a blob that is there stays.
+
+        Raises InvalidArgument CHECKSUM_MISMATCH, or for what is no such name; NotFound when nothing was left.
+        """
         ...
 
     async def delete(self, digest: str) -> None:

@@ -1,17 +1,20 @@
 """Blobs in a directory of the local file system.
 
 root/blobs/ab/<digest>      ab = the first two digits of the digest
-root/incoming/<random>      on their way in: locked by their writer, swept at start when it is gone
+root/incoming/<random>      on their way in: locked by their writer, swept at start when it is gone; `<random>.mark`
+                            is locked by the store itself (`storage.inbox`)
 root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
 """
 
 import hashlib
 import os
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import IO, BinaryIO, ParamSpec, TypeVar
 
 from luthier.errors import FailedPrecondition, NotFound
@@ -28,6 +31,8 @@ from luthier.storage.blobs import (
 from luthier.storage.disk import Disk, named_when_full
 from luthier.storage.files import (
     append,
+    digest_of,
+    is_at,
     make_directory,
     move_into_place,
     open_locked,
@@ -35,6 +40,7 @@ from luthier.storage.files import (
     sync_directory,
     write_durably,
 )
+from luthier.storage.inbox import not_left, open_left
 from luthier.storage.staged_files import StagedFiles
 from luthier.storage.threads import finished_in
 
@@ -58,6 +64,8 @@ class LocalBlobStore:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
+        self._mark: Path | None = None
+        self._marking = Lock()
         self._staging = root / "staging"
         root.mkdir(parents=True, exist_ok=True)
         for directory in (self._blobs, self._incoming, self._staging):
@@ -94,6 +102,15 @@ class LocalBlobStore:
             yield data
 
         return await self.put(pieces())
+
+    async def inbox(self) -> Path | None:
+        """Return the mark beside which copies may be left; None where the floor is reached."""
+        return await self._run(self._marked) if self._disk.has_room() else None
+
+    async def take(self, name: str, *, expected_digest: str) -> Blob:
+        """Make a blob of the copy that was left under a name. Raises InvalidArgument, NotFound."""
+        self._disk.require_room()
+        return await self._run(self._take, name, expected_digest)
 
     async def delete(self, digest: str) -> None:
         """Delete a blob; a read that has begun goes on."""
@@ -137,6 +154,25 @@ class LocalBlobStore:
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         with named_when_full():
             return await finished_in(self._threads, function, *arguments, **named)
+
+    def _marked(self) -> Path:
+        with self._marking:
+            if self._mark is None:
+                path = self._incoming / f"{uuid.uuid4().hex}.mark"
+                weakref.finalize(self, open_locked(path).close)
+                self._mark = path
+            return self._mark
+
+    def _take(self, name: str, expected_digest: str) -> Blob:
+        path = self._incoming / name
+        with open_left(self._incoming, name) as file:
+            digest = digest_of(file)
+            check_match(digest, expected_digest)
+            if not is_at(file, path):
+                raise not_left(name)
+            blob = self._keep(file, path, digest)
+            path.unlink(missing_ok=True)
+            return blob
 
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest)[:2] / digest

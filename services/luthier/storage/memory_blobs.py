@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import BinaryIO
 
 from luthier.errors import FailedPrecondition
@@ -16,6 +17,7 @@ from luthier.storage.blobs import (
     missing,
     nothing_staged,
 )
+from luthier.storage.inbox import not_left
 
 
 class MemoryBlobStore:
@@ -42,6 +44,14 @@ class MemoryBlobStore:
     async def put_bytes(self, data: bytes) -> Blob:
         """Store a blob."""
         return self._keep(data, None)
+
+    async def inbox(self) -> Path | None:
+        """Return None: no file is taken."""
+        return None
+
+    async def take(self, name: str, *, expected_digest: str) -> Blob:  # noqa: ARG002
+        """Raise NotFound."""
+        raise not_left(name)
 
     async def delete(self, digest: str) -> None:
         """Delete a blob."""

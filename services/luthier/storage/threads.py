@@ -12,9 +12,9 @@ R = TypeVar("R")
 
 
 async def finished_in(
-    executor: Executor, function: Callable[P, R], *arguments: P.args, **named: P.kwargs
+    executor: Executor | None, function: Callable[P, R], *arguments: P.args, **named: P.kwargs
 ) -> R:
-    """Return what a function returns in a thread of `executor`, in the caller's context.
+    """Return what a function returns in a thread of `executor`, in the caller's context; None: of the event loop's.
 
     A thread cannot be cancelled: a cancelled caller waits for it, so that none uses what its caller has closed.
     Never call this for work that itself waits for a thread of the same executor.

@@ -6,7 +6,7 @@ import asyncio
 
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
-from luthier.training.assembly import assemble
+from luthier.training.assembly import Allowed, assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
 from luthier.training.jobs.series import JobSeries
@@ -17,6 +17,7 @@ from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks import assembly as webhooks
 
 _SWEEP_SECONDS = 60.0
 
@@ -45,11 +46,17 @@ def build(parts: Parts, config: Config) -> Hosted:
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
-    training = assemble(parts, renderings, config.roots, RewardAddresses(config.reward_addresses))
+    webhook_config, targets = webhooks.read_targets()
+    allowed = Allowed(roots=config.roots, rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
+    training = assemble(parts, renderings, allowed)
+    sender = webhooks.assemble(parts, config.home, webhook_config, targets)
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),
-        chores=[Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS)],
+        chores=[
+            Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS),
+            *webhooks.chores(sender),
+        ],
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,
     )

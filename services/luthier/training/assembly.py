@@ -29,6 +29,7 @@ from luthier.work.log import EventLog
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
+from luthier.work.webhooks.targets import Targets
 
 
 class Parts(Protocol):
@@ -78,13 +79,30 @@ class Training:
     released: ReleasedBlobs
 
 
-def assemble(
-    parts: Parts, renderings: Renderings, roots: Sequence[Path], rewards: RewardAddresses
-) -> Training:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """What the operator allows.
+
+    Attributes:
+        roots: folders below which base models may be read.
+        rewards: which reward services graders may ask.
+        webhooks: where jobs may tell that they have ended.
+    """
+
+    roots: Sequence[Path]
+    rewards: RewardAddresses
+    webhooks: Targets
+
+
+def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training:
     """Put the service together on real adapters or a test's."""
-    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, roots)
+    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, allowed.roots)
     outside = Outside(
-        renderings=renderings, elsewhere=parts.elsewhere, rewards=rewards, workers=parts.workers
+        renderings=renderings,
+        elsewhere=parts.elsewhere,
+        rewards=allowed.rewards,
+        webhooks=allowed.webhooks,
+        workers=parts.workers,
     )
     jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)

@@ -10,7 +10,7 @@ import grpc
 import pyarrow
 import pyarrow.compute
 
-from luthier.errors import DataLoss
+from luthier.errors import DataLoss, NotFound
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of
 from luthier.training.jobs.planning import SplitLengths
@@ -42,6 +42,24 @@ class DataRenderings:
             name=name, view=data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
         )
         return await self._called(lambda: self._read(request))
+
+    async def place(self, name: str, row: int) -> str:
+        """Return the file and the line of a row of a READY rendering, `file:line`. Raises as `lengths`."""
+        return await self._called(
+            lambda: self._place(data_service_pb2.ReadRenderingRequest(name=name, start_row=row))
+        )
+
+    async def _place(self, request: data_service_pb2.ReadRenderingRequest) -> str:
+        stream = self._stub.ReadRendering(
+            request, metadata=self._credential(request.name), timeout=_CALL_SECONDS
+        )
+        try:
+            async for chunk in stream:
+                table = pyarrow.ipc.open_stream(chunk.ipc).read_all()
+                return f"{table.column('filename')[0].as_py()}:{table.column('line')[0].as_py()}"
+        finally:
+            stream.cancel()
+        raise NotFound(f"{request.name} has no row {request.start_row}")
 
     async def _get(self, request: data_service_pb2.GetRenderingRequest) -> rendering_pb2.Rendering:
         response: rendering_pb2.Rendering = await self._stub.GetRendering(

@@ -18,6 +18,7 @@ from luthier.storage.resource_messages import ResourceMessage, StatefulMessage
 from luthier.storage.stored import Rows, Stored, require_etag, require_uid
 from luthier.v1.event_pb2 import Event
 from luthier.v1.reference_pb2 import Reference
+from luthier.v1.webhook_pb2 import Webhook, WebhookDelivery
 from luthier.work import elsewhere
 from luthier.work.elsewhere import Hold
 from luthier.work.events import state_changed
@@ -27,6 +28,7 @@ from luthier.work.listing import ListRequest, Live, list_page, told_apart
 from luthier.work.log import EventLog
 from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.work.webhooks import outbox
 
 M = TypeVar("M", bound=StatefulMessage)
 R = TypeVar("R", bound=ResourceMessage)
@@ -196,6 +198,11 @@ class Family(Generic[M, P]):
         async with self._database.reading() as connection:
             return await self._log.read(connection, uid, after + 1, limit)
 
+    async def deliveries(self, uid: str, after: int, limit: int) -> Sequence[tuple[int, WebhookDelivery]]:
+        """Return at most `limit` deliveries of the resource of a uid after a number, each with its own number."""
+        async with self._database.reading() as connection:
+            return await outbox.of_resource(connection, uid, after, limit)
+
     async def add(
         self,
         connection: AsyncConnection,
@@ -263,6 +270,7 @@ class Family(Generic[M, P]):
         if self.lifecycle.is_final(state):
             await self._holds.end(connection, moved.uid)
             await elsewhere.release_all(connection, moved.uid)
+            await self._tell_webhooks(connection, moved)
         return moved
 
     async def show_waiting(
@@ -328,6 +336,13 @@ class Family(Generic[M, P]):
         )
         final = self.lifecycle.is_final(message.state)
         await self._log.append(connection, stored.uid, [change], final=final)
+
+    async def _tell_webhooks(self, connection: AsyncConnection, ended: Stored[M, P]) -> None:
+        """Have the webhooks of a resource that has ended told, where its family has some."""
+        webhooks: Sequence[Webhook] = getattr(ended.message, "webhooks", ())
+        await outbox.record(
+            connection, ended.uid, ended.message, webhooks, self.lifecycle.name(ended.message.state)
+        )
 
 
 async def delete_free(

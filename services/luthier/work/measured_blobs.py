@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from prometheus_client import CollectorRegistry
@@ -127,6 +128,18 @@ class MeasuredBlobs:
         with self._metrics.timed("write"):
             blob = await self._blobs.put_bytes(data)
         self._metrics.passed("write", len(data))
+        return blob
+
+    async def inbox(self) -> Path | None:
+        """Return the mark beside which copies may be left."""
+        with self._metrics.timed("look"):
+            return await self._blobs.inbox()
+
+    async def take(self, name: str, *, expected_digest: str) -> Blob:
+        """Make a blob of a copy that was left. Raises InvalidArgument, NotFound."""
+        with self._metrics.timed("write"):
+            blob = await self._blobs.take(name, expected_digest=expected_digest)
+        self._metrics.passed("write", blob.size_bytes)
         return blob
 
     async def delete(self, digest: str) -> None:

@@ -7,7 +7,6 @@ happened to and never a score; only an address that may not be called is an erro
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.v1.grader_pb2 import RemoteGrader, Sample
 from luthier.v1.reward_service_pb2 import SampleScore, ScoreRequest, ScoreResponse
 from luthier.v1.reward_service_pb2_grpc import RewardServiceStub
+from luthier.work.addresses import AllowedAddresses, split
 from luthier.work.limited import Check
 from luthier.work.peers import CHANNEL_OPTIONS, Backoff, error_of
 from luthier.work.retry import HEAR_SECONDS, answered
@@ -30,7 +30,6 @@ BATCH_BYTES = 3 << 20
 """Below the 4 MiB that a gRPC server takes unless it is told otherwise."""
 _CALLS_AT_ONCE = 4
 _MESSAGE_CHARACTERS = 1000
-_ENTRY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?")
 # No proxy and no resolver by scheme: an address means host and port, whatever the environment or its first word says.
 _OPTIONS = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
 
@@ -44,35 +43,22 @@ class RewardError:
 
 
 class RewardAddresses:
-    """The addresses that may be called: `host` is any port of it, `host:port` that port alone.
-
-    Raises InvalidArgument for an entry that is neither.
-    """
+    """The addresses that may be called. Raises InvalidArgument for an entry that is none."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        self._entries = tuple(entries)
-        self._allowed: set[tuple[str, int | None]] = set()
-        for entry in self._entries:
-            found = _ENTRY.fullmatch(entry)
-            if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
-                raise InvalidArgument(
-                    f"LUTHIER_REWARD_ADDRESSES must hold host or host:port, e.g. 127.0.0.1:50051, got {entry!r}"
-                )
-            self._allowed.add((found["host"].lower(), None if found["port"] is None else int(found["port"])))
+        self._allowed = AllowedAddresses("LUTHIER_REWARD_ADDRESSES", entries)
 
     def require(self, address: str, field: str) -> None:
         """Raise InvalidArgument ADDRESS_NOT_ALLOWED, naming the field, unless an address may be called."""
-        found = _ENTRY.fullmatch(address)
-        if found is not None and found["port"] is not None and 0 < int(found["port"]) < 65536:
-            host, port = found["host"].lower(), int(found["port"])
-            if (host, None) in self._allowed or (host, port) in self._allowed:
-                return
-        description = (
-            f"must be host:port of {', '.join(self._entries) or 'nobody'}, which LUTHIER_REWARD_ADDRESSES allows, "
-            f"got {address!r}"
-        )
+        found = split(address)
+        if found is not None and found[1] is not None and self._allowed.allows(found[0], found[1]):
+            return
         raise InvalidArgument.of_fields(
-            FieldViolation(field=field, description=description, reason=Reason.ADDRESS_NOT_ALLOWED)
+            FieldViolation(
+                field=field,
+                description=f"must be {self._allowed.said()}, got {address!r}",
+                reason=Reason.ADDRESS_NOT_ALLOWED,
+            )
         )
 
 

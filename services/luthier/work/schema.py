@@ -91,6 +91,29 @@ held_elsewhere = Table(
     Index("ix_held_elsewhere_holder", "holder_uid"),
 )
 
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("delivery_id", String, primary_key=True),
+    Column("uid", String, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    Column("event_type", String, nullable=False),
+    Column("url", String, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("state", String, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("not_before_us", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_attempt_at_us", BigInteger, nullable=False),
+    Column("last_status_code", Integer, nullable=False),
+    Column("last_error", String, nullable=False),
+    Column("ended_at_us", BigInteger, nullable=False),
+    UniqueConstraint("uid", "number", name="uq_deliveries_uid_number"),
+    Index("ix_deliveries_state_due", "state", "not_before_us"),
+)
+
 request_log = Table(
     "request_log",
     metadata,

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -32,6 +33,7 @@ POLICY: Policy = {
 }
 _WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PROCESS_ID = re.compile(r"[0-9A-Za-z._:-]{0,128}")
+_NEAR = ("ipv4:127.", "ipv6:[::1]", "unix:")
 Context = grpc.aio.ServicerContext[Any, Any]
 _OfTask = (
     worker_service_pb2.HeartbeatRequest
@@ -154,10 +156,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     async def GrantBlob(
         self, request: worker_service_pb2.GrantBlobRequest, context: Context
     ) -> worker_service_pb2.GrantBlobResponse:
-        """Say which blobs are missing."""
+        """Say which blobs are missing, and to who may be on this machine where a copy may be left."""
         await self._heard(request)
         missing = [digest for digest in request.sha256 if not await self._blobs.has(digest)]
-        return worker_service_pb2.GrantBlobResponse(missing_sha256=missing)
+        mark = await self._blobs.inbox() if missing and _is_near(context.peer()) else None
+        return worker_service_pb2.GrantBlobResponse(missing_sha256=missing, inbox=str(mark or ""))
 
     async def PutBlob(
         self,
@@ -171,6 +174,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                 reason=Reason.FIELD_REQUIRED, message="the first message must name task, epoch and sha256"
             )
         await self._heard(first)
+        if first.left_in_inbox:
+            if first.data:
+                raise InvalidArgument(f"data must be empty beside left_in_inbox, got {len(first.data)} bytes")
+            blob = await self._blobs.take(first.left_in_inbox, expected_digest=first.sha256)
+            return worker_service_pb2.PutBlobResponse(size_bytes=blob.size_bytes)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield _piece(first)
@@ -271,6 +279,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                     message=f"blob {digest} is not here; send it with PutBlob first",
                     metadata={"sha256": digest},
                 )
+
+
+def _is_near(peer: str) -> bool:
+    """Whether a peer, as gRPC names it, came by this machine's own network."""
+    return unquote(peer).startswith(_NEAR)
 
 
 def _piece(request: worker_service_pb2.PutBlobRequest) -> bytes:

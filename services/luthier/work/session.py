@@ -17,6 +17,8 @@ import grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, Reason
 from luthier.storage.blobs import PIECE_BYTES
+from luthier.storage.inbox import copy_into, place_beside
+from luthier.storage.threads import finished_in
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.link import CALL_SECONDS, FAULT_SECONDS, WorkerLink
 from luthier.work.peers import Backoff, error_of, is_fault, is_final
@@ -188,7 +190,7 @@ class TaskSession:
             self.add_event(event_pb2.Event(log=line))
 
     async def store(self, path: Path, name: str) -> task_pb2.BlobFile:
-        """Send a file unless the service has it.
+        """Give the service a file unless it has it: by a folder that both see, else its bytes are sent.
 
         Raises:
             LuthierError: the service refused.
@@ -199,9 +201,28 @@ class TaskSession:
             task=self.task.task, epoch=self.task.epoch, sha256=[sha256]
         )
         granted = await self._call(self._link.stub.GrantBlob, wanted)
-        if granted.missing_sha256:
+        if granted.missing_sha256 and not await self._left(path, sha256, granted.inbox):
             await self._call(self._link.stub.PutBlob, lambda: self._chunks(path, sha256), _BLOB_SECONDS)
         return file
+
+    async def _left(self, path: Path, sha256: str, inbox: str) -> bool:
+        """Leave a copy of a file where the service takes it from; False: they share no folder, or it was not taken."""
+        if not inbox:
+            return False
+        with place_beside(Path(inbox)) as file:
+            if file is None or not await finished_in(None, copy_into, file, path):
+                return False
+            request = worker_service_pb2.PutBlobRequest(
+                task=self.task.task, epoch=self.task.epoch, sha256=sha256, left_in_inbox=Path(file.name).name
+            )
+            try:
+                await self._call(self._link.stub.PutBlob, lambda: iter((request,)), _BLOB_SECONDS)
+            except LuthierError as error:
+                # What else is wrong is refused again when the bytes are sent.
+                detail = {"task": self.task.task, "status": error.code, "detail": error.message}
+                _logger.warning("a file was not taken, its bytes are sent", extra=detail)
+                return False
+        return True
 
     async def _chunks(self, path: Path, sha256: str) -> AsyncIterator[worker_service_pb2.PutBlobRequest]:
         head = worker_service_pb2.PutBlobRequest(task=self.task.task, epoch=self.task.epoch, sha256=sha256)

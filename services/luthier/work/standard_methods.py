@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from luthier.runtime.names import Pattern, check_name
 from luthier.runtime.paging import PageTokens
 from luthier.v1.event_pb2 import Event
+from luthier.v1.webhook_pb2 import WebhookDelivery
 from luthier.work.listing import EntriesRequest, ListRequest, PagedRequest, entries_page, page_that_fits
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,6 +75,18 @@ class Told(Protocol):
 
     async def events(self, uid: str, after: int, limit: int) -> Sequence[Event]:
         """Return at most `limit` events of the resource of a uid after a number."""
+        ...
+
+
+class Telling(Protocol):
+    """A family whose resources tell webhooks of their end."""
+
+    async def uid_of(self, name: str) -> str:
+        """Return the uid of the resource of a name. Raises NotFound."""
+        ...
+
+    async def deliveries(self, uid: str, after: int, limit: int) -> Sequence[tuple[int, WebhookDelivery]]:
+        """Return at most `limit` deliveries of the resource of a uid after a number, each with its own number."""
         ...
 
 
@@ -158,6 +171,21 @@ class StandardMethods:
             return answer(*found)
 
         return events
+
+    def deliveries(
+        self, family: Telling, answer: Callable[[Sequence[WebhookDelivery], str], A]
+    ) -> Unary[EventsRequest, A]:
+        """Return a method that pages through what became of telling a resource's webhooks."""
+
+        async def deliveries(request: EventsRequest, context: Context) -> A:  # noqa: ARG001
+            self.check(request.parent, field="parent")
+            uid = await family.uid_of(request.parent)
+            found, token = await entries_page(
+                self.tokens, request, uid, family.deliveries, lambda one: one[0]
+            )
+            return answer([delivery for _, delivery in found], token)
+
+        return deliveries
 
     def check(self, name: str, *, field: str = "name") -> None:
         """Raise InvalidArgument for a name that is none of the family, PermissionDenied for another project."""

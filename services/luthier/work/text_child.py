@@ -105,13 +105,16 @@ def _refused(kind: str, reason: str, message: str) -> dict[str, Any]:
 
 def _described(texts: _Texts, request: Mapping[str, Any]) -> dict[str, Any]:
     stops = texts.renderer(request).stops(request["messages"], request["tools"])
-    template = texts.bundle(request).chat_template or ""
+    bundle = texts.bundle(request)
+    template = bundle.chat_template or ""
+    starts = [bundle.special_id(role) for role in ("bos_token", "eos_token")]
     digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest() if template else ""
     return {
         "stop_token_ids": sorted(stops.token_ids),
         "unknown_ending": stops.unknown,
         "end_turns": stops.end_turns,
         "own_template_digest": digest,
+        "start_token_id": next((one for one in starts if one is not None), None),
     }
 
 

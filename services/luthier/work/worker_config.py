@@ -25,7 +25,11 @@ class WorkerConfig:
     training_address: str
     evaluation_address: str
     reward_addresses: tuple[str, ...]
-    """Where a training worker may ask reward services: `host` is any port of it, `host:port` that port alone."""
+    """Where a worker may ask reward services: `host` is any port of it, `host:port` that port alone."""
+    judge_addresses: tuple[str, ...]
+    """Where an evaluation worker may ask language models that judge, written likewise."""
+    judge_keys: tuple[str, ...]
+    """Keys that they may be asked with: `VARIABLE@host:port` or `/path/of/file@host:port`; a key goes nowhere else."""
     cache_bytes: int = 20 << 30
     """Size limit of the cache of files by digest."""
     num_threads: int = 0

@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSION, MemoryPeers
 from tests.work.keepers import MemoryKeeper
 
+from luthier.evaluation.access import Access
 from luthier.evaluation.evaluations.dealing import ShareHandler
-from luthier.evaluation.evaluations.service import EvaluationService
+from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler
 from luthier.evaluation.schema import MIGRATIONS
 from luthier.storage.database import Database
@@ -23,10 +24,13 @@ from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.event_pb2 import StateChange
 from luthier.work import schema
 from luthier.work.elsewhere import Elsewhere
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import Task, TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1 import task_pb2
 
 
@@ -89,7 +93,16 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(database, {"versions": keeper, "models": keeper})
-    service = EvaluationService(database, log, queue, peers, blobs, elsewhere)
+    outside = Outside(
+        peers=peers,
+        elsewhere=elsewhere,
+        webhooks=Targets(["127.0.0.1"]),
+        access=Access(
+            judges=JudgeAccess(("127.0.0.1",), ("JUDGE_KEY@127.0.0.1",)),
+            rewards=RewardAddresses(["127.0.0.1"]),
+        ),
+    )
+    service = EvaluationService(database, log, queue, blobs, outside)
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)

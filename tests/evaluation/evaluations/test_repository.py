@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,30 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     await opened.close()
 
 
-def fill(message: Any) -> Any:
-    """Set every field of a message, however deep, to something other than its default."""
+def fill(message: Any, above: Sequence[str] = ()) -> Any:
+    """Set every field of a message, however deep, to something other than its default.
+
+    What holds messages of its own kind, as graders do, is filled once in itself: `above` are the kinds around it.
+    """
+    kinds = (*above, message.DESCRIPTOR.full_name)
     for field in message.DESCRIPTOR.fields:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name)["k"] = value_of(field.message_type.fields_by_name["value"])
+            fill_entry(getattr(message, field.name), field.message_type.fields_by_name["value"], kinds)
         elif field.message_type is not None:
             one = getattr(message, field.name)
-            fill(one.add() if field.is_repeated else one)
+            fill(one.add() if field.is_repeated else one, kinds)
         elif field.is_repeated:
             getattr(message, field.name).append(value_of(field))
         else:
             setattr(message, field.name, value_of(field))
     return message
+
+
+def fill_entry(entries: Any, value: FieldDescriptor, kinds: Sequence[str]) -> None:
+    if value.message_type is None:
+        entries["k"] = value_of(value)
+    elif kinds.count(value.message_type.full_name) < 2:
+        fill(entries["k"], kinds)
 
 
 def value_of(field: FieldDescriptor) -> Any:

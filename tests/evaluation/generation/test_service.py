@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound, Reason
+from luthier.errors import FailedPrecondition, Internal, InvalidArgument, LuthierError, NotFound, Reason
 from luthier.evaluation.generation.exchange import Exchange, Piece
 from luthier.evaluation.generation.service import GenerationService
 from luthier.runtime.auth import TaskTokens
@@ -24,8 +24,14 @@ from luthier.v1.evaluation_pb2 import (
     TEMPLATE_SOURCE_BASE,
     TEMPLATE_SOURCE_TAUGHT,
 )
-from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from luthier.v1.evaluation_service_pb2 import (
+    GenerateTextRequest,
+    GenerateTextResponse,
+    ScoreTextsRequest,
+    ScoreTextsResponse,
+)
 from luthier.v1.model_pb2 import Model, Taught
+from luthier.v1.text_score_pb2 import TextScore, TextToScore
 from luthier.worker.v1.task_pb2 import ModelReference
 from luthier.worker.v1.worker_service_pb2 import GenerationOrder
 
@@ -228,3 +234,63 @@ async def test_a_model_that_is_not_there_is_refused(
 ) -> None:
     with pytest.raises(kind, match=said):
         await bench.ask(wish(model))
+
+
+async def scored(bench: Bench, request: ScoreTextsRequest, *, knows: bool = True) -> ScoreTextsResponse:
+    """Have texts scored by a worker that knows that, or by an older one, which takes the order for an empty prompt."""
+
+    async def answer() -> None:
+        async for message in bench.exchange.take("w", 1):
+            bench.orders.append(message.order)
+            scores = [TextScore(log_probability=-1.0, num_tokens=2)] * len(message.order.texts.texts)
+            piece = Piece(
+                generation=message.order.generation,
+                finish_reason=FINISH_REASON_STOP,
+                scores=scores if knows else (),
+            )
+            await bench.exchange.push(piece)
+
+    service = GenerationService(bench.exchange, bench.peers, bench.peers, bench.tokens, ("default",))
+    worker = asyncio.create_task(answer())
+    await asyncio.sleep(0)
+    try:
+        return await service.score(request)
+    finally:
+        worker.cancel()
+
+
+async def test_texts_are_scored_by_a_worker_that_hears_how_much_the_base_reads(bench: Bench) -> None:
+    bench.peers.models[BASE].context_length = 77
+    texts = [TextToScore(context="a", continuation=" b"), TextToScore(continuation="c", rolling=True)]
+    found = await scored(bench, ScoreTextsRequest(model=ALIAS, texts=texts))
+    assert [one.num_tokens for one in found.scores] == [2, 2]
+    (order,) = bench.orders
+    assert list(order.texts.texts) == texts
+    assert (order.context_length, order.adapter.name, order.base_model.name) == (77, TUNED, BASE)
+    assert set(bench.tokens.verify(order.token).resources) == {BASE, TUNED}
+
+
+async def test_a_worker_that_knows_no_scores_is_told_of(bench: Bench) -> None:
+    request = ScoreTextsRequest(model=BASE, texts=[TextToScore(continuation="c")])
+    with pytest.raises(Internal, match="must give 1 scores, it gave none; is it an older one"):
+        await scored(bench, request, knows=False)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        ([], "texts: must hold 1 to 64 texts, got 0"),
+        ([TextToScore(continuation="c")] * 65, "texts: must hold 1 to 64 texts, got 65"),
+        ([TextToScore(context="c")], r"texts\[0\].continuation: must be at most 262144 characters, got 0"),
+        (
+            [TextToScore(context="a", continuation="b", rolling=True)],
+            r"texts\[0\].context: must be empty where",
+        ),
+    ],
+)
+async def test_texts_that_can_never_be_scored_are_refused(
+    bench: Bench, texts: list[TextToScore], words: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        await scored(bench, ScoreTextsRequest(model=BASE, texts=texts))
+    assert not bench.orders

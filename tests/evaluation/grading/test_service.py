@@ -34,8 +34,8 @@ from luthier.client.cli import main
 from luthier.errors import InvalidArgument, PermissionDenied, Reason, ResourceExhausted
 from luthier.errors.status import status_to_failure
 from luthier.evaluation.config import Config
-from luthier.evaluation.grading import service as service_module
-from luthier.evaluation.grading.service import GradingService
+from luthier.evaluation.grading import samples as samples_module
+from luthier.evaluation.grading.service import MAX_GRADINGS, GradingService
 from luthier.runtime.config import read
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade, ScoreRange
@@ -297,7 +297,7 @@ async def test_hostile_samples_get_a_score_or_an_error_of_their_own(site: Site) 
 
 async def test_what_takes_too_much_is_refused_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(cpu_seconds=1, memory_bytes=1 << 30, wall_seconds=60.0)
-    monkeypatch.setattr(service_module, "SAMPLE_LIMITS", limits)
+    monkeypatch.setattr(samples_module, "SAMPLE_LIMITS", limits)
     grading = GradingService(RewardAddresses([]), ("default",))
     grader, long = heavy(14)
     grader = summed({"first": grader, "second": grader})  # more than the limit on fast processors too
@@ -323,7 +323,7 @@ async def test_too_many_at_once_are_told_to_come_again(site: Site) -> None:
 
     with rewarding(slow) as (address, rewards):
         wanted = (remote(address, timeout_seconds=60), sample("x", "y"))
-        running = [asyncio.create_task(grades(site, *wanted)) for _ in range(service_module.MAX_GRADINGS)]
+        running = [asyncio.create_task(grades(site, *wanted)) for _ in range(MAX_GRADINGS)]
         await until(lambda: len(rewards.requests) >= 4)  # the test's server has four threads
         with pytest.raises(ResourceExhausted, match="8 calls grade samples already") as caught:
             await grades(site, *wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -114,6 +115,9 @@ async def test_the_loss_of_a_rank_loses_the_attempt_within_ten_seconds_and_no_bi
                 AttemptChange.KIND_SUCCEEDED,
             )
             assert f"rank {rank} of 2" in hurt.why
+            assert re.search(r"; it was at step \d+, in a pass over rows .*\ba\.jsonl:\d+", hurt.why), (
+                hurt.why
+            )
             assert 0 < hurt.seconds < 10.0
             assert len(hurt.pids) == 2
             assert not any(map(is_running, hurt.pids)), "one rank's end is the end of all"

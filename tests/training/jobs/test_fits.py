@@ -218,7 +218,7 @@ async def test_a_broken_config_is_data_loss(bench: Bench) -> None:
 
 
 async def test_ranks_that_divide_a_model_take_less_each(bench: Bench) -> None:
-    """Counted for the least ranks of a job: a worker with no more may take it."""
+    """Counted for the least ranks of a job: a worker with no more may take it. Heaps have no holes there."""
     await give_config(bench)
     ranks = RankRange(min_ranks=4, max_ranks=64)
     whole, parts = [
@@ -227,5 +227,5 @@ async def test_ranks_that_divide_a_model_take_less_each(bench: Bench) -> None:
     ]
     assert parts.optimiser_bytes == whole.optimiser_bytes // 4
     assert parts.weights_bytes < whole.weights_bytes
-    assert parts.activations_bytes == whole.activations_bytes
+    assert parts.activations_bytes < whole.activations_bytes
     assert parts.peak_bytes < whole.peak_bytes

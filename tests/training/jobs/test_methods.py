@@ -12,6 +12,7 @@ from tests.work.checkpoints import checkpoint_of
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.training.names import is_checkpoint
+from luthier.training.recipes.batches import RowLength
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION
 from luthier.v1.fine_tuning_job_pb2 import (
     LEARNING_RATE_SCHEDULE_WARMUP_STABLE_DECAY,
@@ -291,6 +292,40 @@ async def test_a_metric_of_a_label_that_no_validation_row_has_is_refused(bench: 
             await bench.create("one", **KTO, selection=Selection(metric=metric))
         assert caught.value.reason == Reason.METRIC_NOT_MEASURED
     await bench.create("one", **KTO, selection=Selection(metric="validation_reward_chosen"))
+
+
+async def test_a_plan_refuses_a_pair_longer_than_a_forward_pass_by_its_line(bench: Any) -> None:
+    pairs = tuple(
+        RowLength(row=row, num_tokens=11 if row == 7 else 8, num_supervised=3, unit=row - row % 2)
+        for row in range(10)
+    )
+    train = RenderingSplitStatistics(split=SPLIT_TRAIN, num_units=5, longest_unit_tokens=19)
+    bench.know(bench.add_rendering(kind=RENDERING_KIND_PREFERENCE, split_statistics=[train]), pairs, ())
+    small = {**DPO, "hyperparameters": Hyperparameters(micro_batch_tokens=18)}
+    with pytest.raises(
+        InvalidArgument,
+        match=r"must be at least 19, the longest unit, of 2 rows \(from row 6 on\), got 18; the longest is "
+        r"songs.jsonl:7$",
+    ) as caught:
+        await bench.plan(**small)
+    assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
+    assert caught.value.metadata == {"rows": "6", "places": "songs.jsonl:7"}
+    (violation,) = caught.value.violations
+    assert violation.field == "fine_tuning_job.hyperparameters.micro_batch_tokens"
+
+
+async def test_a_plan_refuses_a_row_beyond_the_context_by_its_line(bench: Any) -> None:
+    """Also where statistics cannot tell, as a row that teaches nothing may be the longest."""
+    rows = tuple(RowLength(row=row, num_tokens=60 + row, num_supervised=row) for row in range(9))
+    bench.know(bench.add_rendering(), rows, ())
+    with pytest.raises(
+        FailedPrecondition, match=r"row 8 has 68; create .*; the longest is songs.jsonl:9"
+    ) as caught:
+        await bench.plan()
+    assert caught.value.metadata == {"rows": "8", "num_tokens": "68", "places": "songs.jsonl:9"}
+    bench.know(bench.renderings.views[bench.RENDERING], rows[1:], ())
+    with pytest.raises(FailedPrecondition, match=r"; the longest is songs.jsonl:9"):
+        await bench.plan()
 
 
 async def test_a_pair_longer_than_a_forward_pass_is_refused_before_the_job_exists(bench: Any) -> None:

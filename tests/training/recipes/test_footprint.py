@@ -173,22 +173,29 @@ REST = 64_000 + 64
 
 
 @pytest.mark.parametrize("num_parts", [2, 8])
-def test_ranks_that_divide_an_adapters_model_hold_a_part_and_three_layers(num_parts: int) -> None:
-    found = footprint(replace(ADAPTER, num_parts=num_parts), PASS, "NONE")
-    assert found.weights == 2 * WEIGHTS // num_parts + 2 * (3 * LAYER + REST)
+def test_ranks_that_divide_an_adapters_model_hold_a_part_and_some_layers(num_parts: int) -> None:
+    divided = replace(ADAPTER, num_parts=num_parts)
+    found = footprint(divided, PASS, "NONE")
+    assert found.weights == 2 * WEIGHTS // num_parts + 2 * (4 * LAYER + REST)
+    on_gpu = footprint(divided, PASS, "NONE", "GPU")
+    assert found.weights - on_gpu.weights == 2 * LAYER, "what gloo puts a layer together in"
     assert (found.adapters, found.gradients, found.optimiser) == (
         4 * FACTORS // num_parts,
         4 * FACTORS // num_parts,
         8 * FACTORS // num_parts,
     )
-    assert found.activations == footprint(ADAPTER, PASS, "NONE").activations, (
-        "what a rank computes is its own"
+    for kept in CHECKPOINTINGS:
+        alone, each = (footprint(one, PASS, kept, "GPU").activations for one in (ADAPTER, divided))
+        assert alone == each, "what a rank computes is its own"
+    holes = footprint(ADAPTER, PASS, "FULL").activations - footprint(divided, PASS, "FULL").activations
+    assert holes == pytest.approx(0.5 * 100 * 10 * 2 * (3 * 128 + 3 * 64), abs=1), (
+        "what is freed is given back"
     )
 
 
 def test_of_all_weights_the_parts_are_the_masters() -> None:
     found = footprint(replace(ALL, num_parts=4), PASS, "NONE")
-    assert found.weights == 2 * (3 * LAYER + REST)
+    assert found.weights == 2 * (4 * LAYER + REST)
     assert found.gradients == WEIGHTS + 8 * max(LAYER, REST)
     assert found.optimiser == 3 * WEIGHTS
     kept = footprint(replace(ALL, num_parts=4, keeps_reference=True), PASS, "NONE")

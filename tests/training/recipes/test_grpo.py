@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from luthier.training.recipes import rollouts as drawing
 from luthier.training.recipes.corpus import Split
 from luthier.training.recipes.course import CheckpointDue, Course, StepDone
 from luthier.training.recipes.policy import Grpo
+from luthier.training.recipes.position import Mark, noted
 from luthier.training.recipes.rollouts import Drawer, Reward, Rollout
 
 ModelMaker = Callable[..., PreTrainedModel]
@@ -86,6 +88,8 @@ def test_a_step_tells_what_it_drew_and_how_long_it_took(tiny_llama: ModelMaker) 
     ]
     assert sorted({one.row for one in drawn}) == [one.row for one in drawn[::6]]
     assert first["reward_mean"] == pytest.approx(sum(scores) / 24)
+    assert first["reward_std"] == pytest.approx(statistics.pstdev(scores))
+    assert first["reward_std"] > 0.05
     assert first["num_tokens"] == sum(len(one.prompt) + len(one.token_ids) for one in drawn)
     words = [[token for token in one.token_ids if token != END] for one in drawn]
     assert first["answer_tokens"] == pytest.approx(sum(map(len, words)) / 24)
@@ -95,6 +99,49 @@ def test_a_step_tells_what_it_drew_and_how_long_it_took(tiny_llama: ModelMaker) 
     assert first["num_taught"] == sum(one.advantage != 0 for one in drawn)
     assert first["entropy"] > 0
     assert first["clip_share"] == 0  # one update a step: ratios are those of rounding
+
+
+def test_a_loss_that_is_not_finite_names_the_prompts_of_its_pass(
+    tiny_llama: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word of one prompt is broken between drawing and learning: else nothing could be drawn."""
+    model: Any = tiny_llama()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    run = Run(model, micro_batch_tokens=40)
+    run.engine.mark = Mark(tmp_path / "position")
+    keep, broken = run.rollouts.keep, list[int]()
+
+    def keep_and_break(step: int, rollouts: Sequence[Rollout]) -> None:
+        keep(step, rollouts)
+        words = {one.row: set(one.prompt) for one in rollouts}
+        drawn = {token for one in rollouts for token in one.token_ids}
+        row, word = next(
+            (one.row, word)
+            for one in rollouts
+            for word in one.prompt
+            if one.advantage and not any(word in other for row, other in words.items() if row != one.row)
+            if word not in drawn
+        )
+        broken.append(row)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[word] = float("inf")
+
+    monkeypatch.setattr(run.rollouts, "keep", keep_and_break)
+    with pytest.raises(
+        FailedPrecondition, match="must be finite, got nan at step 1, whose rows are"
+    ) as caught:
+        run.finish()
+    named = [int(row) for row in caught.value.metadata["rows"].split(",")]
+    assert caught.value.reason == Reason.LOSS_NOT_FINITE
+    assert broken[0] in named
+    assert len(named) == len(set(named)) == int(caught.value.metadata["num_rows"]) < 4
+    found = noted(tmp_path / "position")
+    assert found is not None
+    assert (found.step, {row for _, row in found.rows} <= {one.row for one in run.rollouts.stored[1]}) == (
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize("loss", [LOSS, replace(LOSS, kl_weight=0.1, temperature=0.9)], ids=["plain", "kl"])

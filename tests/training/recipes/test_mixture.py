@@ -243,7 +243,10 @@ def test_a_survey_looks_at_each_rendering_by_itself() -> None:
     assert found.totals == count_steps([*own, *general], SETTINGS, mixture)
     tight = replace(SETTINGS, micro_batch_tokens=40)
     assert survey([*own, *general], validation, tight, mixture).totals is None
-    with pytest.raises(InvalidArgument, match=rf"at least {longest.num_tokens}, the longest row of general"):
+    with pytest.raises(
+        InvalidArgument,
+        match=rf"at least {longest.num_tokens}, the longest row .row {longest.row - 25}. of general",
+    ):
         require_fitting(other, tight, 0, of="general")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.training.recipes.pairs import Example, corpus_of_units, pairs
 
 from luthier.training.recipes.corpus import Corpus, Split, joined
-from luthier.training.recipes.mixture import Mixture
+from luthier.training.recipes.mixture import Mixture, row_named
 from luthier.training.recipes.overlap import Overlap, overlap
 
 
@@ -31,7 +31,7 @@ def test_a_row_of_both_splits_is_counted_once_with_its_first_places() -> None:
         )
     )
     assert found == Overlap(num_rows=3, num_validation_rows=4, validation_row=3, training_row=2)
-    assert found.text(None).startswith(
+    assert found.text(str).startswith(
         "3 of 4 validation rows have the tokens of training rows, the first is row 3, which is row 2 in training"
     )
 
@@ -50,4 +50,6 @@ def test_pairs_of_one_seed_do_not_overlap_but_those_of_a_second_rendering_do() -
     assert found is not None
     # Both number their pairs alike: of each fifth and of each fourth one is measured here and learnt there.
     assert (found.num_rows, found.num_validation_rows) == (2 * (6 + 8), 2 * (8 + 10))
-    assert "the first is row 8 of own, which is row 8 of general in training" in found.text(mixture)
+    assert "the first is row 8 of own, which is row 8 of general in training" in found.text(
+        lambda row: row_named(row, mixture)
+    )

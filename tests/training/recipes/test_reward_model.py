@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from tests.training.recipes.pairs import pairs
 from tests.training.recipes.test_preference import BATCHES, CPU, OPTIMISER, digests, settings_for
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from luthier.errors import InvalidArgument, Reason
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.lm.adapter_files import load_adapter, load_reward_adapter
 from luthier.lm.load import load_model, load_reward_model
 from luthier.lm.lora import LoraSpec, insert_lora, use_adapter
-from luthier.lm.packed import WEIGHT, pack
+from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import SequenceValues, read
 from luthier.training.recipes import checkpoint, reward_model
 from luthier.training.recipes.batches import iterate_steps, plan_digest
@@ -129,6 +129,35 @@ def test_train_resumed_from_a_checkpoint_ends_with_the_same_bits(
     assert (course.step, changed) == (3, [])
     assert rest == wanted[3:]
     assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "all"])
+def test_a_loss_that_is_not_finite_names_the_rows_of_its_batch(
+    tiny_llama: ModelMaker, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_llama()
+    run = Run(model, kind)
+    step = next(iter(iterate_steps(run.corpus.lengths("TRAIN"), run.settings.batches)))
+    assert len(step.micro_batches) > 1
+    bad, word = step.micro_batches[-1][0], 96  # which no row has
+    with torch.no_grad():
+        model.model.embed_tokens.weight[word] = float("inf")
+    pack_rows = run.corpus.pack
+
+    def pack_with_word(rows: Sequence[int], *split: Any) -> PackedBatch:
+        batch = pack_rows(rows, *split)
+        if bad in rows:
+            batch.input_ids[batch.cu_seqlens[rows.index(bad)]] = word
+        return batch
+
+    monkeypatch.setattr(run.corpus, "pack", pack_with_word)
+    with pytest.raises(
+        FailedPrecondition, match=r"must be finite, got nan at step 1, whose rows are"
+    ) as caught:
+        run.finish(run.events(), tmp_path)
+    named = [int(row) for row in caught.value.metadata["rows"].split(",")]
+    assert caught.value.reason == Reason.LOSS_NOT_FINITE
+    assert named == list(step.micro_batches[-1])
 
 
 # peft 0.21 reads it when it wraps a model of transformers 5.23.

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.kept import CHECKPOINTINGS
+from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, insert_lora
 from luthier.lm.lora_layer import LoraLinear
 from luthier.lm.readouts import FusedLoss, read
@@ -169,6 +170,45 @@ def test_a_rank_holds_its_part_and_layers_are_whole_only_while_they_compute(
         assert abs(parts - factors - total / 2) <= 32, "of an odd number of words one has a row more"
         (one,) = seen
         assert one == (torch.nn.Parameter, torch.bfloat16, torch.float32, ((32, 32), (4, 32)))
+
+
+def test_a_file_leaves_memory_as_its_units_are_divided(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "model")
+
+    def mapped(collective: Collective) -> tuple[int, int]:
+        model = load_model(tmp_path / "model")
+        insert_lora(model, LoraSpec(rank=2, alpha=4.0, targets=("q_proj",)), seed=1)
+        # As the weights of units that are not divided yet do, they keep the file mapped.
+        weights = [weight.detach() for weight in model.parameters()]
+        sum(weight.sum() for weight in weights)
+        before = _file_bytes()
+        Adapter(model, "default", base_model="m", division=Division(collective=collective, device=CPU))
+        assert len(weights) > 20
+        return before, _file_bytes()
+
+    for before, after in divided(2, tmp_path / "ranks", mapped):
+        assert before > 3 << 20
+        assert after < before / 4
+
+
+def _file_bytes() -> int:
+    """Return how much of files of weights is in the memory of this process."""
+    total, is_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            is_file = line.endswith(".safetensors")
+        elif is_file and name == "Rss:":
+            total += int(values[0]) << 10
+    return total
 
 
 def test_a_pass_is_read_inside_the_model_and_an_update_changes_the_next_one(

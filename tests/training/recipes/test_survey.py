@@ -53,7 +53,7 @@ def test_a_row_that_teaches_nothing_counts_where_its_unit_teaches() -> None:
         FailedPrecondition, match="at most the base model's 49 tokens, row 0 has 50"
     ) as caught:
         require_fitting(found, batches(), context_length=49)
-    assert (caught.value.reason, caught.value.metadata["row"]) == (Reason.SEQUENCE_TOO_LONG, "0")
+    assert (caught.value.reason, caught.value.metadata["rows"]) == (Reason.SEQUENCE_TOO_LONG, "0")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,11 @@ def test_a_unit_that_fits_no_pass_or_step_is_refused_whole_and_nothing_is_counte
     settings = batches(**changes)
     found = survey([*unit(0, 30, 30), *unit(2, 40)], (), settings)
     assert found.totals is None
-    with pytest.raises(InvalidArgument, match="at least 60, the longest unit, of 2 rows, got 59") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"at least 60, the longest unit, of 2 rows \(from row 0 on\), got 59"
+    ) as caught:
         require_fitting(found, settings, context_length=0)
+    assert caught.value.metadata == {"rows": "0"}
     assert caught.value.reason == Reason.SEQUENCE_TOO_LONG
     named = [violation.field for violation in caught.value.violations]
     assert named == [f"fine_tuning_job.hyperparameters.{field}" for field in fields]

@@ -21,11 +21,15 @@ CASES: dict[str, Method] = {
     "dpo_sigmoid": Dpo(beta=0.1),
     "dpo_robust": Dpo(beta=0.3, label_smoothing=0.2),
     "dpo_with_nll": Dpo(beta=0.1, nll_weight=0.7),
+    "dpo_robust_with_nll": Dpo(beta=0.3, label_smoothing=0.2, nll_weight=0.5),
     "ipo": Ipo(beta=0.4),
+    "ipo_with_nll": Ipo(beta=0.4, nll_weight=0.7),
     "orpo": Orpo(beta=0.3),
     "simpo": Simpo(beta=2.0, gamma=0.6),
     "kto": Kto(beta=0.2, desirable_weight=1.0, undesirable_weight=1.4),
+    "kto_desirable": Kto(beta=0.2, desirable_weight=1.3, undesirable_weight=0.8),
     "reward_model": PairwiseReward(margin=0.0, centring=0.01),
+    "reward_model_with_margin": PairwiseReward(margin=0.6, centring=0.01),
 }
 
 Pair = tuple[list[int], list[int], list[int]]

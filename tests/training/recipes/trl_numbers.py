@@ -211,6 +211,8 @@ def _reward(folder: str, method: PairwiseReward, pairs: list[Pair]) -> tuple[Any
     _set_adapter(trainer.model)
     inputs = _masked(_sides(pairs))
     del inputs["completion_mask"]
+    if method.margin:
+        inputs["margin"] = torch.full((len(pairs),), method.margin)
     return trainer.model, trainer.compute_loss(trainer.model, inputs)
 
 

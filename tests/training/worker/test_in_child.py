@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,23 @@ def warnings(events: list[Event]) -> list[str]:
     return [event.log.text for event in events if event.log.severity == event.log.SEVERITY_WARNING]
 
 
+def told_of(events: list[Event], kind: AttemptChange.Kind.ValueType) -> str:
+    (told,) = [one.attempt_change.message for one in events if one.attempt_change.kind == kind]
+    return told
+
+
+def assert_placed(message: str) -> None:
+    """A failure names the step that it was at, rows of it, and their lines: that of row r is r + 1."""
+    found = re.search(
+        r"; it was at step (\d+), in a pass over rows ([\d, ]+?)(?: and \d+ more)?; the first of them are (.*)",
+        message,
+    )
+    assert found is not None, message
+    rows = [int(row) for row in found[2].split(", ")]
+    assert int(found[1]) > 0
+    assert found[3].split(", ") == [f"a.jsonl:{row + 1}" for row in rows[:3]]
+
+
 async def assert_same(site: Site, left: str, right: str) -> None:
     assert await site.metrics(left) == await site.metrics(right)
     digests = [[(one.step, one.digest) for one in await site.checkpoints(name)] for name in (left, right)]
@@ -154,6 +172,7 @@ async def test_a_child_that_dies_loses_the_attempt_and_no_bit(
     lost, succeeded = changes(events)
     assert lost == (AttemptChange.KIND_LOST, "CRASHED")
     assert succeeded == (AttemptChange.KIND_SUCCEEDED, "")
+    assert_placed(told_of(events, AttemptChange.KIND_LOST))
     dumps = [text for text in warnings(events) if "crashed:\nFatal Python error: Segmentation fault" in text]
     assert len(dumps) == (number == signal.SIGSEGV)
     assert all("luthier/training" in text for text in dumps)
@@ -165,6 +184,7 @@ async def test_a_child_that_hangs_loses_the_attempt(site: Site, model_folder: Pa
         job, events = await disturbed(site, "hung", lambda pid: os.kill(pid, signal.SIGSTOP))
     assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
     assert changes(events)[0] == (AttemptChange.KIND_LOST, "STALLED")
+    assert_placed(told_of(events, AttemptChange.KIND_LOST))
     assert any("hangs:" in text for text in warnings(events))
 
 
@@ -182,6 +202,9 @@ async def test_a_kill_for_want_of_memory_fails_the_job_and_says_what_takes_it(
     assert failure.reason == "OUT_OF_MEMORY"
     assert "with micro_batch_tokens 4096 it does not; make it smaller" in failure.message
     assert "ended by the kernel for want of memory" in failure.message
+    assert_placed(failure.message)
+    assert failure.metadata["places"].startswith("a.jsonl:")
+    assert {"step", "rows", "num_rows", "micro_batch_tokens"} <= failure.metadata.keys()
     assert changes(events) == [(AttemptChange.KIND_FAILED, "OUT_OF_MEMORY")]
 
 

@@ -172,4 +172,7 @@ async def test_validation_rows_that_a_mixed_rendering_trains_on_are_told_of(
     assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
     (told,) = [text for text in logs if "have the tokens of training rows" in text]
     assert told.startswith("1 of ")
-    assert f"the first is row 4 of {RENDERING}, which is row 1 of {GENERAL} in training" in told
+    assert (
+        f"the first is row 4 of {RENDERING} (a.jsonl:5), which is row 1 of {GENERAL} (general.jsonl:2) in"
+        in told
+    )

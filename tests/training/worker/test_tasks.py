@@ -137,16 +137,24 @@ async def test_rows_that_only_their_lengths_show_to_be_too_long_fail_a_job_while
 ) -> None:
     """Of rows that teach nothing the statistics tell, not how long those are that teach."""
     first = site.data.rows[0]
+    longest = max(site.data.rows[1:], key=lambda row: len(row.input_ids)).row
     idle = replace(first, loss_mask=(False,) * len(first.input_ids))
     site.data.rows = [idle, *site.data.rows[1:]]
     async with site.worker():
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        small = training_service_pb2.PlanFineTuningJobRequest(
+            parent=PARENT, fine_tuning_job=job_of(micro_batch_tokens=10)
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await site.jobs.PlanFineTuningJob(small, metadata=site.metadata)
         ended = await site.ended((await site.create("one", micro_batch_tokens=10)).name)
         events = [event async for event in site.watch(ended.name)]
         enough = await site.create("two", micro_batch_tokens=48, max_steps=1)
         logs = [event.log.text async for event in site.watch(enough.name) if event.HasField("log")]
     assert ended.state == fine_tuning_job_pb2.FineTuningJob.STATE_FAILED
-    assert "micro_batch_tokens must be at least 24, the longest row, got 10" in ended.error.message
+    told = f"micro_batch_tokens must be at least 24, the longest row (row {longest}), got 10"
+    assert f"{told}; it is a.jsonl:{longest + 1}" in ended.error.message
+    assert f"{told}; the longest is a.jsonl:{longest + 1}" in str(refused.value.details())
     states = [event.state_change.state for event in events if event.HasField("state_change")]
     assert states == ["QUEUED", "PREPARING", "FAILED"]
     assert "1 of 32 training rows teach nothing and are not used" in logs

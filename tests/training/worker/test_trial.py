@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_FULL,
     ACTIVATION_CHECKPOINTING_NONE,
     ACTIVATION_CHECKPOINTING_SELECTIVE,
+    SHARDING_FSDP2,
     FineTuningJob,
     RunRecord,
 )
@@ -315,3 +317,16 @@ def _is_state(path: Path) -> bool:
         return path.read_bytes().startswith(b'{"best_step"')
     except OSError:
         return False
+
+
+def test_of_a_model_that_ranks_divide_small_blocks_alone_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def kept(*largest_bytes: int) -> AbstractContextManager[None]:
+        asked.append(largest_bytes)
+        return nullcontext()
+
+    monkeypatch.setattr(computing, "freed_memory_kept", kept)
+    computing._memory_kept(FineTuningJob())
+    computing._memory_kept(FineTuningJob(sharding=SHARDING_FSDP2))
+    assert asked == [(), (1 << 19,)]

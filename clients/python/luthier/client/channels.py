@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     C = TypeVar("C", grpc.Channel, grpc.aio.Channel)
 
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+_SECURE = "https://"
+_LAST_PORT = 65535
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _OPTIONS: Sequence[tuple[str, int | str]] = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -73,13 +75,13 @@ def connect_async(config: ClientConfig) -> Connection:
 
 def _connection(config: ClientConfig, insecure: Callable[..., C], secure: Callable[..., C]) -> Connection:
     def open_channel(address: str) -> C:
-        if address.startswith("https://"):
-            target = address.removeprefix("https://")
+        if _is_secure(address):
+            target = address.removeprefix(_SECURE).removesuffix("/")
             return secure(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
-        if not address.startswith(_LOOPBACK):
+        if not address.startswith("unix:") and not _is_loopback(address):
             raise InvalidArgument(
-                f"address must be host:port on loopback or https://host:port, got {address!r}:"
-                " the API key would travel in the clear",
+                f"address must be host:port on loopback, unix:/path or https://host:port, got {address!r}:"
+                " the API key would travel in the clear, or where nobody meant it to",
                 metadata={"address": address},
             )
         return insecure(address, options=_OPTIONS)
@@ -94,3 +96,21 @@ def _connection(config: ClientConfig, insecure: Callable[..., C], secure: Callab
         evaluation=EvaluationServiceStub(evaluation),
     )
     return Connection(stubs, (data, training, evaluation), (("authorization", f"Bearer {config.api_key}"),))
+
+
+def _is_secure(address: str) -> bool:
+    """Tell whether it is https://host:port: no user, path or query, in which another host could hide."""
+    target = address.removeprefix(_SECURE).removesuffix("/")
+    return address.startswith(_SECURE) and target != "" and not set(target) & set("@/?#\\ ")
+
+
+def _is_loopback(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= _LAST_PORT):
+        return False
+    if host.lower() in {"localhost", "[::1]"}:
+        return True
+    try:
+        return ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False

@@ -12,6 +12,7 @@ from luthier.client.evaluations import AsyncEvaluations, Evaluations, generate
 from luthier.client.jobs import AsyncJobs, Jobs
 from luthier.client.learning_curve import learning_curve
 from luthier.client.models import AsyncModels, Models
+from luthier.client.notebooks import register
 from luthier.client.renderings import AsyncRenderings, Renderings
 from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
 
@@ -41,6 +42,7 @@ class Client(SyncResource):
         self.jobs = Jobs(driver)
         self.evaluations = Evaluations(driver)
         self.aliases = Aliases(driver)
+        register()
 
     def __enter__(self) -> Client:
         return self
@@ -74,6 +76,7 @@ class AsyncClient(AsyncResource):
         self.jobs = AsyncJobs(driver)
         self.evaluations = AsyncEvaluations(driver)
         self.aliases = AsyncAliases(driver)
+        register()
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -1,17 +1,27 @@
-"""What a client needs to know, and where it finds it: arguments, then the environment, then defaults."""
+"""What a client needs to know, and where it finds it: arguments, the environment, a profile, defaults."""
 
 import os
+import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from luthier.client.profiles import CONFIG_VARIABLE, PROFILE_VARIABLE, Profile, read_profiles
 from luthier.client.retry import RetryPolicy
 from luthier.errors import InvalidArgument, Reason, Unauthenticated
 
 DEFAULT_HOME = "~/.local/share/luthier"
 _PREFIX = "LUTHIER_CLIENT_"
+_KEY_FILE = "api-key"
+_KEY = re.compile(r"[\x21-\x7e]*")
 _CLIENT_VARIABLES = frozenset(
-    {"LUTHIER_CLIENT_API_KEY", "LUTHIER_CLIENT_PROJECT", "LUTHIER_CLIENT_TIMEOUT_SECONDS"}
+    {
+        "LUTHIER_CLIENT_API_KEY",
+        "LUTHIER_CLIENT_PROJECT",
+        "LUTHIER_CLIENT_TIMEOUT_SECONDS",
+        CONFIG_VARIABLE,
+        PROFILE_VARIABLE,
+    }
 )
 
 
@@ -21,6 +31,9 @@ class ClientConfig:
 
     Addresses are `host:port` of a loopback host, `unix:/path`, or `https://host:port`. `timeout_seconds`
     bounds one attempt of a unary call. `api_key` is a secret and never part of the representation.
+
+    Raises:
+        InvalidArgument: The key, which is not repeated, has characters that no header carries, e.g. the end of a line.
     """
 
     api_key: str = field(repr=False)
@@ -31,11 +44,21 @@ class ClientConfig:
     timeout_seconds: float = 30.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
+    def __post_init__(self) -> None:
+        if not _KEY.fullmatch(self.api_key):
+            raise InvalidArgument(
+                "the API key must consist of visible ASCII characters, and has others, or spaces"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigArguments:
-    """What the caller said itself; None means that the environment and then the default decides."""
+    """What the caller said itself; None means that the environment, a profile and then the default decides.
 
+    A `profile` that is named here comes before the environment.
+    """
+
+    profile: str | None = None
     api_key: str | None = None
     project: str | None = None
     home: str | os.PathLike[str] | None = None
@@ -47,12 +70,81 @@ class ConfigArguments:
 
 
 def read_config(arguments: ConfigArguments, environ: Mapping[str, str] = os.environ) -> ClientConfig:
-    """Return the configuration: arguments before `environ` before defaults.
+    """Return the configuration: arguments before `environ` before the user's profile before defaults.
+
+    The profile is the one that LUTHIER_CLIENT_PROFILE names, or else the file's `default_profile`. One that the
+    arguments name comes before `environ`: whoever says which installation means it whole.
 
     Raises:
-        InvalidArgument: A `LUTHIER_CLIENT_*` name is unknown or a value does not fit.
+        InvalidArgument: A `LUTHIER_CLIENT_*` name is unknown, a value does not fit, or the file of profiles is wrong.
+        NotFound: There is no profile of the name.
         Unauthenticated: No API key was given and none lies in the home (CREDENTIALS_MISSING).
     """
+    _refuse_unknown(environ)
+    profiles = read_profiles(environ)
+    if arguments.profile is not None:
+        chosen = _Sources(arguments, profiles.named(arguments.profile), environ, is_profile_first=True)
+    else:
+        name = environ.get(PROFILE_VARIABLE) or profiles.default
+        profile = profiles.named(name) if name else Profile()
+        chosen = _Sources(arguments, profile, environ, is_profile_first=False)
+    defaults = ClientConfig(api_key="")
+    return ClientConfig(
+        api_key=chosen.key(),
+        project=chosen.text("project", "LUTHIER_CLIENT_PROJECT") or defaults.project,
+        data_address=chosen.text("data_address", "LUTHIER_DATA_ADDRESS") or defaults.data_address,
+        training_address=chosen.text("training_address", "LUTHIER_TRAINING_ADDRESS")
+        or defaults.training_address,
+        evaluation_address=chosen.text("evaluation_address", "LUTHIER_EVALUATION_ADDRESS")
+        or defaults.evaluation_address,
+        timeout_seconds=chosen.timeout() or defaults.timeout_seconds,
+        retry=arguments.retry or defaults.retry,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where values come from, each in its order."""
+
+    arguments: ConfigArguments
+    profile: Profile
+    environ: Mapping[str, str]
+    is_profile_first: bool
+
+    def text(self, field: str, variable: str) -> str | None:
+        """Return the first that says something of a field."""
+        said, of_profile = getattr(self.arguments, field), getattr(self.profile, field)
+        of_environ = self.environ.get(variable)
+        return said or (of_profile or of_environ if self.is_profile_first else of_environ or of_profile)
+
+    def key(self) -> str:
+        """Return the API key. Raises Unauthenticated when there is none."""
+        if self.arguments.api_key:
+            return self.arguments.api_key
+        of_environ = self.environ.get("LUTHIER_CLIENT_API_KEY")
+        if self.arguments.home and not of_environ:
+            return _key_in(Path(self.arguments.home).expanduser() / _KEY_FILE)
+        own = self.profile.api_key_file or self.profile.home
+        if of_environ and not (own and self.is_profile_first):
+            return of_environ
+        if self.profile.api_key_file:
+            return _key_in(Path(self.profile.api_key_file).expanduser())
+        return _key_in(Path(self.text("home", "LUTHIER_HOME") or DEFAULT_HOME).expanduser() / _KEY_FILE)
+
+    def timeout(self) -> float | None:
+        """Return the seconds of an attempt. Raises InvalidArgument for what is no time."""
+        said = self.arguments.timeout_seconds
+        of_environ = self.environ.get("LUTHIER_CLIENT_TIMEOUT_SECONDS") or None
+        of_profile = self.profile.timeout_seconds
+        if said is None:
+            order = (of_profile, of_environ) if self.is_profile_first else (of_environ, of_profile)
+            value: float | str | None = next((one for one in order if one is not None), None)
+        else:
+            value = said
+        return None if value is None else _seconds(value)
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
     unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in _CLIENT_VARIABLES)
     if unknown:
         raise InvalidArgument(
@@ -60,26 +152,20 @@ def read_config(arguments: ConfigArguments, environ: Mapping[str, str] = os.envi
             f" the client reads {', '.join(sorted(_CLIENT_VARIABLES))}",
             metadata={"variable": unknown[0]},
         )
-    home = Path(arguments.home or environ.get("LUTHIER_HOME") or DEFAULT_HOME).expanduser()
-    chosen = {
-        name: said or environ.get(variable)
-        for name, said, variable in (
-            ("project", arguments.project, "LUTHIER_CLIENT_PROJECT"),
-            ("data_address", arguments.data_address, "LUTHIER_DATA_ADDRESS"),
-            ("training_address", arguments.training_address, "LUTHIER_TRAINING_ADDRESS"),
-            ("evaluation_address", arguments.evaluation_address, "LUTHIER_EVALUATION_ADDRESS"),
-        )
-    }
-    defaults = ClientConfig(api_key="")
-    return ClientConfig(
-        api_key=arguments.api_key or environ.get("LUTHIER_CLIENT_API_KEY") or _key_in_home(home),
-        project=chosen["project"] or defaults.project,
-        data_address=chosen["data_address"] or defaults.data_address,
-        training_address=chosen["training_address"] or defaults.training_address,
-        evaluation_address=chosen["evaluation_address"] or defaults.evaluation_address,
-        timeout_seconds=_timeout(arguments.timeout_seconds, environ) or defaults.timeout_seconds,
-        retry=arguments.retry or defaults.retry,
-    )
+
+
+def environment() -> Mapping[str, str]:
+    """Return the environment of this process, for what else of a client asks where things are."""
+    return os.environ
+
+
+def prepare_mlflow(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have MLflow tell nobody what is written, and take file stores, unless the user has said so himself.
+
+    Call it before it is imported. Since 3.7 it opens a store of files only for who insists.
+    """
+    environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 def silence_grpc(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -90,8 +176,7 @@ def silence_grpc(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-def _key_in_home(home: Path) -> str:
-    path = home / "api-key"
+def _key_in(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -111,14 +196,11 @@ def _key_in_home(home: Path) -> str:
     return key
 
 
-def _timeout(said: float | None, environ: Mapping[str, str]) -> float | None:
-    text = environ.get("LUTHIER_CLIENT_TIMEOUT_SECONDS")
-    if said is None and not text:
-        return None
+def _seconds(value: float | str) -> float:
     try:
-        seconds = float(text or "") if said is None else said
+        seconds = float(value)
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise InvalidArgument(f"timeout_seconds must be a number of seconds above 0, got {said or text!r}")
+        raise InvalidArgument(f"timeout_seconds must be a number of seconds above 0, got {value!r}")
     return seconds

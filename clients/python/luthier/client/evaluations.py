@@ -16,6 +16,8 @@ from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
+from luthier.v1.text_score_pb2 import TextToScore
+from luthier.v1.webhook_pb2 import WebhookDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +31,7 @@ _BYTES_A_CALL = 3 << 20
 def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> Flow[Evaluation]:
     """Start an evaluation. Follow it with `watch` or `wait`.
 
-    `evaluation` names `dataset_version` and in its `arms` the models (short names will do).
+    `evaluation` names `dataset_version` and in its `arms` and `judges` the models (short names will do).
     """
     resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
     if resolved.drift.dataset_version:
@@ -38,6 +40,9 @@ def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> 
         resolved.reward_model = names.weights(scope.project, resolved.reward_model)
     for arm in resolved.arms:
         arm.model = names.weights(scope.project, arm.model)
+    for judge in resolved.judges:
+        if judge.model:
+            judge.model = names.weights(scope.project, judge.model)
     request = api.CreateEvaluationRequest(
         parent=names.project(scope.project), evaluation=resolved, evaluation_id=evaluation_id
     )
@@ -117,6 +122,14 @@ def list_predictions(scope: Scope, name: str, *, page_size: int = 0) -> StreamFl
     request = api.ListPredictionsRequest(parent=_name(scope, name), page_size=page_size)
     return pages(
         scope, lambda stubs: stubs.evaluation.ListPredictions, request, lambda page: page.predictions
+    )
+
+
+def list_deliveries(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[WebhookDelivery]:
+    """Go through what became of telling an evaluation's webhooks that it has ended; nothing while it has not."""
+    request = api.ListEvaluationDeliveriesRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.evaluation.ListEvaluationDeliveries, request, lambda page: page.deliveries
     )
 
 
@@ -219,6 +232,22 @@ async def _generate(scope: Scope, request: api.GenerateTextRequest) -> StreamFlo
         await scope.driver.sleep(delay)
 
 
+def score_texts(
+    scope: Scope, model: str | api.ScoreTextsRequest, texts: Iterable[TextToScore] = ()
+) -> Flow[api.ScoreTextsResponse]:
+    """Find how likely a model is to go on with given texts, at most 64 a call; no chat template stands beside them.
+
+    In place of the model a whole request may be given, whose texts come before those given beside it.
+    """
+    request = api.ScoreTextsRequest()
+    request.CopyFrom(
+        model if isinstance(model, api.ScoreTextsRequest) else api.ScoreTextsRequest(model=model)
+    )
+    request.model = names.askable(scope.project, request.model)
+    request.texts.extend(texts)
+    return call(scope, lambda stubs: stubs.evaluation.ScoreTexts, request)
+
+
 def _name(scope: Scope, name: str) -> str:
     return names.child(scope.project, "evaluations", name)
 
@@ -234,7 +263,9 @@ class Evaluations(SyncResource):
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
+    deliveries = stream_method(list_deliveries)
     grade = stream_method(grade_samples)
+    score_texts = method(score_texts)
 
 
 class AsyncEvaluations(AsyncResource):
@@ -248,4 +279,6 @@ class AsyncEvaluations(AsyncResource):
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)
+    deliveries = async_stream_method(list_deliveries)
     grade = async_stream_method(grade_samples)
+    score_texts = async_method(score_texts)

@@ -203,6 +203,10 @@ async def _pass_events_on(
         try:
             event = await reader.next()
         except DeadlineExceeded:
+            if end is None:
+                raise
+            # It is somebody else's deadline where time is left, e.g. a proxy's.
+            await scope.driver.sleep(max(0.0, min(_POLL_SECONDS, end - scope.clock())))
             continue
         if event is None:
             return False

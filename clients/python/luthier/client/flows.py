@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 from luthier.client.retry import Backoff, RetryPolicy, is_retryable
-from luthier.errors import LuthierError, Reason
+from luthier.errors import DeadlineExceeded, LuthierError, Reason
 
 if TYPE_CHECKING:
     import grpc
@@ -200,7 +200,7 @@ class ResumedStream(Generic[Q, M]):
                 message = await self._stream.receive()
             except LuthierError as error:
                 self.close()
-                if not is_retryable(error) and error.reason != Reason.SLOW_READER:
+                if not self._is_resumable(error):
                     raise
                 delay = self._backoff.delay_after(error)
             else:
@@ -209,6 +209,11 @@ class ResumedStream(Generic[Q, M]):
                     self.close()
                 return message
             await self._scope.driver.sleep(delay)
+
+    def _is_resumable(self, error: LuthierError) -> bool:
+        # A call without a deadline meets that of somebody between, e.g. a proxy, who breaks it off.
+        is_broken_off = isinstance(error, DeadlineExceeded) and self._timeout_seconds() is None
+        return is_broken_off or is_retryable(error) or error.reason == Reason.SLOW_READER
 
     def close(self) -> None:
         """End the call that is running, if any. The next `receive` opens another."""

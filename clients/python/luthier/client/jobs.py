@@ -8,6 +8,8 @@ from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
+from luthier.client.job_handles import AsyncJobHandle, JobHandle
+from luthier.client.metric_table import MetricTable
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.v1 import training_service_pb2 as api
 from luthier.v1.event_pb2 import Event
@@ -20,6 +22,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
 )
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.rollout_pb2 import Rollout
+from luthier.v1.webhook_pb2 import WebhookDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +132,11 @@ def read_metrics(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[M
     )
 
 
+async def read_metric_table(scope: Scope, name: str) -> MetricTable:
+    """Return all metrics of a job so far, to be turned into tables of Arrow and pandas."""
+    return MetricTable([point async for point in read_metrics(scope, name, page_size=1000)])
+
+
 def list_checkpoints(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[Checkpoint]:
     """Go through a job's checkpoints, in order of steps."""
     request = api.ListCheckpointsRequest(parent=_name(scope, name), page_size=page_size)
@@ -139,6 +147,14 @@ def list_rollouts(scope: Scope, name: str, *, step: int = 0, page_size: int = 0)
     """Go through what a reinforcement job drew and how it was rewarded, in order; `step`: of that one alone."""
     request = api.ListRolloutsRequest(parent=_name(scope, name), step=step, page_size=page_size)
     return pages(scope, lambda stubs: stubs.training.ListRollouts, request, lambda page: page.rollouts)
+
+
+def list_deliveries(scope: Scope, name: str, *, page_size: int = 0) -> StreamFlow[WebhookDelivery]:
+    """Go through what became of telling a job's webhooks that it has ended; nothing while it has not."""
+    request = api.ListFineTuningJobDeliveriesRequest(parent=_name(scope, name), page_size=page_size)
+    return pages(
+        scope, lambda stubs: stubs.training.ListFineTuningJobDeliveries, request, lambda page: page.deliveries
+    )
 
 
 def get_checkpoint(scope: Scope, name: str) -> Flow[Checkpoint]:
@@ -185,9 +201,19 @@ class Jobs(SyncResource):
     wait = method(wait_until_done)
     events = stream_method(list_events)
     metrics = stream_method(read_metrics)
+    metric_table = method(read_metric_table)
     checkpoints = stream_method(list_checkpoints)
     rollouts = stream_method(list_rollouts)
+    deliveries = stream_method(list_deliveries)
     get_checkpoint = method(get_checkpoint)
+
+    def start(self, job: FineTuningJob, *, job_id: str = "") -> JobHandle:
+        """Queue a job as `create` does, and return it in the hand."""
+        return JobHandle(self, self.create(job, job_id=job_id))
+
+    def handle(self, name: str) -> JobHandle:
+        """Return a job that is there in the hand. Raises NotFound."""
+        return JobHandle(self, self.get(name))
 
 
 class AsyncJobs(AsyncResource):
@@ -203,6 +229,16 @@ class AsyncJobs(AsyncResource):
     wait = async_method(wait_until_done)
     events = async_stream_method(list_events)
     metrics = async_stream_method(read_metrics)
+    metric_table = async_method(read_metric_table)
     checkpoints = async_stream_method(list_checkpoints)
     rollouts = async_stream_method(list_rollouts)
+    deliveries = async_stream_method(list_deliveries)
     get_checkpoint = async_method(get_checkpoint)
+
+    async def start(self, job: FineTuningJob, *, job_id: str = "") -> AsyncJobHandle:
+        """Queue a job as `create` does, and return it in the hand."""
+        return AsyncJobHandle(self, await self.create(job, job_id=job_id))
+
+    async def handle(self, name: str) -> AsyncJobHandle:
+        """Return a job that is there in the hand. Raises NotFound."""
+        return AsyncJobHandle(self, await self.get(name))

@@ -14,7 +14,13 @@ from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_curve import curve_section
 from luthier.client.report_parts import estimate_cell, facts_table, section, table
 from luthier.client.report_style import STYLE
-from luthier.client.report_verdict import comparison_section, drift_section, headline
+from luthier.client.report_verdict import (
+    comparison_section,
+    drift_section,
+    grader_section,
+    headline,
+    judge_section,
+)
 from luthier.client.scores import (
     estimate_words,
     lower_is_better,
@@ -77,18 +83,33 @@ def render_report(data: ReportData) -> str:
         _results(evaluation),
         curve_section(evaluation, {run.job.tuned_model: run.job for run in data.runs}),
         drift_section(evaluation),
+        grader_section(evaluation),
+        judge_section(evaluation),
         comparison_section(evaluation),
         *(_run(run) for run in data.runs),
         answer_section(evaluation, data.predictions),
         _provenance(evaluation, data.models),
     )
+    body = f"{_header(evaluation, title)}\n{''.join(sections)}"
+    return _document(f"{title}: evaluation", body, _methods(evaluation))
+
+
+def render_run(run: TuningRun) -> str:
+    """Return a job as a complete HTML document: its curves, what was asked for, and what ran."""
+    job = run.job
+    title = job.display_name or short(job.name)
+    state = FineTuningJob.State.Name(job.state).removeprefix("STATE_")
+    said = f"{state}: {job.error.message}" if job.HasField("error") else state
+    header = f"<header><h1>{escaped_html(title)}</h1><p>{escaped_html(said)}</p></header>"
+    return _document(f"{title}: fine-tuning job", header + _run(run), "")
+
+
+def _document(title: str, body: str, footer: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped_html(title)}: evaluation</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{_header(evaluation, title)}\n{''.join(sections)}\n"
-        f"<footer>Made by Luthier. {_methods(evaluation)}</footer>\n"
-        "</main>\n</body>\n</html>\n"
+        f"<title>{escaped_html(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n<footer>Made by Luthier. {footer}</footer>\n</main>\n</body>\n</html>\n"
     )
 
 

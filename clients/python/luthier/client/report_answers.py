@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from luthier.client.disagreements import contest_of, disagreements
 from luthier.client.escaping import escaped_html
+from luthier.client.graders import grade_lines
+from luthier.client.judges import judgement_words
 from luthier.client.report_parts import section
 from luthier.client.scores import is_right
 from luthier.client.verdicts import judged_arms
@@ -53,9 +55,13 @@ def _card(prediction: Prediction) -> str:
     reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
     place = f"{prediction.filename}:{prediction.line}"
     answers = "".join(_answer(answer, place) for answer in prediction.answers)
+    judged = "".join(
+        f"<li>{escaped_html(f'judge {one.judge_id}: {judgement_words(one)}')}</li>"
+        for one in prediction.judgements
+    )
     return (
         f'<div class="prediction"><p class="question">{turns}</p>'
-        f'<div class="answers">{reference}{answers}</div></div>'
+        f'<div class="answers">{reference}{answers}</div>{f"<ul>{judged}</ul>" if judged else ""}</div>'
     )
 
 
@@ -64,7 +70,10 @@ def _answer(answer: ArmPrediction, place: str) -> str:
     kind, mark = ("", "") if right is None else ("right", "✓ right") if right else ("wrong", "✗ wrong")
     if answer.HasField("error"):
         kind, mark, text = "wrong", "no answer", f"{place}: {answer.error.message}"
+    grades = "".join(
+        f"<li>{escaped_html(f'grader {name}: {words}')}</li>" for name, words in grade_lines(answer)
+    )
     return (
         f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
-        f"<pre>{escaped_html(text)}</pre></div>"
+        f"<pre>{escaped_html(text)}</pre>{f'<ul>{grades}</ul>' if grades else ''}</div>"
     )

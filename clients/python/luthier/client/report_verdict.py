@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.escaping import escaped_html
+from luthier.client.graders import first_error, lost_words
+from luthier.client.judges import agreement_words, bias_words, error_words, pair_words
 from luthier.client.report_parts import estimate_cell, section, table
 from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
 from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
@@ -111,6 +113,36 @@ def drift_section(evaluation: Evaluation) -> str:
         "right too. Divergence: how much less likely it finds what that arm says itself.</p>"
     )
     return section("What was forgotten", told + table(head, rows, numbers_from=1) if rows else "")
+
+
+def grader_section(evaluation: Evaluation) -> str:
+    """Return to how many answers each grader gave no score, and the first reason."""
+    rows = [
+        [escaped_html(one.name), escaped_html(lost_words(one)), escaped_html(first_error(one))]
+        for one in evaluation.grader_results
+    ]
+    told = "<p>An answer without a score of a grader counts in no score of it.</p>"
+    return section("Graders", told + table(["Grader", "Without a score", "First"], rows) if rows else "")
+
+
+def judge_section(evaluation: Evaluation) -> str:
+    """Return how often each judge gave nothing, what the order of answers does to it, and how the arms did."""
+    rows = [
+        [
+            escaped_html(one.judge_id),
+            escaped_html(error_words(one)),
+            escaped_html(agreement_words(one)),
+            escaped_html(bias_words(one)),
+            "<br>".join(escaped_html(pair_words(pair)) for pair in one.pairs),
+        ]
+        for one in evaluation.judge_results
+    ]
+    head = ["Judge", "Without a judgement", "Orders agree", "First preferred by", "Pairs"]
+    told = (
+        "<p>Each pair of answers is shown in both orders. What has no judgement counts in no score. Orders agree: in "
+        "what share of the pairs both say the same. First preferred by: how much more often the first answer is.</p>"
+    )
+    return section("Judges", told + table(head, rows) if rows else "")
 
 
 def _badge(word: str, kind: str | None = None) -> str:

@@ -5,7 +5,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from luthier.errors.reasons import Reason
 
@@ -48,6 +48,16 @@ class LuthierError(Exception):
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
+
+    def amended(self, words: str, metadata: Mapping[str, str]) -> Self:
+        """Return an error of the same kind that says and holds more than this one."""
+        return type(self)(
+            f"{self.message}; {words}",
+            reason=self.reason,
+            metadata={**self.metadata, **metadata},
+            violations=self.violations,
+            retry_after_seconds=self.retry_after_seconds,
+        )
 
     def __str__(self) -> str:
         return self.message

@@ -149,7 +149,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REWARD_SERVICE_INVALID: _ErrorReason.ValueType  # 111
     """A reward service answered something that is no answer to what it was asked."""
     ERROR_REASON_ADDRESS_NOT_ALLOWED: _ErrorReason.ValueType  # 112
-    """The address of a reward service is not one of those that may be called."""
+    """The address of a reward service or a judge is not one of those that may be called."""
     ERROR_REASON_GRADING_LIMIT_REACHED: _ErrorReason.ValueType  # 113
     """Grading takes more time or memory than it may."""
     ERROR_REASON_NO_REWARD_SPREAD: _ErrorReason.ValueType  # 116
@@ -196,6 +196,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
     ERROR_REASON_WEIGHTS_DIFFER: _ErrorReason.ValueType  # 191
     """A model that was made from another one computes something else than that, by more than is allowed."""
+    ERROR_REASON_JUDGE_UNAVAILABLE: _ErrorReason.ValueType  # 205
+    """A judge cannot be reached, or did not answer in time."""
+    ERROR_REASON_JUDGE_REFUSED: _ErrorReason.ValueType  # 206
+    """A judge refused what it was asked."""
+    ERROR_REASON_JUDGE_ANSWER_INVALID: _ErrorReason.ValueType  # 207
+    """What a judge said is no judgement."""
+    ERROR_REASON_KEY_NOT_ALLOWED: _ErrorReason.ValueType  # 208
+    """A key is not one of those that may be sent to the host."""
+    ERROR_REASON_KEY_UNREADABLE: _ErrorReason.ValueType  # 209
+    """The worker cannot read a key that a judge is asked with."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -329,7 +339,7 @@ ERROR_REASON_REWARD_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 110
 ERROR_REASON_REWARD_SERVICE_INVALID: ErrorReason.ValueType  # 111
 """A reward service answered something that is no answer to what it was asked."""
 ERROR_REASON_ADDRESS_NOT_ALLOWED: ErrorReason.ValueType  # 112
-"""The address of a reward service is not one of those that may be called."""
+"""The address of a reward service or a judge is not one of those that may be called."""
 ERROR_REASON_GRADING_LIMIT_REACHED: ErrorReason.ValueType  # 113
 """Grading takes more time or memory than it may."""
 ERROR_REASON_NO_REWARD_SPREAD: ErrorReason.ValueType  # 116
@@ -376,4 +386,14 @@ ERROR_REASON_EXPORT_NOT_POSSIBLE: ErrorReason.ValueType  # 190
 """A model has no such form here: of its architecture, its settings or its tokenizer; the message says which have."""
 ERROR_REASON_WEIGHTS_DIFFER: ErrorReason.ValueType  # 191
 """A model that was made from another one computes something else than that, by more than is allowed."""
+ERROR_REASON_JUDGE_UNAVAILABLE: ErrorReason.ValueType  # 205
+"""A judge cannot be reached, or did not answer in time."""
+ERROR_REASON_JUDGE_REFUSED: ErrorReason.ValueType  # 206
+"""A judge refused what it was asked."""
+ERROR_REASON_JUDGE_ANSWER_INVALID: ErrorReason.ValueType  # 207
+"""What a judge said is no judgement."""
+ERROR_REASON_KEY_NOT_ALLOWED: ErrorReason.ValueType  # 208
+"""A key is not one of those that may be sent to the host."""
+ERROR_REASON_KEY_UNREADABLE: ErrorReason.ValueType  # 209
+"""The worker cannot read a key that a judge is asked with."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

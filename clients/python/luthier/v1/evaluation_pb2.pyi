@@ -14,8 +14,11 @@ from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import event_pb2 as _event_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
+from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
 from luthier.v1 import verdict_pb2 as _verdict_pb2
+from luthier.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -477,7 +480,9 @@ class ScoreEstimate(_message.Message):
     TEXT_FORM_FIELD_NUMBER: _builtins.int
     WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     score: _builtins.str
-    """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity."""
+    """Score, e.g. exact_match, field_match.record, field_match.fields, field_match.field.revenue, perplexity, judge.helpful,
+    grader.NAME.
+    """
     value: _builtins.float
     """The estimate."""
     lower: _builtins.float
@@ -1108,7 +1113,12 @@ class Evaluation(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_FIELD_NUMBER: _builtins.int
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
+    JUDGES_FIELD_NUMBER: _builtins.int
+    JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
+    GRADERS_FIELD_NUMBER: _builtins.int
+    GRADER_RESULTS_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    WEBHOOKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/evaluations/{evaluation}."""
     uid: _builtins.str
@@ -1134,8 +1144,8 @@ class Evaluation(_message.Message):
     etag: _builtins.str
     """Changes with every change of the resource; how far it has come is none."""
     primary_score: _builtins.str
-    """Score that the verdict is about, one that the metrics give, e.g. field_match.fields. Empty: that of the first metric which
-    says whether a whole answer is right, or its only one: exact_match, field_match.record, perplexity.
+    """Score that the verdict is about, one that the metrics, the judges or the graders give, e.g. field_match.fields or judge.helpful. Empty: that of
+    the first metric which says whether a whole answer is right, or its only one: exact_match, field_match.record, perplexity.
     """
     smallest_difference: _builtins.float
     """Smallest difference of the primary score that matters, in its own unit: 0.02 is two percentage points of a share. 0: not said, so
@@ -1250,6 +1260,29 @@ class Evaluation(_message.Message):
     def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftResult]:
         """How far each tuned arm has drifted, in the order of the arms. Set when SUCCEEDED, if `drift` is."""
 
+    @_builtins.property
+    def judges(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.Judge]:
+        """Language models that judge the answers once all arms have answered, at most 4; each gives a score judge.NAME. Empty: none does."""
+
+    @_builtins.property
+    def judge_results(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.JudgeResult]:
+        """What is known of each judge, in their order. Set when SUCCEEDED."""
+
+    @_builtins.property
+    def graders(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Grader]:
+        """Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
+        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
+        of them, nor in one. Empty: none grades.
+        """
+
+    @_builtins.property
+    def grader_results(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.GraderResult]:
+        """What is known of each grader, in their order. Set when SUCCEEDED."""
+
+    @_builtins.property
+    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.Webhook]:
+        """Who is told when it has ended, at most 8. Empty: nobody. What became of it: ListEvaluationDeliveries."""
+
     def __init__(
         self,
         *,
@@ -1291,11 +1324,16 @@ class Evaluation(_message.Message):
         choices: _abc.Iterable[_builtins.str] | None = ...,
         reward_model: _builtins.str = ...,
         drift_results: _abc.Iterable[Global___DriftResult] | None = ...,
+        judges: _abc.Iterable[_judge_pb2.Judge] | None = ...,
+        judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
+        graders: _abc.Iterable[_grader_pb2.Grader] | None = ...,
+        grader_results: _abc.Iterable[_grader_pb2.GraderResult] | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "choices", b"choices", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "guards", b"guards", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "reward_model", b"reward_model", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "choices", b"choices", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "reward_model", b"reward_model", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1327,12 +1365,34 @@ class ArmPrediction(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class GradesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _grader_pb2.SampleGrade: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _grader_pb2.SampleGrade | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ARM_ID_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     CORRECTNESS_FIELD_NUMBER: _builtins.int
+    GRADES_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     text: _builtins.str
@@ -1349,6 +1409,10 @@ class ArmPrediction(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Why the arm could not answer this record: there is no text and no score then. Unset when it could."""
 
+    @_builtins.property
+    def grades(self) -> _containers.MessageMap[_builtins.str, _grader_pb2.SampleGrade]:
+        """What the graders made of it, by their names: a score, which is among `scores` too, or why there is none. Empty where there is no grader."""
+
     def __init__(
         self,
         *,
@@ -1358,10 +1422,11 @@ class ArmPrediction(_message.Message):
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         error: _status_pb2.Status | None = ...,
         correctness: Global___Correctness.ValueType = ...,
+        grades: _abc.Mapping[_builtins.str, _grader_pb2.SampleGrade] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "correctness", b"correctness", "error", b"error", "finish_reason", b"finish_reason", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "correctness", b"correctness", "error", b"error", "finish_reason", b"finish_reason", "grades", b"grades", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1380,6 +1445,7 @@ class Prediction(_message.Message):
     ANSWERS_FIELD_NUMBER: _builtins.int
     FILENAME_FIELD_NUMBER: _builtins.int
     LINE_FIELD_NUMBER: _builtins.int
+    JUDGEMENTS_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
     record_id: _builtins.str
@@ -1398,6 +1464,10 @@ class Prediction(_message.Message):
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmPrediction]:
         """Answers by arm."""
 
+    @_builtins.property
+    def judgements(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.Judgement]:
+        """What judges made of the answers, in the order in which they were asked."""
+
     def __init__(
         self,
         *,
@@ -1408,10 +1478,11 @@ class Prediction(_message.Message):
         answers: _abc.Iterable[Global___ArmPrediction] | None = ...,
         filename: _builtins.str = ...,
         line: _builtins.int = ...,
+        judgements: _abc.Iterable[_judge_pb2.Judgement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "filename", b"filename", "line", b"line", "prompt", b"prompt", "record_id", b"record_id", "reference", b"reference", "row", b"row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "filename", b"filename", "judgements", b"judgements", "line", b"line", "prompt", b"prompt", "record_id", b"record_id", "reference", b"reference", "row", b"row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,9 +31,11 @@ from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import grader_pb2 as luthier_dot_v1_dot_grader__pb2
 from luthier.v1 import model_alias_pb2 as luthier_dot_v1_dot_model__alias__pb2
+from luthier.v1 import text_score_pb2 as luthier_dot_v1_dot_text__score__pb2
+from luthier.v1 import webhook_pb2 as luthier_dot_v1_dot_webhook__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#luthier/v1/evaluation_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a\x17luthier/v1/grader.proto\x1a\x1cluthier/v1/model_alias.proto\"\xcd\x01\n\x17\x43reateEvaluationRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12<\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x02R\nevaluation\x12)\n\revaluation_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x65valuationId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\"\xbd\x01\n\x16ListEvaluationsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x87\x01\n\x17ListEvaluationsResponse\x12>\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x03R\x0b\x65valuations\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x43\x61ncelEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x92\x01\n\x16WatchEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\x99\x01\n\x16ListPredictionsRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListPredictionsResponse\x12>\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.luthier.v1.PredictionB\x04\xe2\x41\x01\x03R\x0bpredictions\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xf7\x02\n\x13GenerateTextRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x05model\x12\x44\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x01H\x00R\x0c\x63onversation\x12\x1e\n\x06prompt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x06prompt\x12*\n\x0emax_new_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxNewTokens\x12&\n\x0btemperature\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0btemperature\x12\x19\n\x05top_p\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x04topP\x12\x18\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seed\x12\x46\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionB\x04\xe2\x41\x01\x01R\rbasePrecisionB\x07\n\x05input\"\xaa\x02\n\x14GenerateTextResponse\x12\x18\n\x04text\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.luthier.v1.FinishReasonB\x04\xe2\x41\x01\x03R\x0c\x66inishReason\x12\x30\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x0fnumPromptTokens\x12\x36\n\x14num_generated_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x12numGeneratedTokens\x12I\n\x0ftemplate_source\x18\x05 \x01(\x0e\x32\x1a.luthier.v1.TemplateSourceB\x04\xe2\x41\x01\x03R\x0etemplateSource\"\x95\x01\n\x17\x44\x65leteEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x99\x01\n\x13GradeSamplesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12\x30\n\x06grader\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderB\x04\xe2\x41\x01\x02R\x06grader\x12\x32\n\x07samples\x18\x03 \x03(\x0b\x32\x12.luthier.v1.SampleB\x04\xe2\x41\x01\x02R\x07samples\"M\n\x14GradeSamplesResponse\x12\x35\n\x06grades\x18\x01 \x03(\x0b\x32\x17.luthier.v1.SampleGradeB\x04\xe2\x41\x01\x03R\x06grades\"\xcf\x01\n\x17\x43reateModelAliasRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12=\n\x0bmodel_alias\x18\x02 \x01(\x0b\x32\x16.luthier.v1.ModelAliasB\x04\xe2\x41\x01\x02R\nmodelAlias\x12*\n\x0emodel_alias_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0cmodelAliasId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\"\xbe\x01\n\x17ListModelAliasesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x8b\x01\n\x18ListModelAliasesResponse\x12\x41\n\rmodel_aliases\x18\x01 \x03(\x0b\x32\x16.luthier.v1.ModelAliasB\x04\xe2\x41\x01\x03R\x0cmodelAliases\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x86\x02\n\x15MoveModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\x12\x30\n\x05model\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x05model\x12?\n\nevaluation\x18\x03 \x01(\tB\x1f\xe2\x41\x01\x01\xfa\x41\x18\n\x16luthier.dev/EvaluationR\nevaluation\x12\x18\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x9d\x01\n\x1aListModelAliasMovesRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"~\n\x1bListModelAliasMovesResponse\x12\x31\n\x05moves\x18\x01 \x03(\x0b\x32\x15.luthier.v1.AliasMoveB\x04\xe2\x41\x01\x03R\x05moves\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x44\x65leteModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\xad\n\n\x11\x45valuationService\x12O\n\x10\x43reateEvaluation\x12#.luthier.v1.CreateEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12N\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\"\x03\x90\x02\x01\x12_\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponse\"\x03\x90\x02\x01\x12O\n\x10\x43\x61ncelEvaluation\x12#.luthier.v1.CancelEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x10\x44\x65leteEvaluation\x12#.luthier.v1.DeleteEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x0fWatchEvaluation\x12\".luthier.v1.WatchEvaluationRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12_\n\x0fListPredictions\x12\".luthier.v1.ListPredictionsRequest\x1a#.luthier.v1.ListPredictionsResponse\"\x03\x90\x02\x01\x12X\n\x0cGenerateText\x12\x1f.luthier.v1.GenerateTextRequest\x1a .luthier.v1.GenerateTextResponse\"\x03\x90\x02\x01\x30\x01\x12O\n\x10\x43reateModelAlias\x12#.luthier.v1.CreateModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12N\n\rGetModelAlias\x12 .luthier.v1.GetModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\"\x03\x90\x02\x01\x12\x62\n\x10ListModelAliases\x12#.luthier.v1.ListModelAliasesRequest\x1a$.luthier.v1.ListModelAliasesResponse\"\x03\x90\x02\x01\x12K\n\x0eMoveModelAlias\x12!.luthier.v1.MoveModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12k\n\x13ListModelAliasMoves\x12&.luthier.v1.ListModelAliasMovesRequest\x1a\'.luthier.v1.ListModelAliasMovesResponse\"\x03\x90\x02\x01\x12O\n\x10\x44\x65leteModelAlias\x12#.luthier.v1.DeleteModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12X\n\x0cGradeSamples\x12\x1f.luthier.v1.GradeSamplesRequest\x1a .luthier.v1.GradeSamplesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#luthier/v1/evaluation_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a\x17luthier/v1/grader.proto\x1a\x1cluthier/v1/model_alias.proto\x1a\x1bluthier/v1/text_score.proto\x1a\x18luthier/v1/webhook.proto\"\xcd\x01\n\x17\x43reateEvaluationRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12<\n\nevaluation\x18\x02 \x01(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x02R\nevaluation\x12)\n\revaluation_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0c\x65valuationId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\"\xbd\x01\n\x16ListEvaluationsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x87\x01\n\x17ListEvaluationsResponse\x12>\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x16.luthier.v1.EvaluationB\x04\xe2\x41\x01\x03R\x0b\x65valuations\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x43\x61ncelEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x92\x01\n\x16WatchEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\x99\x01\n\x16ListPredictionsRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListPredictionsResponse\x12>\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x16.luthier.v1.PredictionB\x04\xe2\x41\x01\x03R\x0bpredictions\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xf7\x02\n\x13GenerateTextRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x05model\x12\x44\n\x0c\x63onversation\x18\x02 \x01(\x0b\x32\x18.luthier.v1.ConversationB\x04\xe2\x41\x01\x01H\x00R\x0c\x63onversation\x12\x1e\n\x06prompt\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x00R\x06prompt\x12*\n\x0emax_new_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x0cmaxNewTokens\x12&\n\x0btemperature\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x0btemperature\x12\x19\n\x05top_p\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01R\x04topP\x12\x18\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04seed\x12\x46\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionB\x04\xe2\x41\x01\x01R\rbasePrecisionB\x07\n\x05input\"\xaa\x02\n\x14GenerateTextResponse\x12\x18\n\x04text\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03R\x04text\x12\x43\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.luthier.v1.FinishReasonB\x04\xe2\x41\x01\x03R\x0c\x66inishReason\x12\x30\n\x11num_prompt_tokens\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x0fnumPromptTokens\x12\x36\n\x14num_generated_tokens\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03R\x12numGeneratedTokens\x12I\n\x0ftemplate_source\x18\x05 \x01(\x0e\x32\x1a.luthier.v1.TemplateSourceB\x04\xe2\x41\x01\x03R\x0etemplateSource\"\xb2\x01\n\x11ScoreTextsRequest\x12 \n\x05model\x18\x01 \x01(\tB\n\xe2\x41\x01\x02\xfa\x41\x03\n\x01*R\x05model\x12\x33\n\x05texts\x18\x02 \x03(\x0b\x32\x17.luthier.v1.TextToScoreB\x04\xe2\x41\x01\x02R\x05texts\x12\x46\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionB\x04\xe2\x41\x01\x01R\rbasePrecision\"I\n\x12ScoreTextsResponse\x12\x33\n\x06scores\x18\x01 \x03(\x0b\x32\x15.luthier.v1.TextScoreB\x04\xe2\x41\x01\x03R\x06scores\"\x95\x01\n\x17\x44\x65leteEvaluationRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x99\x01\n\x13GradeSamplesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12\x30\n\x06grader\x18\x02 \x01(\x0b\x32\x12.luthier.v1.GraderB\x04\xe2\x41\x01\x02R\x06grader\x12\x32\n\x07samples\x18\x03 \x03(\x0b\x32\x12.luthier.v1.SampleB\x04\xe2\x41\x01\x02R\x07samples\"M\n\x14GradeSamplesResponse\x12\x35\n\x06grades\x18\x01 \x03(\x0b\x32\x17.luthier.v1.SampleGradeB\x04\xe2\x41\x01\x03R\x06grades\"\xcf\x01\n\x17\x43reateModelAliasRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12=\n\x0bmodel_alias\x18\x02 \x01(\x0b\x32\x16.luthier.v1.ModelAliasB\x04\xe2\x41\x01\x02R\nmodelAlias\x12*\n\x0emodel_alias_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0cmodelAliasId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"K\n\x14GetModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\"\xbe\x01\n\x17ListModelAliasesRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x8b\x01\n\x18ListModelAliasesResponse\x12\x41\n\rmodel_aliases\x18\x01 \x03(\x0b\x32\x16.luthier.v1.ModelAliasB\x04\xe2\x41\x01\x03R\x0cmodelAliases\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x86\x02\n\x15MoveModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\x12\x30\n\x05model\x18\x02 \x01(\tB\x1a\xe2\x41\x01\x02\xfa\x41\x13\n\x11luthier.dev/ModelR\x05model\x12?\n\nevaluation\x18\x03 \x01(\tB\x1f\xe2\x41\x01\x01\xfa\x41\x18\n\x16luthier.dev/EvaluationR\nevaluation\x12\x18\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x05 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x9d\x01\n\x1aListModelAliasMovesRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"~\n\x1bListModelAliasMovesResponse\x12\x31\n\x05moves\x18\x01 \x03(\x0b\x32\x15.luthier.v1.AliasMoveB\x04\xe2\x41\x01\x03R\x05moves\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x95\x01\n\x17\x44\x65leteModelAliasRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/ModelAliasR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\xa2\x01\n\x1fListEvaluationDeliveriesRequest\x12\x37\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/EvaluationR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x93\x01\n ListEvaluationDeliveriesResponse\x12\x41\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1b.luthier.v1.WebhookDeliveryB\x04\xe2\x41\x01\x03R\ndeliveries\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken2\xfb\x0b\n\x11\x45valuationService\x12O\n\x10\x43reateEvaluation\x12#.luthier.v1.CreateEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12N\n\rGetEvaluation\x12 .luthier.v1.GetEvaluationRequest\x1a\x16.luthier.v1.Evaluation\"\x03\x90\x02\x01\x12_\n\x0fListEvaluations\x12\".luthier.v1.ListEvaluationsRequest\x1a#.luthier.v1.ListEvaluationsResponse\"\x03\x90\x02\x01\x12O\n\x10\x43\x61ncelEvaluation\x12#.luthier.v1.CancelEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x10\x44\x65leteEvaluation\x12#.luthier.v1.DeleteEvaluationRequest\x1a\x16.luthier.v1.Evaluation\x12O\n\x0fWatchEvaluation\x12\".luthier.v1.WatchEvaluationRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12_\n\x0fListPredictions\x12\".luthier.v1.ListPredictionsRequest\x1a#.luthier.v1.ListPredictionsResponse\"\x03\x90\x02\x01\x12z\n\x18ListEvaluationDeliveries\x12+.luthier.v1.ListEvaluationDeliveriesRequest\x1a,.luthier.v1.ListEvaluationDeliveriesResponse\"\x03\x90\x02\x01\x12X\n\x0cGenerateText\x12\x1f.luthier.v1.GenerateTextRequest\x1a .luthier.v1.GenerateTextResponse\"\x03\x90\x02\x01\x30\x01\x12P\n\nScoreTexts\x12\x1d.luthier.v1.ScoreTextsRequest\x1a\x1e.luthier.v1.ScoreTextsResponse\"\x03\x90\x02\x01\x12O\n\x10\x43reateModelAlias\x12#.luthier.v1.CreateModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12N\n\rGetModelAlias\x12 .luthier.v1.GetModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\"\x03\x90\x02\x01\x12\x62\n\x10ListModelAliases\x12#.luthier.v1.ListModelAliasesRequest\x1a$.luthier.v1.ListModelAliasesResponse\"\x03\x90\x02\x01\x12K\n\x0eMoveModelAlias\x12!.luthier.v1.MoveModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12k\n\x13ListModelAliasMoves\x12&.luthier.v1.ListModelAliasMovesRequest\x1a\'.luthier.v1.ListModelAliasMovesResponse\"\x03\x90\x02\x01\x12O\n\x10\x44\x65leteModelAlias\x12#.luthier.v1.DeleteModelAliasRequest\x1a\x16.luthier.v1.ModelAlias\x12X\n\x0cGradeSamples\x12\x1f.luthier.v1.GradeSamplesRequest\x1a .luthier.v1.GradeSamplesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -112,6 +114,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['num_generated_tokens']._serialized_options = b'\342A\001\003'
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['template_source']._loaded_options = None
   _globals['_GENERATETEXTRESPONSE'].fields_by_name['template_source']._serialized_options = b'\342A\001\003'
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002\372A\003\n\001*'
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['texts']._loaded_options = None
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['texts']._serialized_options = b'\342A\001\002'
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['base_precision']._loaded_options = None
+  _globals['_SCORETEXTSREQUEST'].fields_by_name['base_precision']._serialized_options = b'\342A\001\001'
+  _globals['_SCORETEXTSRESPONSE'].fields_by_name['scores']._loaded_options = None
+  _globals['_SCORETEXTSRESPONSE'].fields_by_name['scores']._serialized_options = b'\342A\001\003'
   _globals['_DELETEEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\030\n\026luthier.dev/Evaluation'
   _globals['_DELETEEVALUATIONREQUEST'].fields_by_name['etag']._loaded_options = None
@@ -176,6 +186,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEMODELALIASREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001\342\214\317\327\010\002\010\001'
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\030\n\026luthier.dev/Evaluation'
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE'].fields_by_name['deliveries']._loaded_options = None
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE'].fields_by_name['deliveries']._serialized_options = b'\342A\001\003'
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_EVALUATIONSERVICE'].methods_by_name['GetEvaluation']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['GetEvaluation']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluations']._loaded_options = None
@@ -184,8 +204,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSERVICE'].methods_by_name['WatchEvaluation']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListPredictions']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListPredictions']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationDeliveries']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ListEvaluationDeliveries']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['GenerateText']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['GenerateText']._serialized_options = b'\220\002\001'
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ScoreTexts']._loaded_options = None
+  _globals['_EVALUATIONSERVICE'].methods_by_name['ScoreTexts']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['GetModelAlias']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['GetModelAlias']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListModelAliases']._loaded_options = None
@@ -194,48 +218,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATIONSERVICE'].methods_by_name['ListModelAliasMoves']._serialized_options = b'\220\002\001'
   _globals['_EVALUATIONSERVICE'].methods_by_name['GradeSamples']._loaded_options = None
   _globals['_EVALUATIONSERVICE'].methods_by_name['GradeSamples']._serialized_options = b'\220\002\001'
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=305
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=510
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=512
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=587
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=590
-  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=779
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=782
-  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=917
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=920
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1069
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1072
-  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1218
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1221
-  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1374
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1377
-  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1512
-  _globals['_GENERATETEXTREQUEST']._serialized_start=1515
-  _globals['_GENERATETEXTREQUEST']._serialized_end=1890
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=1893
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=2191
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=2194
-  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=2343
-  _globals['_GRADESAMPLESREQUEST']._serialized_start=2346
-  _globals['_GRADESAMPLESREQUEST']._serialized_end=2499
-  _globals['_GRADESAMPLESRESPONSE']._serialized_start=2501
-  _globals['_GRADESAMPLESRESPONSE']._serialized_end=2578
-  _globals['_CREATEMODELALIASREQUEST']._serialized_start=2581
-  _globals['_CREATEMODELALIASREQUEST']._serialized_end=2788
-  _globals['_GETMODELALIASREQUEST']._serialized_start=2790
-  _globals['_GETMODELALIASREQUEST']._serialized_end=2865
-  _globals['_LISTMODELALIASESREQUEST']._serialized_start=2868
-  _globals['_LISTMODELALIASESREQUEST']._serialized_end=3058
-  _globals['_LISTMODELALIASESRESPONSE']._serialized_start=3061
-  _globals['_LISTMODELALIASESRESPONSE']._serialized_end=3200
-  _globals['_MOVEMODELALIASREQUEST']._serialized_start=3203
-  _globals['_MOVEMODELALIASREQUEST']._serialized_end=3465
-  _globals['_LISTMODELALIASMOVESREQUEST']._serialized_start=3468
-  _globals['_LISTMODELALIASMOVESREQUEST']._serialized_end=3625
-  _globals['_LISTMODELALIASMOVESRESPONSE']._serialized_start=3627
-  _globals['_LISTMODELALIASMOVESRESPONSE']._serialized_end=3753
-  _globals['_DELETEMODELALIASREQUEST']._serialized_start=3756
-  _globals['_DELETEMODELALIASREQUEST']._serialized_end=3905
-  _globals['_EVALUATIONSERVICE']._serialized_start=3908
-  _globals['_EVALUATIONSERVICE']._serialized_end=5233
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=360
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=565
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=567
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=642
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_start=645
+  _globals['_LISTEVALUATIONSREQUEST']._serialized_end=834
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=837
+  _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=972
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=975
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1124
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_start=1127
+  _globals['_WATCHEVALUATIONREQUEST']._serialized_end=1273
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_start=1276
+  _globals['_LISTPREDICTIONSREQUEST']._serialized_end=1429
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_start=1432
+  _globals['_LISTPREDICTIONSRESPONSE']._serialized_end=1567
+  _globals['_GENERATETEXTREQUEST']._serialized_start=1570
+  _globals['_GENERATETEXTREQUEST']._serialized_end=1945
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=1948
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=2246
+  _globals['_SCORETEXTSREQUEST']._serialized_start=2249
+  _globals['_SCORETEXTSREQUEST']._serialized_end=2427
+  _globals['_SCORETEXTSRESPONSE']._serialized_start=2429
+  _globals['_SCORETEXTSRESPONSE']._serialized_end=2502
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_start=2505
+  _globals['_DELETEEVALUATIONREQUEST']._serialized_end=2654
+  _globals['_GRADESAMPLESREQUEST']._serialized_start=2657
+  _globals['_GRADESAMPLESREQUEST']._serialized_end=2810
+  _globals['_GRADESAMPLESRESPONSE']._serialized_start=2812
+  _globals['_GRADESAMPLESRESPONSE']._serialized_end=2889
+  _globals['_CREATEMODELALIASREQUEST']._serialized_start=2892
+  _globals['_CREATEMODELALIASREQUEST']._serialized_end=3099
+  _globals['_GETMODELALIASREQUEST']._serialized_start=3101
+  _globals['_GETMODELALIASREQUEST']._serialized_end=3176
+  _globals['_LISTMODELALIASESREQUEST']._serialized_start=3179
+  _globals['_LISTMODELALIASESREQUEST']._serialized_end=3369
+  _globals['_LISTMODELALIASESRESPONSE']._serialized_start=3372
+  _globals['_LISTMODELALIASESRESPONSE']._serialized_end=3511
+  _globals['_MOVEMODELALIASREQUEST']._serialized_start=3514
+  _globals['_MOVEMODELALIASREQUEST']._serialized_end=3776
+  _globals['_LISTMODELALIASMOVESREQUEST']._serialized_start=3779
+  _globals['_LISTMODELALIASMOVESREQUEST']._serialized_end=3936
+  _globals['_LISTMODELALIASMOVESRESPONSE']._serialized_start=3938
+  _globals['_LISTMODELALIASMOVESRESPONSE']._serialized_end=4064
+  _globals['_DELETEMODELALIASREQUEST']._serialized_start=4067
+  _globals['_DELETEMODELALIASREQUEST']._serialized_end=4216
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST']._serialized_start=4219
+  _globals['_LISTEVALUATIONDELIVERIESREQUEST']._serialized_end=4381
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE']._serialized_start=4384
+  _globals['_LISTEVALUATIONDELIVERIESRESPONSE']._serialized_end=4531
+  _globals['_EVALUATIONSERVICE']._serialized_start=4534
+  _globals['_EVALUATIONSERVICE']._serialized_end=6065
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,8 @@ from luthier.v1 import chat_pb2 as _chat_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import model_alias_pb2 as _model_alias_pb2
+from luthier.v1 import text_score_pb2 as _text_score_pb2
+from luthier.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -362,6 +364,62 @@ class GenerateTextResponse(_message.Message):
 Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
 
 @_typing.final
+class ScoreTextsRequest(_message.Message):
+    """ScoreTextsRequest is a model and the texts that it is asked about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """A READY model, a checkpoint of a job, or an alias: the model that it stands for when the call comes."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the base model is held in. Unset means what an adapter was trained beside; BFLOAT16 for a model with all its weights."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[_text_score_pb2.TextToScore]:
+        """The texts, 1 to 64."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        texts: _abc.Iterable[_text_score_pb2.TextToScore] | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_precision", b"base_precision", "model", b"model", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreTextsRequest: _TypeAlias = ScoreTextsRequest  # noqa: Y015
+
+@_typing.final
+class ScoreTextsResponse(_message.Message):
+    """ScoreTextsResponse says how likely the texts are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[_text_score_pb2.TextScore]:
+        """One for each text, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[_text_score_pb2.TextScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreTextsResponse: _TypeAlias = ScoreTextsResponse  # noqa: Y015
+
+@_typing.final
 class DeleteEvaluationRequest(_message.Message):
     """DeleteEvaluationRequest is the request of DeleteEvaluation."""
 
@@ -698,3 +756,61 @@ class DeleteModelAliasRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteModelAliasRequest: _TypeAlias = DeleteModelAliasRequest  # noqa: Y015
+
+@_typing.final
+class ListEvaluationDeliveriesRequest(_message.Message):
+    """ListEvaluationDeliveriesRequest pages through the deliveries of an evaluation's webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The evaluation, projects/{project}/evaluations/{evaluation}."""
+    page_size: _builtins.int
+    """Entries on a page at most. 0 means 200; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEvaluationDeliveriesRequest: _TypeAlias = ListEvaluationDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ListEvaluationDeliveriesResponse(_message.Message):
+    """ListEvaluationDeliveriesResponse is a page of the deliveries of an evaluation's webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty after the last one."""
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookDelivery]:
+        """The entries of this page."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[_webhook_pb2.WebhookDelivery] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEvaluationDeliveriesResponse: _TypeAlias = ListEvaluationDeliveriesResponse  # noqa: Y015

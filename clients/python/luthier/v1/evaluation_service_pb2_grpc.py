@@ -74,10 +74,20 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsResponse.FromString,
                 _registered_method=True)
+        self.ListEvaluationDeliveries = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ListEvaluationDeliveries',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.FromString,
+                _registered_method=True)
         self.GenerateText = channel.unary_stream(
                 '/luthier.v1.EvaluationService/GenerateText',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+                _registered_method=True)
+        self.ScoreTexts = channel.unary_unary(
+                '/luthier.v1.EvaluationService/ScoreTexts',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.FromString,
                 _registered_method=True)
         self.CreateModelAlias = channel.unary_unary(
                 '/luthier.v1.EvaluationService/CreateModelAlias',
@@ -124,9 +134,10 @@ class EvaluationServiceServicer(object):
     def CreateEvaluation(self, request, context):
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-        template that an arm could take over. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+        ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+        or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+        CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +201,15 @@ class EvaluationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvaluationDeliveries(self, request, context):
+        """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GenerateText(self, request, context):
         """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
         the generation.
@@ -199,6 +219,18 @@ class EvaluationServiceServicer(object):
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
         generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreTexts(self, request, context):
+        """Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+        is stored.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+        FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+        ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -313,10 +345,20 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListPredictionsResponse.SerializeToString,
             ),
+            'ListEvaluationDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationDeliveries,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.SerializeToString,
+            ),
             'GenerateText': grpc.unary_stream_rpc_method_handler(
                     servicer.GenerateText,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.SerializeToString,
+            ),
+            'ScoreTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreTexts,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.SerializeToString,
             ),
             'CreateModelAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModelAlias,
@@ -556,6 +598,33 @@ class EvaluationService(object):
             _registered_method=True)
 
     @staticmethod
+    def ListEvaluationDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ListEvaluationDeliveries',
+            luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ListEvaluationDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GenerateText(request,
             target,
             options=(),
@@ -572,6 +641,33 @@ class EvaluationService(object):
             '/luthier.v1.EvaluationService/GenerateText',
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__service__pb2.GenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/ScoreTexts',
+            luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__service__pb2.ScoreTextsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,9 +41,10 @@ class EvaluationServiceStub:
     CreateEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-    template that an arm could take over. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+    or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+    CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]
     """Read one evaluation.
@@ -79,6 +80,11 @@ class EvaluationServiceStub:
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
     """
+    ListEvaluationDeliveries: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
     GenerateText: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
     the generation.
@@ -88,6 +94,14 @@ class EvaluationServiceStub:
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
     generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+    """
+    ScoreTexts: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ScoreTextsRequest, _evaluation_service_pb2.ScoreTextsResponse]
+    """Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+    is stored.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+    FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+    ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
     """
     CreateModelAlias: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateModelAliasRequest, _model_alias_pb2.ModelAlias]
     """Create an alias that stands for no model yet.
@@ -143,9 +157,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     CreateEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-    version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-    template that an arm could take over. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+    ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+    or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+    CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
     """
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """Read one evaluation.
@@ -181,6 +196,11 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     Errors: NOT_FOUND: no evaluation has this name. FAILED_PRECONDITION: it has not ended, or has no answers. INVALID_ARGUMENT:
     page_size or page_token is not valid.
     """
+    ListEvaluationDeliveries: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListEvaluationDeliveriesRequest, _evaluation_service_pb2.ListEvaluationDeliveriesResponse]  # type: ignore[assignment]
+    """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
     GenerateText: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.GenerateTextRequest, _evaluation_service_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """Generate text from a base model or an adapter, streamed as it comes, also while an evaluation runs. Ending the call ends
     the generation.
@@ -190,6 +210,14 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
     STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
     generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+    """
+    ScoreTexts: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ScoreTextsRequest, _evaluation_service_pb2.ScoreTextsResponse]  # type: ignore[assignment]
+    """Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+    is stored.
+
+    Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+    FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+    ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
     """
     CreateModelAlias: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.CreateModelAliasRequest, _model_alias_pb2.ModelAlias]  # type: ignore[assignment]
     """Create an alias that stands for no model yet.
@@ -248,9 +276,10 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
         """Queue an evaluation. Returns at once; follow it with WatchEvaluation.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted. NOT_FOUND:
-        version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or CHAT_TEMPLATE_MISSING: no tuned arm was taught a
-        template that an arm could take over. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project, or arms cannot be compared by what is wanted;
+        ADDRESS_NOT_ALLOWED, KEY_NOT_ALLOWED: a webhook's address is not one of those that may be called, or a judge may not be asked there,
+        or not with that key. NOT_FOUND: version or model does not exist. FAILED_PRECONDITION: version or model is not READY, or
+        CHAT_TEMPLATE_MISSING: no tuned arm was taught a template that an arm could take over. ALREADY_EXISTS: the id is taken.
         """
 
     @_abc_1.abstractmethod
@@ -324,6 +353,17 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def ListEvaluationDeliveries(
+        self,
+        request: _evaluation_service_pb2.ListEvaluationDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ListEvaluationDeliveriesResponse, _abc.Awaitable[_evaluation_service_pb2.ListEvaluationDeliveriesResponse]]:
+        """Page through what became of telling the webhooks of an evaluation that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no evaluation has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
     def GenerateText(
         self,
         request: _evaluation_service_pb2.GenerateTextRequest,
@@ -337,6 +377,20 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         not taught with one, or MODEL_INVALID: its tokenizer fails or takes too much. UNAVAILABLE: no evaluation worker is there; CRASHED,
         STALLED or OUT_OF_MEMORY: the process that held the model ended, and the next call gets another one. RESOURCE_EXHAUSTED: too many
         generations are waiting, or the worker is busy with another base model; OUT_OF_MEMORY: the answer does not fit beside the model.
+        """
+
+    @_abc_1.abstractmethod
+    def ScoreTexts(
+        self,
+        request: _evaluation_service_pb2.ScoreTextsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_service_pb2.ScoreTextsResponse, _abc.Awaitable[_evaluation_service_pb2.ScoreTextsResponse]]:
+        """Find how likely a model is to go on with given texts, as harnesses of multiple-choice tasks ask, also while an evaluation runs. Nothing
+        is stored.
+
+        Errors: INVALID_ARGUMENT: a field is not valid, or a text has more tokens than the model reads. NOT_FOUND: the model does not exist.
+        FAILED_PRECONDITION: the model is not READY, the alias stands for none yet, a text has no context and the model no token that begins or
+        ends texts, or MODEL_INVALID: its tokenizer fails or takes too much, or it gives no finite number. UNAVAILABLE and RESOURCE_EXHAUSTED: as GenerateText.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import reference_pb2 as _reference_pb2
+from luthier.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1285,6 +1286,7 @@ class FineTuningJob(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    WEBHOOKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
     uid: _builtins.str
@@ -1428,6 +1430,10 @@ class FineTuningJob(_message.Message):
     def requirements(self) -> _device_pb2.Requirements:
         """What a worker must have to be given the job. Unset means that any will do."""
 
+    @_builtins.property
+    def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.Webhook]:
+        """Who is told when it has ended, at most 8. Empty: nobody. What became of it: ListFineTuningJobDeliveries."""
+
     def __init__(
         self,
         *,
@@ -1472,10 +1478,11 @@ class FineTuningJob(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
         requirements: _device_pb2.Requirements | None = ...,
+        webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015

@@ -41,7 +41,9 @@ class Grader(_message.Message):
     REMOTE_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name for people, at most 64 characters; errors say it. Empty means none."""
+    """Name for people, at most 64 characters; errors say it. Empty means none. The graders of an evaluation must have one, which their score
+    is called by.
+    """
     @_builtins.property
     def string_check(self) -> Global___StringCheckGrader:
         """Compares two texts."""
@@ -583,3 +585,69 @@ class SampleGrade(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___SampleGrade: _TypeAlias = SampleGrade  # noqa: Y015
+
+@_typing.final
+class GraderErrors(_message.Message):
+    """GraderErrors are the answers that a grader gave no score for one reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The reason, as errors have it, e.g. GRADER_INPUT_INVALID."""
+    count: _builtins.int
+    """How many answers."""
+    first_message: _builtins.str
+    """Words of the first."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        first_message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_message", b"first_message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraderErrors: _TypeAlias = GraderErrors  # noqa: Y015
+
+@_typing.final
+class GraderResult(_message.Message):
+    """GraderResult says of how many answers of an evaluation a grader has no score, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_GRADED_FIELD_NUMBER: _builtins.int
+    NUM_ERRORS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The grader's name."""
+    num_graded: _builtins.int
+    """Answers of all arms that it was given. Records that an arm could not answer are none of them."""
+    num_errors: _builtins.int
+    """Those that it gave no score. They count in no score."""
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___GraderErrors]:
+        """The same by their reasons, the most frequent first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_graded: _builtins.int = ...,
+        num_errors: _builtins.int = ...,
+        errors: _abc.Iterable[Global___GraderErrors] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "name", b"name", "num_errors", b"num_errors", "num_graded", b"num_graded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GraderResult: _TypeAlias = GraderResult  # noqa: Y015

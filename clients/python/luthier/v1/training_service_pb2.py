@@ -28,9 +28,10 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import fine_tuning_job_pb2 as luthier_dot_v1_dot_fine__tuning__job__pb2
 from luthier.v1 import rollout_pb2 as luthier_dot_v1_dot_rollout__pb2
+from luthier.v1 import webhook_pb2 as luthier_dot_v1_dot_webhook__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/training_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x18luthier/v1/rollout.proto\"\xb8\x01\n\x18PlanFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x35\n\x06\x64\x65vice\x18< \x01(\x0b\x32\x17.luthier.v1.DeviceClassB\x04\xe2\x41\x01\x01R\x06\x64\x65vice\"\xe3\x01\n\x1a\x43reateFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x31\n\x12\x66ine_tuning_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0f\x66ineTuningJobId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"Q\n\x17GetFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\"\xc0\x01\n\x19ListFineTuningJobsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x95\x01\n\x1aListFineTuningJobsResponse\x12I\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x03R\x0e\x66ineTuningJobs\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x98\x01\n\x19WatchFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\xa4\x01\n\x1eListFineTuningJobEventsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x80\x01\n\x1fListFineTuningJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.luthier.v1.EventB\x04\xe2\x41\x01\x03R\x06\x65vents\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xa1\x01\n\x1fReadFineTuningJobMetricsRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n ReadFineTuningJobMetricsResponse\x12\x35\n\x06points\x18\x01 \x03(\x0b\x32\x17.luthier.v1.MetricPointB\x04\xe2\x41\x01\x03R\x06points\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"K\n\x14GetCheckpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/CheckpointR\x04name\"\x9c\x01\n\x16ListCheckpointsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListCheckpointsResponse\x12>\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.luthier.v1.CheckpointB\x04\xe2\x41\x01\x03R\x0b\x63heckpoints\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xb3\x01\n\x13ListRolloutsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x18\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04step\"{\n\x14ListRolloutsResponse\x12\x35\n\x08rollouts\x18\x01 \x03(\x0b\x32\x13.luthier.v1.RolloutB\x04\xe2\x41\x01\x03R\x08rollouts\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x44\x65leteFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId2\x93\t\n\x0fTrainingService\x12Z\n\x11PlanFineTuningJob\x12$.luthier.v1.PlanFineTuningJobRequest\x1a\x1a.luthier.v1.FineTuningPlan\"\x03\x90\x02\x01\x12X\n\x13\x43reateFineTuningJob\x12&.luthier.v1.CreateFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12W\n\x10GetFineTuningJob\x12#.luthier.v1.GetFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\"\x03\x90\x02\x01\x12h\n\x12ListFineTuningJobs\x12%.luthier.v1.ListFineTuningJobsRequest\x1a&.luthier.v1.ListFineTuningJobsResponse\"\x03\x90\x02\x01\x12X\n\x13\x43\x61ncelFineTuningJob\x12&.luthier.v1.CancelFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12X\n\x13\x44\x65leteFineTuningJob\x12&.luthier.v1.DeleteFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12U\n\x12WatchFineTuningJob\x12%.luthier.v1.WatchFineTuningJobRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12w\n\x17ListFineTuningJobEvents\x12*.luthier.v1.ListFineTuningJobEventsRequest\x1a+.luthier.v1.ListFineTuningJobEventsResponse\"\x03\x90\x02\x01\x12z\n\x18ReadFineTuningJobMetrics\x12+.luthier.v1.ReadFineTuningJobMetricsRequest\x1a,.luthier.v1.ReadFineTuningJobMetricsResponse\"\x03\x90\x02\x01\x12N\n\rGetCheckpoint\x12 .luthier.v1.GetCheckpointRequest\x1a\x16.luthier.v1.Checkpoint\"\x03\x90\x02\x01\x12_\n\x0fListCheckpoints\x12\".luthier.v1.ListCheckpointsRequest\x1a#.luthier.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x12V\n\x0cListRollouts\x12\x1f.luthier.v1.ListRolloutsRequest\x1a .luthier.v1.ListRolloutsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!luthier/v1/training_service.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x18luthier/v1/rollout.proto\x1a\x18luthier/v1/webhook.proto\"\xb8\x01\n\x18PlanFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x35\n\x06\x64\x65vice\x18< \x01(\x0b\x32\x17.luthier.v1.DeviceClassB\x04\xe2\x41\x01\x01R\x06\x64\x65vice\"\xe3\x01\n\x1a\x43reateFineTuningJobRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12G\n\x0f\x66ine_tuning_job\x18\x02 \x01(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x02R\rfineTuningJob\x12\x31\n\x12\x66ine_tuning_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\x0f\x66ineTuningJobId\x12+\n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"Q\n\x17GetFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\"\xc0\x01\n\x19ListFineTuningJobsRequest\x12\x1c\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x1c\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01R\x06\x66ilter\x12\x1f\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01R\x07orderBy\"\x95\x01\n\x1aListFineTuningJobsResponse\x12I\n\x10\x66ine_tuning_jobs\x18\x01 \x03(\x0b\x32\x19.luthier.v1.FineTuningJobB\x04\xe2\x41\x01\x03R\x0e\x66ineTuningJobs\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x43\x61ncelFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\x98\x01\n\x19WatchFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12+\n\x0estart_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01R\rstartSequence\x12\x16\n\x03uid\x18\x14 \x01(\tB\x04\xe2\x41\x01\x01R\x03uid\"\xa4\x01\n\x1eListFineTuningJobEventsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x80\x01\n\x1fListFineTuningJobEventsResponse\x12/\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x11.luthier.v1.EventB\x04\xe2\x41\x01\x03R\x06\x65vents\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xa1\x01\n\x1fReadFineTuningJobMetricsRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n ReadFineTuningJobMetricsResponse\x12\x35\n\x06points\x18\x01 \x03(\x0b\x32\x17.luthier.v1.MetricPointB\x04\xe2\x41\x01\x03R\x06points\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"K\n\x14GetCheckpointRequest\x12\x33\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16luthier.dev/CheckpointR\x04name\"\x9c\x01\n\x16ListCheckpointsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x87\x01\n\x17ListCheckpointsResponse\x12>\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.luthier.v1.CheckpointB\x04\xe2\x41\x01\x03R\x0b\x63heckpoints\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\xb3\x01\n\x13ListRolloutsRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\x12\x18\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01R\x04step\"{\n\x14ListRolloutsResponse\x12\x35\n\x08rollouts\x18\x01 \x03(\x0b\x32\x13.luthier.v1.RolloutB\x04\xe2\x41\x01\x03R\x08rollouts\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken\"\x9b\x01\n\x1a\x44\x65leteFineTuningJobRequest\x12\x36\n\x04name\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x04name\x12\x18\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01R\x04\x65tag\x12+\n\nrequest_id\x18\x03 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01R\trequestId\"\xa8\x01\n\"ListFineTuningJobDeliveriesRequest\x12:\n\x06parent\x18\x01 \x01(\tB\"\xe2\x41\x01\x02\xfa\x41\x1b\n\x19luthier.dev/FineTuningJobR\x06parent\x12!\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01R\x08pageSize\x12#\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01R\tpageToken\"\x96\x01\n#ListFineTuningJobDeliveriesResponse\x12\x41\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1b.luthier.v1.WebhookDeliveryB\x04\xe2\x41\x01\x03R\ndeliveries\x12,\n\x0fnext_page_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\rnextPageToken2\x99\n\n\x0fTrainingService\x12Z\n\x11PlanFineTuningJob\x12$.luthier.v1.PlanFineTuningJobRequest\x1a\x1a.luthier.v1.FineTuningPlan\"\x03\x90\x02\x01\x12X\n\x13\x43reateFineTuningJob\x12&.luthier.v1.CreateFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12W\n\x10GetFineTuningJob\x12#.luthier.v1.GetFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\"\x03\x90\x02\x01\x12h\n\x12ListFineTuningJobs\x12%.luthier.v1.ListFineTuningJobsRequest\x1a&.luthier.v1.ListFineTuningJobsResponse\"\x03\x90\x02\x01\x12X\n\x13\x43\x61ncelFineTuningJob\x12&.luthier.v1.CancelFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12X\n\x13\x44\x65leteFineTuningJob\x12&.luthier.v1.DeleteFineTuningJobRequest\x1a\x19.luthier.v1.FineTuningJob\x12U\n\x12WatchFineTuningJob\x12%.luthier.v1.WatchFineTuningJobRequest\x1a\x11.luthier.v1.Event\"\x03\x90\x02\x01\x30\x01\x12w\n\x17ListFineTuningJobEvents\x12*.luthier.v1.ListFineTuningJobEventsRequest\x1a+.luthier.v1.ListFineTuningJobEventsResponse\"\x03\x90\x02\x01\x12z\n\x18ReadFineTuningJobMetrics\x12+.luthier.v1.ReadFineTuningJobMetricsRequest\x1a,.luthier.v1.ReadFineTuningJobMetricsResponse\"\x03\x90\x02\x01\x12N\n\rGetCheckpoint\x12 .luthier.v1.GetCheckpointRequest\x1a\x16.luthier.v1.Checkpoint\"\x03\x90\x02\x01\x12_\n\x0fListCheckpoints\x12\".luthier.v1.ListCheckpointsRequest\x1a#.luthier.v1.ListCheckpointsResponse\"\x03\x90\x02\x01\x12V\n\x0cListRollouts\x12\x1f.luthier.v1.ListRolloutsRequest\x1a .luthier.v1.ListRolloutsResponse\"\x03\x90\x02\x01\x12\x83\x01\n\x1bListFineTuningJobDeliveries\x12..luthier.v1.ListFineTuningJobDeliveriesRequest\x1a/.luthier.v1.ListFineTuningJobDeliveriesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -129,6 +130,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DELETEFINETUNINGJOBREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001\342\214\317\327\010\002\010\001'
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\033\n\031luthier.dev/FineTuningJob'
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE'].fields_by_name['deliveries']._loaded_options = None
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE'].fields_by_name['deliveries']._serialized_options = b'\342A\001\003'
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE'].fields_by_name['next_page_token']._loaded_options = None
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE'].fields_by_name['next_page_token']._serialized_options = b'\342A\001\003'
   _globals['_TRAININGSERVICE'].methods_by_name['PlanFineTuningJob']._loaded_options = None
   _globals['_TRAININGSERVICE'].methods_by_name['PlanFineTuningJob']._serialized_options = b'\220\002\001'
   _globals['_TRAININGSERVICE'].methods_by_name['GetFineTuningJob']._loaded_options = None
@@ -147,40 +158,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGSERVICE'].methods_by_name['ListCheckpoints']._serialized_options = b'\220\002\001'
   _globals['_TRAININGSERVICE'].methods_by_name['ListRollouts']._loaded_options = None
   _globals['_TRAININGSERVICE'].methods_by_name['ListRollouts']._serialized_options = b'\220\002\001'
-  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_start=223
-  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_end=407
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=410
-  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=637
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=639
-  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=720
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=723
-  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=915
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=918
-  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=1067
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=1070
-  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1225
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1228
-  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1380
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1383
-  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1547
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1550
-  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1678
-  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_start=1681
-  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_end=1842
-  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_start=1845
-  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_end=1980
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1982
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2057
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2060
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2216
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2219
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2354
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2357
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2536
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2538
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2661
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=2664
-  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=2819
-  _globals['_TRAININGSERVICE']._serialized_start=2822
-  _globals['_TRAININGSERVICE']._serialized_end=3993
+  _globals['_TRAININGSERVICE'].methods_by_name['ListFineTuningJobDeliveries']._loaded_options = None
+  _globals['_TRAININGSERVICE'].methods_by_name['ListFineTuningJobDeliveries']._serialized_options = b'\220\002\001'
+  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_start=249
+  _globals['_PLANFINETUNINGJOBREQUEST']._serialized_end=433
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_start=436
+  _globals['_CREATEFINETUNINGJOBREQUEST']._serialized_end=663
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_start=665
+  _globals['_GETFINETUNINGJOBREQUEST']._serialized_end=746
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_start=749
+  _globals['_LISTFINETUNINGJOBSREQUEST']._serialized_end=941
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_start=944
+  _globals['_LISTFINETUNINGJOBSRESPONSE']._serialized_end=1093
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_start=1096
+  _globals['_CANCELFINETUNINGJOBREQUEST']._serialized_end=1251
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_start=1254
+  _globals['_WATCHFINETUNINGJOBREQUEST']._serialized_end=1406
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_start=1409
+  _globals['_LISTFINETUNINGJOBEVENTSREQUEST']._serialized_end=1573
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_start=1576
+  _globals['_LISTFINETUNINGJOBEVENTSRESPONSE']._serialized_end=1704
+  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_start=1707
+  _globals['_READFINETUNINGJOBMETRICSREQUEST']._serialized_end=1868
+  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_start=1871
+  _globals['_READFINETUNINGJOBMETRICSRESPONSE']._serialized_end=2006
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2008
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2083
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2086
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2242
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2245
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2380
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=2383
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=2562
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=2564
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=2687
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_start=2690
+  _globals['_DELETEFINETUNINGJOBREQUEST']._serialized_end=2845
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST']._serialized_start=2848
+  _globals['_LISTFINETUNINGJOBDELIVERIESREQUEST']._serialized_end=3016
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE']._serialized_start=3019
+  _globals['_LISTFINETUNINGJOBDELIVERIESRESPONSE']._serialized_end=3169
+  _globals['_TRAININGSERVICE']._serialized_start=3172
+  _globals['_TRAININGSERVICE']._serialized_end=4477
 # @@protoc_insertion_point(module_scope)

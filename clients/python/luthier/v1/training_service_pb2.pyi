@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
 from luthier.v1 import rollout_pb2 as _rollout_pb2
+from luthier.v1 import webhook_pb2 as _webhook_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -531,3 +532,61 @@ class DeleteFineTuningJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteFineTuningJobRequest: _TypeAlias = DeleteFineTuningJobRequest  # noqa: Y015
+
+@_typing.final
+class ListFineTuningJobDeliveriesRequest(_message.Message):
+    """ListFineTuningJobDeliveriesRequest pages through the deliveries of a job's webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The job, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
+    page_size: _builtins.int
+    """Entries on a page at most. 0 means 200; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFineTuningJobDeliveriesRequest: _TypeAlias = ListFineTuningJobDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ListFineTuningJobDeliveriesResponse(_message.Message):
+    """ListFineTuningJobDeliveriesResponse is a page of the deliveries of a job's webhooks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty after the last one."""
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookDelivery]:
+        """The entries of this page."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[_webhook_pb2.WebhookDelivery] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFineTuningJobDeliveriesResponse: _TypeAlias = ListFineTuningJobDeliveriesResponse  # noqa: Y015

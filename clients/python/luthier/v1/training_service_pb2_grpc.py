@@ -98,6 +98,11 @@ class TrainingServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.FromString,
                 _registered_method=True)
+        self.ListFineTuningJobDeliveries = channel.unary_unary(
+                '/luthier.v1.TrainingService/ListFineTuningJobDeliveries',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer(object):
@@ -109,8 +114,8 @@ class TrainingServiceServicer(object):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
         same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-        one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address or
+        a webhook's is not one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
         not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
         tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
         """
@@ -225,6 +230,15 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFineTuningJobDeliveries(self, request, context):
+        """Page through what became of telling the webhooks of a job that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -287,6 +301,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListRollouts,
                     request_deserializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.SerializeToString,
+            ),
+            'ListFineTuningJobDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFineTuningJobDeliveries,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -615,6 +634,33 @@ class TrainingService(object):
             '/luthier.v1.TrainingService/ListRollouts',
             luthier_dot_v1_dot_training__service__pb2.ListRolloutsRequest.SerializeToString,
             luthier_dot_v1_dot_training__service__pb2.ListRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFineTuningJobDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/ListFineTuningJobDeliveries',
+            luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesRequest.SerializeToString,
+            luthier_dot_v1_dot_training__service__pb2.ListFineTuningJobDeliveriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

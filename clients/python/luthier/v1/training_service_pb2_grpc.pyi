@@ -41,8 +41,8 @@ class TrainingServiceStub:
     """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
     same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-    one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address or
+    a webhook's is not one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
     not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
     tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
     """
@@ -109,6 +109,11 @@ class TrainingServiceStub:
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
     """
+    ListFineTuningJobDeliveries: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobDeliveriesRequest, _training_service_pb2.ListFineTuningJobDeliveriesResponse]
+    """Page through what became of telling the webhooks of a job that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -121,8 +126,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
     same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-    one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+    Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address or
+    a webhook's is not one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
     not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
     tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
     """
@@ -189,6 +194,11 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
     """
+    ListFineTuningJobDeliveries: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobDeliveriesRequest, _training_service_pb2.ListFineTuningJobDeliveriesResponse]  # type: ignore[assignment]
+    """Page through what became of telling the webhooks of a job that it has ended, in their order. Empty while it has not.
+
+    Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+    """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """TrainingService runs fine-tuning jobs.
@@ -204,8 +214,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Say what a job would do, without starting it: rows, tokens, steps, warnings, memory and time on a class of devices. Makes the
         same checks as CreateFineTuningJob. Without `device`, a warning says where no worker that is there has the memory.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address is not
-        one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
+        Errors: INVALID_ARGUMENT: a field is not valid or refers to another project; ADDRESS_NOT_ALLOWED: a remote grader's address or
+        a webhook's is not one of those that may be called; REWARD_MODEL_EXPECTED: a grader names a model of another kind. NOT_FOUND: model or rendering does
         not exist. FAILED_PRECONDITION: model or rendering is not READY, they do not fit together, a reward model was taught with another
         tokenizer (TOKENIZER_MISMATCH), no row has a supervised token, or it does not fit into the memory of `device` (DOES_NOT_FIT).
         """
@@ -337,6 +347,17 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         step that was made twice shows its last attempt. A job of another method has none.
 
         Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: step, page_size or page_token is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFineTuningJobDeliveries(
+        self,
+        request: _training_service_pb2.ListFineTuningJobDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_service_pb2.ListFineTuningJobDeliveriesResponse, _abc.Awaitable[_training_service_pb2.ListFineTuningJobDeliveriesResponse]]:
+        """Page through what became of telling the webhooks of a job that it has ended, in their order. Empty while it has not.
+
+        Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
         """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,7 +10,8 @@ from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import rows_of, settings
 
 
-def _problem(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> dict[str, Any]:
+def problem_of(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> dict[str, Any]:
+    """The C++ problem without its outputs."""
     return {
         "gate": gate_MF.data_ptr(),
         "up": up_MF.data_ptr(),
@@ -33,7 +34,7 @@ def gated_activation_op(gate_MF: Tensor, up_MF: Tensor, gelu: bool) -> Tensor:
     """silu(gate) * up, or gelu (by tanh) instead of silu."""
     gate_MF, up_MF = rows_of(gate_MF), rows_of(up_MF)
     out_MF = torch.empty(gate_MF.shape, dtype=gate_MF.dtype, device="cpu")
-    _core.gated(_problem(gate_MF, up_MF, gelu) | {"out": out_MF.data_ptr()}, **settings())
+    _core.gated(problem_of(gate_MF, up_MF, gelu) | {"out": out_MF.data_ptr()}, **settings())
     return out_MF
 
 
@@ -49,7 +50,7 @@ def gated_activation_backward_op(
     """Gradients of gate and up."""
     grad_MF, gate_MF, up_MF = rows_of(grad_MF), rows_of(gate_MF), rows_of(up_MF)
     grad_gate, grad_up = (torch.empty(gate_MF.shape, dtype=gate_MF.dtype, device="cpu") for _ in range(2))
-    problem = _problem(gate_MF, up_MF, gelu) | {
+    problem = problem_of(gate_MF, up_MF, gelu) | {
         "grad_out": grad_MF.data_ptr(),
         "grad_stride": grad_MF.stride(0),
         "grad_gate": grad_gate.data_ptr(),

@@ -10,9 +10,10 @@ from luthier.kernels.direct import kernel_op
 from luthier.kernels.operands import row_pointer, rows_of, settings
 
 
-def _problem(
+def problem_of(
     x_MD: Tensor, weight_D: Tensor, out_MD: Tensor, inverse_M: Tensor, options: tuple[float, float]
 ) -> dict[str, Any]:
+    """The C++ problem; `options` are epsilon and offset."""
     return {
         "x": x_MD.data_ptr(),
         "weight": weight_D.data_ptr(),
@@ -34,7 +35,7 @@ def rms_norm_op(x_MD: Tensor, weight_D: Tensor, epsilon: float, offset: float) -
     x_MD, weight_D = rows_of(x_MD), weight_D.contiguous()
     out_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device="cpu")
     inverse_M = torch.empty(x_MD.shape[0], dtype=torch.float32, device="cpu")
-    _core.rms_norm(_problem(x_MD, weight_D, out_MD, inverse_M, (epsilon, offset)), **settings())
+    _core.rms_norm(problem_of(x_MD, weight_D, out_MD, inverse_M, (epsilon, offset)), **settings())
     return out_MD, inverse_M
 
 
@@ -50,7 +51,7 @@ def rms_norm_backward_op(
     """The gradient of x."""
     grad_MD, x_MD, weight_D = rows_of(grad_MD), rows_of(x_MD), weight_D.contiguous()
     dx_MD = torch.empty(x_MD.shape, dtype=x_MD.dtype, device="cpu")
-    problem = _problem(x_MD, weight_D, dx_MD, inverse_M, (epsilon, offset))
+    problem = problem_of(x_MD, weight_D, dx_MD, inverse_M, (epsilon, offset))
     _core.rms_norm_gradient(problem, grad_out=row_pointer(grad_MD), **settings())
     return dx_MD
 

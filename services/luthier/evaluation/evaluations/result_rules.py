@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from luthier.evaluation.evaluations.grader_rules import GRADER_RESULT_LIMITS, MAX_GRADERS
+from luthier.evaluation.evaluations.judge_rules import JUDGE_RESULT_LIMITS, MAX_JUDGES
 from luthier.evaluation.evaluations.rules import MAX_ARMS
 from luthier.evaluation.lineage import MAX_VERSIONS
 from luthier.grading.suite import OF_A_VERSION, SKILLS
@@ -119,6 +121,10 @@ RESULT_LIMITS: LimitTable = {
     **under("contamination", _CONTAMINATION),
     "drift_results": count(MAX_ARMS, "arms"),
     **under("drift_results[]", _DRIFT),
+    "judge_results": count(MAX_JUDGES, "judges"),
+    **under("judge_results[]", JUDGE_RESULT_LIMITS),
+    "grader_results": count(MAX_GRADERS, "graders"),
+    **under("grader_results[]", GRADER_RESULT_LIMITS),
     **WARNINGS,
 }
 """What a worker may say of an evaluation that it ran, or could not run to its end."""

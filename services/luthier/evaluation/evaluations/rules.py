@@ -9,6 +9,16 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
+from luthier.evaluation.evaluations.grader_rules import GRADER_LIMITS, graders_violations, require_graders
+from luthier.evaluation.evaluations.judge_rules import (
+    JUDGE_LIMITS,
+    check_judge_references,
+    judge_violations,
+    judging_arms,
+    pin_judges,
+    require_judges,
+    resolve_judges,
+)
 from luthier.evaluation.evaluations.metric_rules import DEFAULT_METRICS, METRIC_LIMITS, metric_violations
 from luthier.evaluation.evaluations.telling import blind_warnings
 from luthier.evaluation.evaluations.verdict_rules import (
@@ -32,6 +42,7 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.names import ID_LIMIT, same_project
+from luthier.runtime.webhook_limits import LIMITS as WEBHOOK_LIMITS
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
@@ -70,6 +81,9 @@ LIMITS: LimitTable = {
     "display_name": DISPLAY_NAME,
     **METRIC_LIMITS,
     **VERDICT_LIMITS,
+    **JUDGE_LIMITS,
+    **GRADER_LIMITS,
+    **WEBHOOK_LIMITS,
 }
 """Of an evaluation with every default filled in."""
 State = Evaluation.State
@@ -107,6 +121,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
         filled.metrics.extend(DEFAULT_METRICS)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
     resolve_drift(filled)
+    resolve_judges(filled)
     return filled
 
 
@@ -118,6 +133,8 @@ def check(evaluation: Evaluation) -> None:
             *_arms_violations(evaluation.arms),
             *metric_violations(evaluation),
             *verdict_violations(evaluation),
+            *judge_violations(evaluation),
+            *graders_violations(evaluation),
             *label_violations(evaluation.labels, "evaluation.labels"),
         ]
     )
@@ -139,6 +156,7 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         path = f"evaluation.arms[{index}]"
         WEIGHTS.parse(arm.model, field=f"{path}.model")
         same_project(parent, arm.model, f"{path}.model")
+    check_judge_references(parent, evaluation)
 
 
 def require_records(evaluation: Evaluation, version: DatasetVersion) -> int:
@@ -163,6 +181,7 @@ def pinned(evaluation: Evaluation, version: DatasetVersion, models: Mapping[str,
     set_roles(filled, models)
     for arm in filled.arms:
         arm.base_model = base_name(models[arm.model])
+    pin_judges(filled, models)
     filled.references.add(name=version.name, uid=version.uid, digest=version.digest)
     for name, model in models.items():
         filled.references.add(name=name, uid=model.uid, digest=model.digest)
@@ -185,6 +204,9 @@ def spec(
     arms = [_arm(arm, base_of(arm, private), reference) for arm in evaluation.arms]
     for arm, asking in zip(arms, private.askings, strict=False):
         arm.asking.CopyFrom(asking)
+    judges = [_arm(arm, arm.base_model, reference) for arm in judging_arms(evaluation)]
+    for judge, asking in zip(judges, private.judge_askings, strict=True):
+        judge.asking.CopyFrom(asking)
     bases = {arm.base_model.name for arm in arms}
     return EvaluateSpec(
         evaluation=evaluation,
@@ -195,6 +217,7 @@ def spec(
         unknown_models=private.unknown_models,
         share=share,
         reward_model=private.reward_model if private.HasField("reward_model") else None,
+        judges=judges,
     )
 
 
@@ -211,7 +234,8 @@ def _arm(arm: EvaluationArm, base: str, reference: Callable[[str], ModelReferenc
 def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     """Return an evaluation with its outcome and its verdict; its results say which scores judge a whole answer.
 
-    Raises InvalidArgument for results of other arms than it has, and for drift of others than it measures.
+    Raises InvalidArgument for results of other arms, judges or graders than it has, and for drift of others than it
+    measures.
     """
     _require_its_arms(evaluation, result)
     filled = _copy(evaluation)
@@ -220,6 +244,8 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
     filled.warnings.extend(result.warnings)
     filled.num_records = result.num_records
     filled.drift_results.extend(result.drift_results)
+    filled.judge_results.extend(result.judge_results)
+    filled.grader_results.extend(result.grader_results)
     if result.HasField("contamination"):
         filled.contamination.CopyFrom(result.contamination)
     for arm in filled.arm_results:
@@ -259,6 +285,8 @@ def _require_its_arms(evaluation: Evaluation, result: EvaluateResult) -> None:
             description = f"must be of the arms {', '.join(wanted)}, got {', '.join(sorted(foreign))}"
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
     require_drift(evaluation, result.drift_results)
+    require_judges(evaluation, result.judge_results)
+    require_graders(evaluation, result.grader_results)
 
 
 def _copy(evaluation: Evaluation) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 
@@ -10,10 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
+from luthier.evaluation.access import Access
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
 from luthier.evaluation.evaluations.drift_rules import pin_suite, require_templates
+from luthier.evaluation.evaluations.judge_rules import (
+    judge_askings,
+    judge_field,
+    judging_arms,
+)
 from luthier.evaluation.evaluations.metric_rules import fitted, require_measurable
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
@@ -36,6 +43,7 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
+from luthier.work.webhooks.targets import Targets
 from luthier.worker.v1.task_pb2 import (
     AnswerShare,
     BlobFile,
@@ -46,6 +54,23 @@ from luthier.worker.v1.task_pb2 import (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What lies outside of the service, as far as evaluations need it.
+
+    Attributes:
+        peers: where records and models are.
+        elsewhere: what they hold of other services.
+        webhooks: where they may tell that they have ended.
+        access: whom judges and graders may ask outside of Luthier.
+    """
+
+    peers: Origins
+    elsewhere: Elsewhere
+    webhooks: Targets
+    access: Access
+
+
 class EvaluationService:
     """Use cases of evaluations. A parent's project is checked by the caller."""
 
@@ -54,14 +79,15 @@ class EvaluationService:
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        peers: Origins,
         blobs: BlobStore,
-        elsewhere: Elsewhere,
+        outside: Outside,
     ) -> None:
         self._database = database
-        self._peers = peers
+        self._peers = outside.peers
         self._blobs = blobs
-        self._elsewhere = elsewhere
+        self._elsewhere = outside.elsewhere
+        self._webhooks = outside.webhooks
+        self._access = outside.access
         self._rows = repository.evaluations()
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
@@ -72,9 +98,10 @@ class EvaluationService:
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:
         """Queue an evaluation: as one task, or as one for each share that it is dealt in.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound for a version or a model, FailedPrecondition
-        when one of them is not READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and
-        Unavailable when another service is away.
+        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE, ADDRESS_NOT_ALLOWED for a webhook, a judge or a grader,
+        and KEY_NOT_ALLOWED for a judge), NotFound for a version or a model, FailedPrecondition when one of them is not
+        READY or there is nothing to ask, AlreadyExists, ResourceExhausted DISK_FULL, and Unavailable when another
+        service is away.
         """
         evaluation = rules.resolved(request.evaluation)
         name = child_name(
@@ -83,6 +110,8 @@ class EvaluationService:
         evaluation.name = name
         rules.check(evaluation)
         rules.check_references(request.parent, evaluation)
+        self._access.require(evaluation)
+        self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
         evaluation, private, learnt, num_records = await self._pinned(evaluation, request.evaluation)
@@ -124,13 +153,14 @@ class EvaluationService:
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
-        models = {
-            name: await self._peers.model(name)
-            for name in dict.fromkeys(arm.model for arm in evaluation.arms)
-        }
+        judges = judging_arms(evaluation)
+        every = [*evaluation.arms, *judges]
+        models = {name: await self._peers.model(name) for name in dict.fromkeys(arm.model for arm in every)}
         for index, arm in enumerate(evaluation.arms):
             require_askable(models[arm.model], f"evaluation.arms[{index}].model")
-        for name in bases_of(evaluation.arms, models):
+        for judge in judges:
+            require_askable(models[judge.model], judge_field(evaluation, judge.arm_id))
+        for name in bases_of(every, models):
             if name not in models:
                 models[name] = await self._peers.model(name)
         for model in models.values():
@@ -139,8 +169,9 @@ class EvaluationService:
         rules.check(evaluation)
         require_measurable(evaluation, version)
         require_same_tokens(evaluation, models)
-        asked = askings(evaluation.arms, models, datetime.now(UTC).date())
-        evaluation.base_precision = shared_precision(evaluation.base_precision, evaluation.arms, models)
+        today = datetime.now(UTC).date()
+        asked = askings(evaluation.arms, models, today)
+        evaluation.base_precision = shared_precision(evaluation.base_precision, every, models)
         filled = rules.pinned(evaluation, version, models)
         if filled.drift.dataset_version:
             suite = await self._peers.version(filled.drift.dataset_version)
@@ -152,6 +183,7 @@ class EvaluationService:
         private = EvaluationPrivate(
             reward_model=judge,
             askings=asked,
+            judge_askings=judge_askings(filled, models, today),
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,
         )
@@ -276,6 +308,7 @@ class EvaluationService:
         return EvaluationPrivate(
             base_model=private.base_model,
             askings=private.askings,
+            judge_askings=private.judge_askings,
             training_versions=private.training_versions,
             unknown_models=private.unknown_models,
             predictions=PredictionFile(

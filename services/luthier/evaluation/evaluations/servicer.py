@@ -48,6 +48,12 @@ class EvaluationsServicer:
         self.CancelEvaluation = standard.cancel(family.cancel)
         self.DeleteEvaluation = standard.delete(family.delete)
         self.WatchEvaluation = standard.watch(family.watch)
+        self.ListEvaluationDeliveries = standard.deliveries(
+            family,
+            lambda found, token: evaluation_service_pb2.ListEvaluationDeliveriesResponse(
+                deliveries=found, next_page_token=token
+            ),
+        )
 
     async def CreateEvaluation(
         self, request: evaluation_service_pb2.CreateEvaluationRequest, context: Context

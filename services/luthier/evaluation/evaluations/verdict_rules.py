@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.bases import bases_of
 from luthier.evaluation.evaluations.drift_rules import DRIFT_LIMITS, drift_violations, set_baseline
+from luthier.evaluation.evaluations.grader_rules import scores_of_graders
+from luthier.evaluation.evaluations.judge_rules import scores_of_judges
 from luthier.grading.metrics.scores import find_score, main_score, scores_given
 from luthier.runtime.field_limits import Limit, LimitTable, characters, count, demanded
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, EvaluationMetric
@@ -33,7 +35,8 @@ def default_score(metrics: Sequence[EvaluationMetric.ValueType]) -> str:
 
 def verdict_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
     """Yield what is asked of a resolved evaluation's verdict and cannot be answered."""
-    given = scores_given([_name(metric) for metric in evaluation.metrics if metric])
+    metrics = [_name(metric) for metric in evaluation.metrics if metric]
+    given = [*scores_given(metrics), *scores_of_judges(evaluation), *scores_of_graders(evaluation)]
     if evaluation.primary_score and not _is_given(evaluation.primary_score, given):
         yield _not_measured("evaluation.primary_score", evaluation.primary_score, given)
     arms = [arm.arm_id for arm in evaluation.arms]
@@ -99,7 +102,7 @@ def _name(metric: EvaluationMetric.ValueType) -> str:
 
 def _is_given(name: str, given: Sequence[str]) -> bool:
     score = find_score(name)
-    return score is not None and score.name in given
+    return name in given or (score is not None and score.name in given)
 
 
 def _not_measured(field: str, name: str, given: Sequence[str]) -> FieldViolation:

@@ -8,6 +8,8 @@ from luthier.errors import FieldViolation, Reason
 from luthier.runtime.field_limits import (
     Limit,
     LimitTable,
+    characters,
+    count,
     demanded,
     limit_violations,
     not_negative,
@@ -15,7 +17,7 @@ from luthier.runtime.field_limits import (
     whole,
 )
 from luthier.v1.evaluation_pb2 import FINISH_REASON_UNSPECIFIED
-from luthier.v1.evaluation_service_pb2 import GenerateTextRequest
+from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, ScoreTextsRequest
 from luthier.worker.v1.worker_service_pb2 import PushGenerationRequest
 
 MAX_NEW_TOKENS = 8192
@@ -26,6 +28,16 @@ LIMITS: LimitTable = {
     "top_p": demanded(Limit(rule="must be in (0, 1]", allows=lambda value: 0 < value <= 1)),
 }
 """Of a request with every default filled in."""
+
+
+MAX_TEXTS = 64
+MAX_TEXT_CHARACTERS = 1 << 18
+TEXTS_LIMITS: LimitTable = {
+    "texts": count(MAX_TEXTS, "texts", least=1),
+    "texts[].context": characters(MAX_TEXT_CHARACTERS),
+    "texts[].continuation": demanded(characters(MAX_TEXT_CHARACTERS)),
+}
+"""Of texts to be scored."""
 
 
 def is_last(piece: PushGenerationRequest) -> bool:
@@ -45,6 +57,18 @@ def resolved(request: GenerateTextRequest) -> GenerateTextRequest:
 def check(request: GenerateTextRequest) -> None:
     """Raise InvalidArgument that names every field of a resolved request that can never be right."""
     refuse([*_input_violations(request), *limit_violations(request, LIMITS)])
+
+
+def check_texts(request: ScoreTextsRequest) -> None:
+    """Raise InvalidArgument that names every field of a request for scores that can never be right."""
+    refuse([*limit_violations(request, TEXTS_LIMITS), *_rolling_violations(request)])
+
+
+def _rolling_violations(request: ScoreTextsRequest) -> Iterator[FieldViolation]:
+    for index, text in enumerate(request.texts):
+        if text.rolling and text.context:
+            description = "must be empty where the continuation is rolling, as windows have no room for it"
+            yield FieldViolation(field=f"texts[{index}].context", description=description)
 
 
 def _input_violations(request: GenerateTextRequest) -> Iterator[FieldViolation]:

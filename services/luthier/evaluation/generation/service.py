@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Container
 from datetime import UTC, datetime
 from typing import Protocol
 
-from luthier.errors import FailedPrecondition, Reason
+from luthier.errors import FailedPrecondition, Internal, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.generation import rules
 from luthier.evaluation.generation.exchange import Exchange
@@ -16,7 +16,13 @@ from luthier.evaluation.precision import asked_in
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.names import project_of, require_project
-from luthier.v1.evaluation_service_pb2 import GenerateTextRequest, GenerateTextResponse
+from luthier.v1.base_precision_pb2 import BasePrecision
+from luthier.v1.evaluation_service_pb2 import (
+    GenerateTextRequest,
+    GenerateTextResponse,
+    ScoreTextsRequest,
+    ScoreTextsResponse,
+)
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import ModelReference
 from luthier.worker.v1.worker_service_pb2 import GenerationOrder
@@ -67,17 +73,17 @@ class GenerationService:
             Unavailable: no worker is there.
             ResourceExhausted: too many orders wait.
         """
-        names = ALIAS if "/modelAliases/" in request.model else WEIGHTS
-        names.parse(request.model, field="model")
-        require_project(f"projects/{project_of(request.model)}", self._projects, field="model")
+        self._require_name(request.model)
         wanted = rules.resolved(request)
         rules.check(wanted)
-        if names is ALIAS:
-            wanted.model = await self._aliases.model_of(wanted.model)
-        model = await self._ready(wanted.model)
-        require_askable(model, "model")
-        base = await self._ready(model.base_model) if model.base_model else model
-        order = self._order(wanted, model, base)
+        model, base = await self._found(wanted.model)
+        order = self._order(model, base, wanted.base_precision)
+        order.max_new_tokens = wanted.max_new_tokens
+        order.temperature, order.top_p, order.seed = wanted.temperature, wanted.top_p, wanted.seed
+        if wanted.WhichOneof("input") == "conversation":
+            order.conversation.CopyFrom(wanted.conversation)
+        else:
+            order.prompt = wanted.prompt
         has_turns = wanted.WhichOneof("input") == "conversation"
         if has_turns and not (order.asking.chat_template or base.has_chat_template):
             raise FailedPrecondition(
@@ -98,32 +104,53 @@ class GenerationService:
                     response.template_source = order.asking.template_source
             yield response
 
-    def _order(self, wanted: GenerateTextRequest, model: Model, base: Model) -> GenerationOrder:
+    async def score(self, request: ScoreTextsRequest) -> ScoreTextsResponse:
+        """Return how likely a model finds texts. Raises as `generate`."""
+        self._require_name(request.model)
+        rules.check_texts(request)
+        model, base = await self._found(request.model)
+        order = self._order(model, base, request.base_precision)
+        order.texts.texts.extend(request.texts)
+        order.context_length = base.context_length
+        async for piece in self._exchange.generate(order):
+            if len(piece.scores) == len(request.texts):
+                return ScoreTextsResponse(scores=piece.scores)
+        raise Internal(f"the worker must give {len(request.texts)} scores, it gave none; is it an older one?")
+
+    def _require_name(self, name: str) -> None:
+        """Raise InvalidArgument or PermissionDenied for what cannot be the name of what is asked."""
+        (ALIAS if _is_alias(name) else WEIGHTS).parse(name, field="model")
+        require_project(f"projects/{project_of(name)}", self._projects, field="model")
+
+    async def _found(self, name: str) -> tuple[Model, Model]:
+        """Return a model that gives words, by its own name or an alias's, and the one below it, both READY."""
+        if _is_alias(name):
+            name = await self._aliases.model_of(name)
+        model = await self._ready(name)
+        require_askable(model, "model")
+        return model, await self._ready(model.base_model) if model.base_model else model
+
+    def _order(self, model: Model, base: Model, said: BasePrecision.ValueType) -> GenerationOrder:
         generation_id = uuid.uuid4().hex
         resources = tuple({base.name, model.name})
         project = project_of(model.name)
-        order = GenerationOrder(
+        return GenerationOrder(
             generation=generation_id,
             base_model=_reference(base),
             adapter=_reference(model) if model.base_model else None,
-            max_new_tokens=wanted.max_new_tokens,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=wanted.seed,
             token=self._task_tokens.mint(project, resources, 0, generation_id, _TOKEN_SECONDS),
             asking=as_taught(model, base, datetime.now(UTC).date()),
-            base_precision=asked_in(wanted.base_precision, model),
+            base_precision=asked_in(said, model),
         )
-        if wanted.WhichOneof("input") == "conversation":
-            order.conversation.CopyFrom(wanted.conversation)
-        else:
-            order.prompt = wanted.prompt
-        return order
 
     async def _ready(self, name: str) -> Model:
         model = await self._models.model(name)
         require_ready(model)
         return model
+
+
+def _is_alias(name: str) -> bool:
+    return "/modelAliases/" in name
 
 
 def _reference(model: Model) -> ModelReference:

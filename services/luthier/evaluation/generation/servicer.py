@@ -25,3 +25,9 @@ class GenerationServicer:
         """Stream an answer."""
         async for piece in self._generations.generate(request):
             yield piece
+
+    async def ScoreTexts(
+        self, request: evaluation_service_pb2.ScoreTextsRequest, context: Context
+    ) -> evaluation_service_pb2.ScoreTextsResponse:
+        """Say how likely texts are."""
+        return await self._generations.score(request)

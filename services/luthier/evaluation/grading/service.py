@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import threading
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from luthier.errors import Cancelled, Failure, Internal, InvalidArgument, Reason, ResourceExhausted
-from luthier.errors.status import failure_to_status
+from luthier.errors import Cancelled, Internal, InvalidArgument, Reason, ResourceExhausted
 from luthier.evaluation.grading import rules
+from luthier.evaluation.grading.samples import SampleGrader, grading_pool
 from luthier.grading.asked import remote_addresses, remote_graders
-from luthier.grading.outcomes import CODES
 from luthier.runtime.names import require_project
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
-from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
+from luthier.v1.grader_pb2 import SampleGrade
 from luthier.work.limited import Check, LimitReached, ProcessBroken
-from luthier.work.limited_child import Limits
-from luthier.work.limited_pool import LimitedPool
 from luthier.work.rewards import RewardAddresses, RewardError, scored
 
 T = TypeVar("T")
-CHILD = "luthier.evaluation.grading.child"
-SAMPLE_LIMITS = Limits(cpu_seconds=10, memory_bytes=1 << 30, wall_seconds=40.0)
-"""What one sample may take. Sixteen similarities of the longest texts take some 7 s of processor time."""
 MAX_GRADINGS = 8
 """Calls that grade at once; each waits in a thread of its own."""
 _PROCESSES = 2
@@ -42,7 +35,7 @@ class GradingService:
     def __init__(self, allowed: RewardAddresses, projects: Container[str]) -> None:
         self._allowed = allowed
         self._projects = projects
-        self._pool = LimitedPool(CHILD, SAMPLE_LIMITS, size=_PROCESSES, wait_seconds=_WAIT_SECONDS)
+        self._pool = grading_pool(_PROCESSES, _WAIT_SECONDS)
         # Threads of its own: they wait for processes and for reward services, and the event loop's are for short work.
         self._threads = ThreadPoolExecutor(MAX_GRADINGS, thread_name_prefix="grading")
         self._running = 0
@@ -99,14 +92,12 @@ class GradingService:
     def _grades(
         self, project: str, request: GradeSamplesRequest, some: range, rewards: _Rewards, check: Check
     ) -> list[SampleGrade]:
-        encoded = _encoded(request.grader)
+        grader = SampleGrader.of(self._pool, project, request.grader)
         grades = []
         for place in some:
-            asked = _asked(
-                encoded, request.samples[place], {path: found[place] for path, found in rewards.items()}
-            )
+            remote = {path: found[place] for path, found in rewards.items()}
             try:
-                grades.append(_grade(self._pool.call(project, asked, check=check)))
+                grades.append(grader.grade(request.samples[place], remote, check))
             except LimitReached as error:
                 raise InvalidArgument(
                     f"samples[{place}]: grading it takes more than {error}; send shorter texts or fewer graders",
@@ -116,34 +107,3 @@ class GradingService:
             except ProcessBroken as error:
                 raise Internal(f"samples[{place}] cannot be graded: {error}") from error
         return grades
-
-
-def _encoded(grader: Grader) -> str:
-    # The order of a map's entries is not the same for ever, and the process knows graders by their text.
-    return base64.b64encode(grader.SerializeToString(deterministic=True)).decode()
-
-
-def _asked(encoded: str, sample: Sample, rewards: Mapping[str, float | RewardError]) -> dict[str, Any]:
-    remote = {
-        path: {"reason": one.reason, "message": one.message}
-        if isinstance(one, RewardError)
-        else {"score": one}
-        for path, one in rewards.items()
-    }
-    return {
-        "grader": encoded,
-        "item_json": sample.item_json,
-        "output_text": sample.output_text,
-        "remote": remote,
-    }
-
-
-def _grade(answer: Mapping[str, Any]) -> SampleGrade:
-    grade = SampleGrade(part_scores=answer["parts"])
-    if "score" in answer:
-        grade.score = answer["score"]
-    else:
-        reason = answer["reason"]
-        failure = Failure(code=CODES[Reason(reason)], reason=reason, message=answer["message"])
-        grade.error.CopyFrom(failure_to_status(failure))
-    return grade

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from luthier.errors import LuthierError
+from luthier.evaluation.access import Access
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import PATIENCE, in_children
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -16,7 +17,9 @@ from luthier.evaluation.worker.order import Setup
 from luthier.work.cache import BlobCache
 from luthier.work.children import Children, Program
 from luthier.work.device import ChosenDevice
+from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
+from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
 from luthier.work.worker_config import WorkerConfig, device_of, read_worker_config, worker_settings
@@ -27,6 +30,8 @@ _RELIEVE_SECONDS = 5.0
 def main() -> None:
     """Work until SIGTERM. This process computes nothing, and has no torch."""
     config = read_worker_config()
+    # Before a process is started that could see what is taken.
+    access = Access(judges=JudgeAccess.of_worker(config), rewards=RewardAddresses(config.reward_addresses))
     device = device_of(config)
     children = Children(program_of(config, device), PATIENCE)
     try:
@@ -50,7 +55,7 @@ def main() -> None:
             await asyncio.to_thread(models.relieve)
 
     settings = replace(settings, companions=(companion, relieve), counts=children.counts)
-    evaluator = Evaluator(config.data_address, models)
+    evaluator = Evaluator(config.data_address, models, access)
     # No other process begins when those that hold models are ended.
     with closing(models), closing(evaluator), children:
         runners = {TaskKind.EVALUATE: evaluator, TaskKind.ANSWER_SHARE: evaluator}

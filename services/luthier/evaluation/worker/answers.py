@@ -30,6 +30,7 @@ from luthier.evaluation.precision import precision_of
 from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
+from luthier.evaluation.worker.text_scores import scored_texts
 from luthier.lm.generate import GenerationRequest
 from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
@@ -101,6 +102,9 @@ class ModelAnswers:
     ) -> Iterator[Piece]:
         adapter = order.adapter if order.HasField("adapter") else None
         with self._models.adapter(loaded, adapter, token, check) as name:
+            if order.WhichOneof("input") == "texts":
+                yield _scores(loaded, order, name, check)
+                return
             prompt, stops = _prompt(loaded.asker(order.asking, check), order)
             request = GenerationRequest(
                 request_id=order.generation,
@@ -113,6 +117,19 @@ class ModelAnswers:
                 stop_token_ids=stops,
             )
             yield from _pieces(loaded, request, check)
+
+
+def _scores(
+    loaded: LoadedModel, order: worker_service_pb2.GenerationOrder, adapter: str | None, check: Check
+) -> Piece:
+    asker = loaded.asker(order.asking, check)
+    scores = scored_texts(asker, loaded.engine, adapter, order.texts.texts, order.context_length, check)
+    return Piece(
+        generation=order.generation,
+        scores=scores,
+        finish_reason=evaluation_pb2.FINISH_REASON_STOP,
+        num_prompt_tokens=sum(score.num_tokens for score in scores),
+    )
 
 
 def _pieces(loaded: LoadedModel, request: GenerationRequest, check: Check) -> Iterator[Piece]:

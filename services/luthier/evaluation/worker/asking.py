@@ -148,6 +148,11 @@ class Asker:
             end_turns=known["end_turns"],
         )
 
+    def start_token(self) -> int | None:
+        """Return the token that begins texts, else that which ends them; None: neither is there. Raises as `stops`."""
+        found: int | None = self._describe(Before())["start_token_id"]
+        return found
+
     @property
     def template_date(self) -> str:
         """What templates see as today, YYYY-MM-DD."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from luthier.evaluation.worker.scoring import Answer, differences, direction_of
+from luthier.evaluation.worker.scoring import Answer, differences, direction_of, preferences
+from luthier.grading.graded_scores import scores_of
 from luthier.grading.metrics.holm import ALPHA, Corrected, corrected
 from luthier.grading.metrics.intervals import MIN_PAIRS, verdict
 from luthier.grading.metrics.paired import PairedDifference
-from luthier.grading.metrics.scores import ScoreKind, score_named
+from luthier.grading.metrics.scores import Score, ScoreKind
 from luthier.v1 import evaluation_pb2
 
 _METHODS = {
@@ -25,7 +27,8 @@ class _Pair:
 
     candidate: str
     baseline: str
-    score: str
+    score: Score
+    name: str
     difference: PairedDifference
     primary: bool
     wins: bool
@@ -44,14 +47,17 @@ def comparisons_of(
         ValueError: a score is unknown or not of its kind.
         FailedPrecondition: LOSS_NOT_FINITE, a reference has no finite likelihood.
     """
-    arms = list(answers)
+    arms, named = list(answers), scores_of(evaluation.graders)
     pairs = [
-        _pair(evaluation, candidate, baseline, score, difference)
+        _pair(evaluation, (candidate, baseline), named(score), score, difference)
         for later, candidate in enumerate(arms)
         for baseline in arms[:later]
-        for score, difference in differences(answers[candidate], answers[baseline])
+        for score, difference in chain(
+            differences(answers[candidate], answers[baseline], named),
+            preferences(answers[candidate], baseline),
+        )
         # Of a single record numbers have no interval.
-        if difference.count > 1 or score_named(score).kind is not ScoreKind.REAL
+        if difference.count > 1 or named(score).kind is not ScoreKind.REAL
     ]
     primary = [pair for pair in pairs if pair.primary]
     levels: dict[int, Corrected] = {}
@@ -63,11 +69,12 @@ def comparisons_of(
 
 def _pair(
     evaluation: evaluation_pb2.Evaluation,
-    candidate: str,
-    baseline: str,
-    score: str,
+    arms: tuple[str, str],
+    score: Score,
+    name: str,
     difference: PairedDifference,
 ) -> _Pair:
+    candidate, baseline = arms
     prompting = {arm.arm_id for arm in evaluation.arms if not arm.tuned}
     judged = evaluation.candidate_arm_id
     rival = baseline if candidate == judged else candidate
@@ -76,9 +83,10 @@ def _pair(
         candidate=candidate,
         baseline=baseline,
         score=score,
+        name=name,
         difference=difference,
-        primary=score == evaluation.primary_score and judged in (candidate, baseline) and rival in prompting,
-        wins=difference.p_value <= ALPHA and is_up == score_named(score).higher_is_better,
+        primary=name == evaluation.primary_score and judged in (candidate, baseline) and rival in prompting,
+        wins=difference.p_value <= ALPHA and is_up == score.higher_is_better,
     )
 
 
@@ -96,14 +104,14 @@ def _corrected(pairs: Sequence[_Pair]) -> dict[int, Corrected]:
 
 
 def _comparison(pair: _Pair, level: Corrected | None) -> evaluation_pb2.Comparison:
-    score = score_named(pair.score)
+    score = pair.score
     confidence = level.confidence if level else 1 - ALPHA
     interval = pair.difference.interval(confidence)
     shown = verdict(interval, higher_is_better=score.higher_is_better)
     return evaluation_pb2.Comparison(
         candidate_arm_id=pair.candidate,
         baseline_arm_id=pair.baseline,
-        score=pair.score,
+        score=pair.name,
         difference=interval.value,
         lower=interval.lower,
         upper=interval.upper,

@@ -204,7 +204,7 @@ class Computing:
 
     def _measured(self, wanted: Measured) -> list[SequenceScore]:
         with use_adapter(self.model, wanted.adapter):
-            return sequence_logprobs(self.model, wanted.sequences, wanted.masks)
+            return sequence_logprobs(self.model, wanted.sequences, wanted.masks, likeliest=wanted.likeliest)
 
     def _distribute(self, wanted: Measured, path: Path) -> None:
         with use_adapter(self.model, wanted.adapter):

@@ -10,6 +10,8 @@ from typing import Any
 from luthier.evaluation.worker.overlap import Held, Kind, Overlaps, Place, Words
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.scoring import Answer, estimates
+from luthier.grading.graded_scores import NameScore
+from luthier.grading.metrics.scores import score_named
 from luthier.text.records import ChatRecord, CompletionRecord, Record, SingleRecord, record_from_json
 from luthier.text.rendering import reference_text
 from luthier.text.units import chosen_record
@@ -112,7 +114,7 @@ def clean_answers(
 
 
 def scored_apart(
-    learnt: Learnt, answers: Mapping[str, Sequence[Answer]], seed: int
+    learnt: Learnt, answers: Mapping[str, Sequence[Answer]], seed: int, named: NameScore = score_named
 ) -> evaluation_pb2.Contamination:
     """Return the counts with the scores over records that were learnt from, and over others. Raises as `estimates`."""
     contamination = evaluation_pb2.Contamination()
@@ -120,8 +122,8 @@ def scored_apart(
     clean_by_arm = clean_answers(answers, learnt.held) if learnt.held else {}
     for arm_id, clean in clean_by_arm.items():
         contaminated = [answer for row, answer in enumerate(answers[arm_id]) if row in learnt.held]
-        contamination.clean.add(arm_id=arm_id, scores=estimates(clean, seed))
-        contamination.contaminated.add(arm_id=arm_id, scores=estimates(contaminated, seed))
+        contamination.clean.add(arm_id=arm_id, scores=estimates(clean, seed, named))
+        contamination.contaminated.add(arm_id=arm_id, scores=estimates(contaminated, seed, named))
     return contamination
 
 

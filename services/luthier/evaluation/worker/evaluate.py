@@ -7,11 +7,14 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
 from luthier.errors import LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.evaluation.access import NOBODY, Access
 from luthier.evaluation.bases import side_by_side
+from luthier.evaluation.grading.samples import grading_pool
 from luthier.evaluation.precision import precision_of
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.evaluation.worker.answered import COMMIT_SECONDS, Answered
 from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, Manner, require_an_answer
+from luthier.evaluation.worker.assessing import Assessed, Assessing, Means
 from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.drift import Drift
 from luthier.evaluation.worker.drift_suite import Suite, general, of_version, suite_questions
@@ -32,6 +35,9 @@ from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
 _CHOICES = (SHOT_CHOICE_UNSPECIFIED, SHOT_CHOICE_SIMILAR)
+_GRADING_PROCESSES = 2
+_GRADING_WAIT_SECONDS = 600.0
+"""A worker runs one task at a time: nobody else has them for longer than an answer may take."""
 _OF_THE_BASE = (evaluation_pb2.TEMPLATE_SOURCE_UNSPECIFIED, evaluation_pb2.TEMPLATE_SOURCE_BASE)
 
 
@@ -53,13 +59,22 @@ class Evaluator:
     Args:
         data_address: host:port of the Data service.
         models: the models in memory.
+        access: whom judges and graders may ask outside of Luthier.
         commit_seconds: time between commits of answers at least.
     """
 
-    def __init__(self, data_address: str, models: Models, commit_seconds: float = COMMIT_SECONDS) -> None:
+    def __init__(
+        self,
+        data_address: str,
+        models: Models,
+        access: Access = NOBODY,
+        commit_seconds: float = COMMIT_SECONDS,
+    ) -> None:
         self._splits = Splits(data_address)
         self._training = TrainingRecords(data_address)
         self._models = models
+        self._pool = grading_pool(_GRADING_PROCESSES, _GRADING_WAIT_SECONDS)
+        self._means = Means(models=models, access=access, pool=self._pool)
         self._commit_seconds = commit_seconds
 
     def __call__(self, context: TaskContext) -> task_pb2.TaskResult:
@@ -78,14 +93,16 @@ class Evaluator:
         context.announce(answering_seconds(wanted.num_answers, evaluation.max_new_tokens))
         grading = grading_of(evaluation, questions)
         answered = Answered(context, self._commit_seconds)
+        assessing = Assessing(context, answered, questions, wanted, self._means)
         drift = self._drift(context, answered, wanted)
         try:
             with _sizes_named(evaluation):
                 answers = self._asked(context, answered, questions, grading, wanted, drift)
+                assessed = assessing.assessed(answers)
             answered.commit()
             if not wanted.is_share:
                 valued = self._valued(context, answered, questions, answers)
-                return self._result(context, grading, questions, answers, drift, valued)
+                return self._result(context, grading, questions, answers, assessed, drift, valued)
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
@@ -103,6 +120,7 @@ class Evaluator:
 
     def close(self) -> None:
         """Hang up."""
+        self._pool.close()
         self._splits.close()
         self._training.close()
 
@@ -118,7 +136,7 @@ class Evaluator:
         """Ask the arms of one base model after those of another; return what they said in the order of the arms."""
         evaluation = spec_of(context.task).evaluation
         precision, shots = precision_of(evaluation.base_precision), self._shots(context, evaluation)
-        num_answers = wanted.num_answers + (drift.num_answers if drift else 0)
+        num_answers = wanted.num_all
         answers: dict[str, ArmAnswers] = {}
         groups = side_by_side(wanted.arms, wanted.base_of)
         for arms in drift.groups(groups) if drift else groups:
@@ -186,7 +204,8 @@ class Evaluator:
         evaluation = spec_of(context.task).evaluation
         if wanted.is_share or not evaluation.HasField("drift"):
             return None
-        drift = Drift(context, answered, evaluation, self._suite(context, evaluation), wanted.num_answers)
+        drift = Drift(context, answered, evaluation, self._suite(context, evaluation), wanted.num_all)
+        wanted.expect(drift.num_answers)
         context.announce(answering_seconds(drift.num_answers, evaluation.drift.max_new_tokens))
         return drift
 
@@ -244,13 +263,16 @@ class Evaluator:
         grading: Grading,
         questions: Sequence[Question],
         answers: Mapping[str, ArmAnswers],
+        assessed: Assessed,
         drift: Drift | None,
         warnings: Sequence[str],
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
         learnt = self._training.look_up(context, questions)
-        outcome = result_of(context.task.evaluate.evaluation, grading, questions, answers, learnt, path)
+        outcome = result_of(
+            context.task.evaluate.evaluation, grading, questions, answers, assessed, learnt, path
+        )
         outcome.warnings.extend([*_unknown(context.task.evaluate.arms), *warnings])
         if drift:
             outcome.drift_results.extend(drift.results())

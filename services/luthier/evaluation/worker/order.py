@@ -84,11 +84,15 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Sequences whose chosen tokens are measured with an adapter; None: with the base model alone."""
+    """Sequences whose chosen tokens are measured with an adapter; None: with the base model alone.
+
+    `likeliest`: whether it is wanted too if each of them is the likeliest.
+    """
 
     adapter: str | None
     sequences: Sequence[Sequence[int]]
     masks: Sequence[Sequence[bool]]
+    likeliest: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

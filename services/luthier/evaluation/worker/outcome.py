@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from luthier.evaluation.worker.arm import ArmAnswers
+from luthier.evaluation.worker.assessing import NOT_ASSESSED, Assessed
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.contamination import Learnt, clean_answers, scored_apart, warnings_of
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
 from luthier.evaluation.worker.scoring import Answer, estimates
+from luthier.grading.graded_scores import scores_of
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
 from luthier.v1 import chat_pb2, evaluation_pb2
@@ -23,30 +25,35 @@ def result_of(
     grading: Grading,
     questions: Sequence[Question],
     answers: Mapping[str, ArmAnswers],
+    assessed: Assessed,
     learnt: Learnt | None,
     path: Path,
 ) -> task_pb2.EvaluateResult:
     """Return the outcome of an evaluation, less its `predictions`, which are written to `path`.
 
-    `learnt` are the records that tuned models learnt from: they count in no comparison. None: nobody looked.
+    `assessed` is what judges and graders said. `learnt` are the records that tuned models learnt from: they count in no
+    comparison. None: nobody looked.
     """
-    scored = {arm_id: _scored(said, questions, grading) for arm_id, said in answers.items()}
-    arms = list(answers)
+    scored = {arm_id: _scored(arm_id, said, questions, grading, assessed) for arm_id, said in answers.items()}
+    arms, named = list(answers), scores_of(evaluation.graders)
     held = learnt.held if learnt else {}
     said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
-    apart = scored_apart(learnt, scored, evaluation.seed) if learnt else None
+    apart = scored_apart(learnt, scored, evaluation.seed, named) if learnt else None
     learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
     unread = [one for arm_id in arms for one in _unread(arm_id, answers[arm_id])] if grading.ratios else []
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
         arm_results=[
-            _arm_result(arm_id, answers[arm_id], scored[arm_id], evaluation.seed) for arm_id in arms
+            _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], evaluation.seed, named))
+            for arm_id in arms
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
-        num_records=write_answers(grading, questions, said, path, range(len(questions))),
-        warnings=[*failures, *unknown, *grading.warnings, *learnt_warnings, *unread],
+        num_records=write_answers(grading, questions, said, path, range(len(questions)), assessed),
+        warnings=[*failures, *unknown, *grading.warnings, *assessed.warnings, *learnt_warnings, *unread],
         contamination=apart,
+        judge_results=assessed.judged.results,
+        grader_results=assessed.graded.results,
     )
 
 
@@ -56,6 +63,7 @@ def write_answers(
     said: Mapping[str, Sequence[task_pb2.AnsweredRecord]],
     path: Path,
     rows: range,
+    assessed: Assessed = NOT_ASSESSED,
 ) -> int:
     """Write what the arms said to some records, as far as they came, as a file of predictions; return their number."""
     by_row = {arm_id: {record.row: record for record in records} for arm_id, records in said.items()}
@@ -65,19 +73,23 @@ def write_answers(
             questions[row],
             {arm_id: found[row] for arm_id, found in by_row.items() if row in found},
             grading,
+            assessed,
         )
         for row in rows
     )
     return write_rows(path, (one.SerializeToString(deterministic=True) for one in predictions))
 
 
-def _scored(said: ArmAnswers, questions: Sequence[Question], grading: Grading) -> list[Answer]:
+def _scored(
+    arm_id: str, said: ArmAnswers, questions: Sequence[Question], grading: Grading, assessed: Assessed
+) -> list[Answer]:
     """A record that failed has no score: it counts in nothing."""
     return [
         Answer(
             text=record.text,
             finish_reason=evaluation_pb2.FinishReason.Name(record.finish_reason),
-            scores=_scores(record, question, grading),
+            scores={**_scores(record, question, grading), **assessed.scores(arm_id, record.row)},
+            points=assessed.judged.points.get((arm_id, record.row), {}),
             nll=record.nll,
             num_tokens=record.num_reference_tokens if "PERPLEXITY" in grading.ratios else 0,
             num_bytes=_num_bytes(record, question) if "BITS_PER_BYTE" in grading.ratios else 0,
@@ -95,11 +107,11 @@ def _num_bytes(record: task_pb2.AnsweredRecord, question: Question) -> int:
 
 
 def _arm_result(
-    arm_id: str, said: ArmAnswers, scored: Sequence[Answer], seed: int
+    arm_id: str, said: ArmAnswers, scores: Sequence[evaluation_pb2.ScoreEstimate]
 ) -> evaluation_pb2.ArmResult:
     return evaluation_pb2.ArmResult(
         arm_id=arm_id,
-        scores=estimates(scored, seed),
+        scores=scores,
         num_generated_tokens=sum(record.num_generated_tokens for record in said.records),
         num_prompt_tokens=said.num_prompt_tokens,
         duration_seconds=said.duration_seconds,
@@ -141,7 +153,11 @@ def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> li
 
 
 def _prediction(
-    row: int, question: Question, said: Mapping[str, task_pb2.AnsweredRecord], grading: Grading
+    row: int,
+    question: Question,
+    said: Mapping[str, task_pb2.AnsweredRecord],
+    grading: Grading,
+    assessed: Assessed,
 ) -> evaluation_pb2.Prediction:
     record = question.record
     if isinstance(record, ChatRecord):
@@ -158,14 +174,17 @@ def _prediction(
         reference=reference_text(record),
         filename=question.filename,
         line=question.line,
+        judgements=assessed.judged.judgements.get(row, ()),
     )
     for arm_id, found in said.items():
         answer = prediction.answers.add(
             arm_id=arm_id,
             text=found.text,
             finish_reason=found.finish_reason,
-            scores=_scores(found, question, grading),
+            scores={**_scores(found, question, grading), **assessed.scores(arm_id, row)},
         )
         if found.HasField("error"):
             answer.error.CopyFrom(found.error)
+        for name, grade in assessed.graded.of(arm_id, row).items():
+            answer.grades[name].CopyFrom(grade)
     return prediction

@@ -23,7 +23,8 @@ _MESSAGE_CHARACTERS = 500
 class Question:
     """A record of the version: what is asked, the answer that is right, and where it came from.
 
-    `rejected`: of a preference pair the same question with the other answer.
+    `item_json` is the record as graders see it. `rejected`: of a preference pair the same question with the other
+    answer.
     """
 
     record_id: str
@@ -31,6 +32,7 @@ class Question:
     record: SingleRecord
     filename: str = ""
     line: int = 0
+    item_json: str = ""
     rejected: SingleRecord | None = None
 
     @property

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.grading.graded_scores import NameScore
 from luthier.grading.metrics.intervals import (
     Interval,
     bootstrap_mean,
@@ -23,7 +24,7 @@ from luthier.grading.metrics.paired import (
     real_difference,
     share_difference,
 )
-from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY, ScoreKind, score_named
+from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY, Score, ScoreKind, score_named
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
@@ -38,8 +39,14 @@ _DIFFERENCES = {
 class Answer:
     """What one arm said to one record.
 
-    `nll` (nats) is of the reference, of `num_tokens` where its perplexity is wanted, and of `num_bytes` where its bits
-    for each byte are; these are 0 when they are not, or were not measured.
+    Attributes:
+        text: the answer.
+        finish_reason: why it ended.
+        scores: by name.
+        points: of scores that hold two arms against each other, from 0 to 1 by score and the other arm's id.
+        nll: of the reference, in nats; 0 when it was not measured.
+        num_tokens: of the reference, where its perplexity is wanted; 0 when it is not, or was not measured.
+        num_bytes: of the reference, where its bits for each byte are wanted; 0 as `num_tokens`.
     """
 
     text: str
@@ -48,10 +55,15 @@ class Answer:
     nll: float = 0.0
     num_tokens: int = 0
     num_bytes: int = 0
+    points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.ScoreEstimate]:
+def estimates(
+    answers: Sequence[Answer], seed: int, named: NameScore = score_named
+) -> list[evaluation_pb2.ScoreEstimate]:
     """Return every score of an arm: its mean over the records that have it, with a 95 % interval.
+
+    `named` says what each score is.
 
     Raises:
         ValueError: a score is unknown or not of its kind.
@@ -60,22 +72,28 @@ def estimates(answers: Sequence[Answer], seed: int) -> list[evaluation_pb2.Score
     found = []
     for name in names_of(answers):
         values = [answer.scores[name] for answer in answers if name in answer.scores]
-        found.append(_estimate(name, values, seed))
+        found.append(_estimate(named(name), name, values, seed))
     if any(answer.num_tokens for answer in answers):
         nll, tokens = _references(answers)
         with _named_failure():
-            found.append(_message(PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed)))
+            found.append(
+                _message(named(PERPLEXITY), PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed))
+            )
     if any(answer.num_bytes for answer in answers):
         bits, sizes = _bits(answers)
-        found.append(_message(BITS_PER_BYTE, bootstrap_rate(bits, sizes, seed=seed)))
+        found.append(_message(named(BITS_PER_BYTE), BITS_PER_BYTE, bootstrap_rate(bits, sizes, seed=seed)))
     return found
 
 
 def differences(
-    candidate: Sequence[Answer], baseline: Sequence[Answer]
+    candidate: Sequence[Answer], baseline: Sequence[Answer], named: NameScore = score_named
 ) -> Iterator[tuple[str, PairedDifference]]:
-    """Yield each score that both arms have with its difference, record by record. Raises as `estimates`."""
-    for name in names_of(candidate):
+    """Yield each score that both arms have with its difference, record by record. Raises as `estimates`.
+
+    Scores of which each record holds two arms against each other are left to `preferences`.
+    """
+    by_pairs = _names_of_pairs(candidate)
+    for name in (name for name in names_of(candidate) if name not in by_pairs):
         pairs = [
             (left.scores[name], right.scores[name])
             for left, right in zip(candidate, baseline, strict=True)
@@ -83,7 +101,7 @@ def differences(
         ]
         if pairs:
             left, right = zip(*pairs, strict=True)
-            yield name, _DIFFERENCES[score_named(name).kind](left, right)
+            yield name, _DIFFERENCES[named(name).kind](left, right)
     measured = [
         (left, right)
         for left, right in zip(candidate, baseline, strict=True)
@@ -101,6 +119,19 @@ def differences(
     if sized:
         (mine_bits, sizes), (other_bits, _) = (_bits(side) for side in zip(*sized, strict=True))
         yield BITS_PER_BYTE, rate_difference(mine_bits, other_bits, sizes)
+
+
+def preferences(candidate: Sequence[Answer], baseline_arm_id: str) -> Iterator[tuple[str, PairedDifference]]:
+    """Yield each score that holds two arms against each other, as the difference of their shares of the points."""
+    for name in _names_of_pairs(candidate):
+        found = (answer.points.get(name, {}).get(baseline_arm_id) for answer in candidate)
+        mine = [points for points in found if points is not None]
+        if mine:
+            yield name, share_difference(mine, [1 - points for points in mine])
+
+
+def _names_of_pairs(answers: Sequence[Answer]) -> list[str]:
+    return list(dict.fromkeys(name for answer in answers for name in answer.points))
 
 
 def names_of(answers: Sequence[Answer]) -> list[str]:
@@ -128,17 +159,16 @@ def _named_failure() -> Iterator[None]:
         raise FailedPrecondition(message, reason=Reason.LOSS_NOT_FINITE) from error
 
 
-def _estimate(name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
-    if score_named(name).kind is not ScoreKind.BINARY:
-        return _message(name, bootstrap_mean(values, seed=seed))
+def _estimate(score: Score, name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
+    if score.kind is not ScoreKind.BINARY:
+        return _message(score, name, bootstrap_mean(values, seed=seed))
     wrong = [value for value in values if value not in (0.0, 1.0)]
     if wrong:
         raise ValueError(f"{name} is BINARY: its values must be 0 or 1, got {wrong[:3]}")
-    return _message(name, wilson(round(sum(values)), len(values)))
+    return _message(score, name, wilson(round(sum(values)), len(values)))
 
 
-def _message(name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
-    score = score_named(name)
+def _message(score: Score, name: str, interval: Interval) -> evaluation_pb2.ScoreEstimate:
     form = f"TEXT_FORM_{TEXT_FORM}" if score.compares_text else "TEXT_FORM_UNSPECIFIED"
     return evaluation_pb2.ScoreEstimate(
         score=name,

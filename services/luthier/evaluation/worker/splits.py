@@ -177,6 +177,7 @@ def _questions(stored: Sequence[_Stored], *, right_only: bool) -> list[Question]
             record=record,
             filename=one.filename,
             line=one.line,
+            item_json=one.text,
             rejected=rejected_record(stored_record) if isinstance(stored_record, PairRecord) else None,
         )
         questions.append(question)

@@ -23,6 +23,7 @@ class Wanted:
         self._all_arms_base = spec.base_model
         self._share = spec.share if spec.HasField("share") else None
         self._num_records = num_records
+        self._num_more = 0
         self.arms = [arm for arm in spec.arms if self.rows(arm.arm.arm_id)]
 
     @property
@@ -34,6 +35,15 @@ class Wanted:
     def num_answers(self) -> int:
         """How many answers it wants."""
         return sum(len(self.rows(arm.arm.arm_id)) for arm in self.arms)
+
+    @property
+    def num_all(self) -> int:
+        """How many answers it will have at most, with all that is asked besides."""
+        return self.num_answers + self._num_more
+
+    def expect(self, num_more: int) -> None:
+        """Count answers in that are asked for besides those of arms to records."""
+        self._num_more += num_more
 
     @property
     def records(self) -> range:

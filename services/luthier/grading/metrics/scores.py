@@ -33,6 +33,10 @@ class Score:
 
 PERPLEXITY = "perplexity"
 BITS_PER_BYTE = "bits_per_byte"
+JUDGED = "judge."
+"""What the scores of judges begin with; an evaluation that has judges gives one for each."""
+GRADED = "grader."
+"""What the scores of graders begin with; `graded_scores` has what values those of a given grader have."""
 
 
 def _share(name: str, metric: str) -> Score:
@@ -65,6 +69,8 @@ _SCORES = (
     _share("rouge.one", "ROUGE"),
     _share("rouge.two", "ROUGE"),
     _share("rouge.longest", "ROUGE"),
+    _other(JUDGED, "JUDGE", ScoreKind.FRACTION),
+    _other(GRADED, "GRADER", ScoreKind.REAL),
 )
 _BY_NAME = {score.name: score for score in _SCORES}
 _FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from luthier.runtime.catalogue import calls, process, queue, stores, training, work_done, workers
+from luthier.runtime.catalogue import calls, process, queue, stores, training, webhooks, work_done, workers
 from luthier.runtime.metric import Metric
 
 FAMILIES: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ FAMILIES: dict[str, ModuleType] = {
     "Workers": workers,
     "Training": training,
     "Checkpoints, data and generation": work_done,
+    "Webhooks": webhooks,
     "Stores": stores,
     "Process": process,
 }

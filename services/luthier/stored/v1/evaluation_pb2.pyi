@@ -34,6 +34,7 @@ class EvaluationPrivate(_message.Message):
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    JUDGE_ASKINGS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     """Base model that all arms share. Empty where the evaluation's arms say theirs: older ones do not."""
     @_builtins.property
@@ -62,6 +63,10 @@ class EvaluationPrivate(_message.Message):
         answers of some arms.
         """
 
+    @_builtins.property
+    def judge_askings(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Asking]:
+        """How each model that judges is asked, in the order of the judges that are models. Empty: none is."""
+
     def __init__(
         self,
         *,
@@ -72,10 +77,11 @@ class EvaluationPrivate(_message.Message):
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         reward_model: _task_pb2.RewardModel | None = ...,
         parts: _abc.Iterable[Global___PredictionFile] | None = ...,
+        judge_askings: _abc.Iterable[_task_pb2.Asking] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "reward_model", b"reward_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "parts", b"parts", "predictions", b"predictions", "reward_model", b"reward_model", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "judge_askings", b"judge_askings", "parts", b"parts", "predictions", b"predictions", "reward_model", b"reward_model", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -197,7 +197,7 @@ def make_plan(
         FailedPrecondition: NO_SUPERVISED_TOKENS, or rows are longer than the model's context
             (SEQUENCE_TOO_LONG).
     """
-    _require_learnable(job, renderings, found, context_length)
+    require_learnable(job, renderings, found, context_length)
     totals = found.totals
     assert totals is not None, "rows that teach and fit were counted"
     train = statistics_of(renderings[0], SPLIT_TRAIN)
@@ -220,9 +220,10 @@ def make_plan(
     )
 
 
-def _require_learnable(
+def require_learnable(
     job: FineTuningJob, renderings: Sequence[Rendering], found: Survey, context_length: int
 ) -> None:
+    """Refuse what a survey shows to be impossible. Raises as `make_plan`, TOO_MANY_RANKS among it."""
     for rendering, part in zip(renderings, (found, *found.mixed), strict=True):
         if part.longest_train is None:
             raise nothing_to_learn(rendering)

@@ -20,6 +20,7 @@ from luthier.runtime.field_limits import (
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.runtime.result_limits import FILE
+from luthier.runtime.webhook_limits import LIMITS as WEBHOOK_LIMITS
 from luthier.training.jobs.adaptation import LIMITS as ADAPTATION_LIMITS
 from luthier.training.jobs.adaptation import lora_violations
 from luthier.training.jobs.methods import LIMITS as METHOD_LIMITS
@@ -68,6 +69,7 @@ LIMITS: LimitTable = {
     **METHOD_LIMITS,
     **MIXING_LIMITS,
     **RANK_LIMITS,
+    **WEBHOOK_LIMITS,
 }
 _STARTED_REFERENCES: LimitTable = {"rendering": required("must name a rendering")}
 REFERENCES: LimitTable = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.errors import AlreadyExists, NotFound, Reason, ResourceExhausted
+from luthier.errors import AlreadyExists, LuthierError, NotFound, Reason, ResourceExhausted
 from luthier.grading.asked import remote_addresses
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
@@ -24,6 +24,7 @@ from luthier.training.jobs.planning import (
     joined,
     longest_prompt,
     make_plan,
+    require_learnable,
     require_usable,
 )
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
@@ -37,11 +38,13 @@ from luthier.training.jobs.reward_models import (
 )
 from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.room import least_rows, require_worker_with_room, room_warnings
+from luthier.training.jobs.row_places import RowPlaces, placed
 from luthier.training.jobs.rules import State
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
 from luthier.training.recipe_settings import batch_settings, mixture_of, ranks_of, rendering_names
 from luthier.training.recipes.footprint import Trained
+from luthier.training.recipes.survey import Survey
 from luthier.training.weights import StoredModel
 from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuningPlan, MetricPoint
 from luthier.v1.rendering_pb2 import Rendering
@@ -55,6 +58,7 @@ from luthier.work.requirements import read_requirements
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
+from luthier.work.webhooks.targets import Targets
 
 MAX_PLANS = 8
 """Plans that are counted or wait for it; more are refused."""
@@ -62,7 +66,7 @@ _PLAN_RETRY_SECONDS = 2.0
 FILTERS = ("state", "labels", "base_model", "rendering")
 
 
-class Renderings(Protocol):
+class Renderings(RowPlaces, Protocol):
     """Where jobs find their rows."""
 
     async def get(self, name: str) -> Rendering:
@@ -82,12 +86,14 @@ class Outside:
         renderings: where jobs find their rows.
         elsewhere: what they hold of other services.
         rewards: which reward services their graders may ask.
+        webhooks: where they may tell that they have ended.
         workers: which workers are heard of.
     """
 
     renderings: Renderings
     elsewhere: Elsewhere
     rewards: RewardAddresses
+    webhooks: Targets
     workers: Present
 
 
@@ -136,6 +142,7 @@ class JobService:
         self._renderings = outside.renderings
         self._elsewhere = outside.elsewhere
         self._rewards = outside.rewards
+        self._webhooks = outside.webhooks
         self._workers = outside.workers
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
@@ -148,12 +155,14 @@ class JobService:
         self._metrics = repository.Metrics()
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
-    async def check(self, parent: str, wanted: FineTuningJob) -> CheckedJob:
+    async def check(self, parent: str, wanted: FineTuningJob, *, names_rows: bool = False) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.
+
+        With `names_rows` they are looked at where one of them is too long, to say which.
 
         Raises:
             InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
-                grader; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
+                grader or a webhook; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
             NotFound: the model, what to begin from, a reward model or a rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
@@ -163,6 +172,7 @@ class JobService:
         check_reward_models(parent, wanted)
         for field, address in remote_addresses(wanted.reinforcement.grader, GRADER_FIELD):
             self._rewards.require(address, field)
+        self._webhooks.require(wanted.webhooks, "fine_tuning_job.webhooks")
         async with self._database.reading() as connection:
             start = await self._starts.find(connection, wanted.start_from) if wanted.start_from else None
         job = rules.resolved(wanted if start is None else await self._starts.begun(wanted, start))
@@ -174,7 +184,12 @@ class JobService:
         renderings = [await self._renderings.get(name) for name in rendering_names(job)]
         for rendering in renderings:
             require_usable(job, rendering, base.message.tokenizer_digest)
-        check_counts(job, renderings, base.message.context_length)
+        try:
+            check_counts(job, renderings, base.message.context_length)
+        except LuthierError as error:
+            if not names_rows or error.reason != Reason.SEQUENCE_TOO_LONG:
+                raise
+            raise await self._longest_named(job, renderings, base.message.context_length, error) from error
         require_room(job, rewards, longest_prompt(renderings[0]))
         return CheckedJob(job=job, renderings=renderings, base_model=base, start=start, reward_models=rewards)
 
@@ -186,7 +201,35 @@ class JobService:
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
         check_device(request.device)
-        checked = await self.check(request.parent, request.fine_tuning_job)
+        checked = await self.check(request.parent, request.fine_tuning_job, names_rows=True)
+        found = await self._surveyed(checked.job)
+        context_length = checked.base_model.message.context_length
+        try:
+            made = make_plan(checked.job, checked.renderings, found, context_length)
+        except LuthierError as error:
+            raise await placed(error, checked.job.rendering, self._renderings) from error
+        made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
+        trained = await self._trained(checked)
+        if trained is not None and found.totals is not None:
+            rows = counted_rows(checked.job, found, checked.renderings)
+            add_fit(made, request.device, trained, rows, found.totals)
+            if not request.HasField("device"):
+                made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
+        return made
+
+    async def _longest_named(
+        self, job: FineTuningJob, renderings: Sequence[Rendering], context_length: int, refused: LuthierError
+    ) -> LuthierError:
+        """Return what the rows themselves are refused for, with the place of the longest."""
+        try:
+            require_learnable(job, renderings, await self._surveyed(job), context_length)
+        except LuthierError as error:
+            if error.reason == Reason.SEQUENCE_TOO_LONG:
+                return await placed(error, job.rendering, self._renderings)
+        return refused
+
+    async def _surveyed(self, job: FineTuningJob) -> Survey:
+        """Look at the length of every row. Raises ResourceExhausted OVERLOADED, and as renderings do."""
         if self._num_plans >= MAX_PLANS:
             raise ResourceExhausted(
                 f"{self._num_plans} plans are being counted, one after the other; call again later",
@@ -196,25 +239,17 @@ class JobService:
         self._num_plans += 1
         try:
             async with self._counting:
-                parts = [await self._renderings.lengths(name) for name in rendering_names(checked.job)]
+                parts = [await self._renderings.lengths(name) for name in rendering_names(job)]
                 lengths, firsts = joined(parts)
-                mixture = mixture_of(checked.job, firsts)
-                batches = batch_settings(checked.job)
-                found = await survey_elsewhere(
-                    lengths.train, lengths.validation, batches, answer_tokens(checked.job), mixture
+                return await survey_elsewhere(
+                    lengths.train,
+                    lengths.validation,
+                    batch_settings(job),
+                    answer_tokens(job),
+                    mixture_of(job, firsts),
                 )
         finally:
             self._num_plans -= 1
-        context_length = checked.base_model.message.context_length
-        made = make_plan(checked.job, checked.renderings, found, context_length)
-        made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
-        trained = await self._trained(checked)
-        if trained is not None and found.totals is not None:
-            rows = counted_rows(checked.job, found, checked.renderings)
-            add_fit(made, request.device, trained, rows, found.totals)
-            if not request.HasField("device"):
-                made.warnings.extend(room_warnings(self._workers.present(), checked.job, trained, rows))
-        return made
 
     async def _require_room(self, checked: CheckedJob) -> None:
         """Refuse a job that is too large for every worker that is there. Raises as `require_worker_with_room`."""

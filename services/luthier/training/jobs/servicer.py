@@ -56,6 +56,12 @@ class TrainingServicer:
                 events=found, next_page_token=token
             ),
         )
+        self.ListFineTuningJobDeliveries = standard.deliveries(
+            family,
+            lambda found, token: training_service_pb2.ListFineTuningJobDeliveriesResponse(
+                deliveries=found, next_page_token=token
+            ),
+        )
 
     async def PlanFineTuningJob(
         self, request: training_service_pb2.PlanFineTuningJobRequest, context: Context

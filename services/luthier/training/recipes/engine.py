@@ -23,6 +23,7 @@ from luthier.training.recipes.collective import Collective, OneRank
 from luthier.training.recipes.masters import pieces
 from luthier.training.recipes.moments import MOMENTS, HeldAdamW, States, fresh, parts_of
 from luthier.training.recipes.phases import PhaseClock
+from luthier.training.recipes.position import Mark
 from luthier.training.recipes.weights import Weights
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Engine:
     ranks: all tensors are visited in order of their names, and no sum to one number is divided among threads.
     `collective` are the ranks, each with an engine of the same weights and batches of its own; None: this one alone. Of
     a model that is divided among them each has its parts, and all make every pass together, one without gradients too.
-    `clock` is told by who drives it what its time is spent on.
+    `clock` is told by who drives it what its time is spent on; `mark` notes the rows of each pass.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Engine:
         self.weights = weights
         self.collective = collective or OneRank()
         self.clock = PhaseClock()
+        self.mark = Mark()
         self._settings = settings
         self._device = device
         self._num_updates = 0
@@ -103,13 +105,17 @@ class Engine:
         The one pass that has the weights' dropout, by the number of updates made so far. Layers may compute again what
         they did not keep (`lm.checkpointing`). A batch that does not count has totals and gradients of zero.
         """
-        placed = batch.to(self._device)
+        placed = self._placed(batch)
         # Until the gradient is there: what is computed again must drop the same.
         with self.weights.dropping(placed, self._num_updates):
             sums = objective(self._read(placed, readout), placed)
             loss = reduce(add, [one.total / one.divisor for one in sums.values()])
             torch.autograd.backward(loss if batch.counts else loss * 0.0)
         return _totals(sums, batch)
+
+    def _placed(self, batch: PackedBatch) -> PackedBatch:
+        self.mark.at(batch.rows)
+        return batch.to(self._device)
 
     def _read(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
         shards = self.weights.shards
@@ -141,13 +147,13 @@ class Engine:
         self, batch: PackedBatch, readout: Readout[ReadT], objective: Objective[ReadT]
     ) -> dict[str, float]:
         """Return the totals of the objective's sums over a batch, undivided, without gradients."""
-        placed = batch.to(self._device)
+        placed = self._placed(batch)
         return _totals(objective(self._read(placed, readout), placed), batch)
 
     @torch.no_grad()
     def score(self, batch: PackedBatch, readout: Readout[ReadT]) -> ReadT:
         """Return what a readout takes from a batch, without gradients."""
-        return self._read(batch.to(self._device), readout)
+        return self._read(self._placed(batch), readout)
 
     def update(self, learning_rate: float) -> float:
         """Clip the gradients, change the weights, forget the gradients; returns their norm before clipping.

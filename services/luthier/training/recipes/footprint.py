@@ -37,8 +37,10 @@ Of a model that S ranks divide, each of them holds an S-th of weights, adapters,
 and besides:
 
     weights         what is in no layer whole, 2 U, and three layers: one that computes, one that comes, and what it
-                    comes in; of all weights no other copy than these, as the masters are the parts
+                    comes in, on a processor one more, which gloo puts together; of all weights no other copy than
+                    these, as the masters are the parts
     gradients       of all weights 8 U of the largest unit: as autograd made them, in float32 on their way, and the sums
+    holes           none: what is freed goes back to the system (`shards.LARGEST_KEPT_BYTES`)
     cache           2 P while answers are drawn, for which each rank has all of the model
     reference       4 P / S while all weights make room for those that they began from
 
@@ -76,15 +78,17 @@ _BUDGET_BYTES = 512 * 2**20
 """As `kernels.linear_cross_entropy.DEFAULT_BUDGET_BYTES`."""
 _LOGIT_BYTES = 16
 """As `kernels.linear_cross_entropy.BYTES_OF_LOGIT`."""
+_LAYERS_IN_FLIGHT = {"CPU": 4, "GPU": 3}
+"""Of a model that ranks divide."""
 _RUNTIME_BYTES = {"CPU": 480 * 2**20, "GPU": 700 * 2**20}
 """Libraries that are loaded; on a GPU its context and the kernels, not what is in main memory."""
 _ROW_TOKEN_BYTES = 9
 _OVERHEAD = 1.05
 """What torch's allocator on a GPU holds over what it was asked for."""
 _HOLES: Mapping[Checkpointing, tuple[float, float]] = {
-    "NONE": (0.33, 0.0),
+    "NONE": (0.26, 0.0),
     "SELECTIVE": (0.0, 0.15),
-    "FULL": (0.0, 0.45),
+    "FULL": (0.0, 0.5),
 }
 """What glibc leaves unused between what layers keep, of what NONE keeps of a layer and of what passes through one."""
 _ATTENTION = 1.6
@@ -199,7 +203,7 @@ def footprint(
         cache += _ELEMENT * P
     in_flight = 8 * max(_units(shape)) if S > 1 and trained.is_whole else 0
     return Footprint(
-        weights=_weights_bytes(trained) + trained.other_bytes,
+        weights=_weights_bytes(trained, place) + trained.other_bytes,
         adapters=0 if trained.is_whole else (4 * A + _ELEMENT * W) // S,
         gradients=4 * trained.num_trained // S + in_flight,
         optimiser=(moments_bytes(trained, place) + 4 * (P if trained.is_whole else W)) // S,
@@ -224,7 +228,7 @@ def moments_bytes(trained: Trained, place: Place) -> int:
     return 8 * (trained.num_trained - in_8_bits) + 2 * (in_8_bits + 4 * in_8_bits // _MOMENT_BLOCK)
 
 
-def _weights_bytes(trained: Trained) -> int:
+def _weights_bytes(trained: Trained, place: Place) -> int:
     """Return what is there of the model to compute with, and of a reference."""
     P, S = trained.shape.num_parameters, trained.num_parts
     if S == 1:
@@ -232,7 +236,7 @@ def _weights_bytes(trained: Trained) -> int:
     layer, rest = _units(trained.shape)
     parts = 0 if trained.is_whole else _ELEMENT * P // S
     reference = (_ELEMENT + 4) * P // S if trained.keeps_reference else 0
-    return parts + reference + _ELEMENT * (3 * layer + rest)
+    return parts + reference + _ELEMENT * (_LAYERS_IN_FLIGHT[place] * layer + rest)
 
 
 def _units(shape: ModelShape) -> tuple[int, int]:
@@ -280,7 +284,9 @@ def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, pla
             layer = _ELEMENT * E
             again = once - layer
     of_once, of_gradients = _HOLES[kept]
-    holes = of_once * once + of_gradients * gradients if place == "CPU" else (_OVERHEAD - 1) * layer
+    holes = of_once * once + of_gradients * gradients if trained.num_parts == 1 else 0
+    if place == "GPU":
+        holes = (_OVERHEAD - 1) * layer
     ends = _ELEMENT * 3 * E
     return round(num_tokens * (shape.layers * (layer + holes) + again + gradients + ends))
 

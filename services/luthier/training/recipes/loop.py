@@ -32,11 +32,11 @@ from luthier.training.recipes.course import (
 )
 from luthier.training.recipes.engine import Engine, Objective
 from luthier.training.recipes.mixture import Mixture, rows_listed, rows_named
+from luthier.training.recipes.position import NAMED_ROWS
 from luthier.training.recipes.schedule import Schedule
 
 TRAIN_LOSS = "train_loss"
 VALIDATION_LOSS = "validation_loss"
-_NAMED_ROWS = 20
 Batches = Sequence[Sequence[int]]
 """Rows by forward pass."""
 Measure = Callable[[Batches], Mapping[str, float]]
@@ -158,6 +158,7 @@ class Loop:
             self._engine.clock.enter("data")
             self._started = time.perf_counter()
             self._tally = Tally()
+            self._engine.mark.begin(step.step, _rows(step))
             yield step
 
     def batches(self, step: Step) -> Iterator[PackedBatch]:
@@ -182,7 +183,7 @@ class Loop:
         """
         self._engine.clock.enter("compute")  # also where a rank had no batch: it waits for those that had
         means = self._tally.means(counts, self._engine.collective)
-        rows = tuple(row for batch in step.micro_batches for row in batch)
+        rows = _rows(step)
         if not all(map(math.isfinite, means.values())):
             broken = self._engine.collective.gathered(self._tally.broken_rows)
             for name, value in means.items():
@@ -262,7 +263,7 @@ class Loop:
                 judged by.
             Unavailable: RANKS_DIVERGED, before a checkpoint.
         """
-        rows = tuple(row for batch in step.micro_batches for row in batch)
+        rows = _rows(step)
         for name, value in metrics.items():
             self.require_finite(name, value, step, rows)
         yield StepDone(step=step.step, metrics=metrics)
@@ -287,8 +288,9 @@ class Loop:
         """
         if math.isfinite(value):
             return
-        named = rows_named(rows[:_NAMED_ROWS], self._settings.mixture)
-        more = f" and {len(rows) - _NAMED_ROWS} more" if len(rows) > _NAMED_ROWS else ""
+        rows = tuple(dict.fromkeys(rows))  # of answers that were drawn several are of one
+        named = rows_named(rows[:NAMED_ROWS], self._settings.mixture)
+        more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
         raise FailedPrecondition(
             f"{metric} must be finite, got {value} at step {step.step}, whose rows are {named}{more}; a learning rate "
             f"below {self._settings.schedule.peak:g} or max_grad_norm may help",
@@ -296,10 +298,14 @@ class Loop:
             metadata={
                 "step": str(step.step),
                 "metric": metric,
-                **rows_listed(rows[:_NAMED_ROWS], self._settings.mixture),
+                **rows_listed(rows[:NAMED_ROWS], self._settings.mixture),
                 "num_rows": str(len(rows)),
             },
         )
+
+
+def _rows(step: Step) -> tuple[int, ...]:
+    return tuple(row for batch in step.micro_batches for row in batch)
 
 
 def pack_validation(corpus: Corpus, micro_batch_tokens: int) -> Batches:

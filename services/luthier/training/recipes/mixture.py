@@ -7,7 +7,7 @@ from where the one before it ends.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,10 +34,15 @@ class Mixture:
         """Return whose row a number is: the place of its rendering."""
         return bisect_right(self.first_rows, row) - 1
 
+    def numbered(self, row: int) -> tuple[int, int]:
+        """Return the place of the rendering that a row is of, and its number there."""
+        source = self.source(row)
+        return source, row - self.first_rows[source]
+
     def place(self, row: int) -> tuple[str, int]:
         """Return the rendering that a row is of, and its number there."""
-        source = self.source(row)
-        return self.names[source], row - self.first_rows[source]
+        source, number = self.numbered(row)
+        return self.names[source], number
 
 
 def row_named(row: int, mixture: Mixture | None) -> str:
@@ -52,8 +57,13 @@ def rows_named(rows: Sequence[int], mixture: Mixture | None) -> str:
     """Return how people know some rows, in their order; those of one rendering that follow one another together."""
     if mixture is None:
         return ", ".join(map(str, rows))
+    return places_named([mixture.place(row) for row in rows])
+
+
+def places_named(places: Iterable[tuple[str, int]]) -> str:
+    """Return the same of rows of which each is known by its rendering and its number there."""
     runs: list[tuple[str, list[str]]] = []
-    for name, number in map(mixture.place, rows):
+    for name, number in places:
         if not runs or runs[-1][0] != name:
             runs.append((name, []))
         runs[-1][1].append(str(number))
@@ -72,7 +82,11 @@ def rows_listed(rows: Sequence[int], mixture: Mixture | None) -> Mapping[str, st
     """Return rows as an error's metadata lists them: their numbers, and of a mixture the rendering of each."""
     if mixture is None:
         return {"rows": ",".join(map(str, rows))}
-    places = [mixture.place(row) for row in rows]
+    return places_listed([mixture.place(row) for row in rows])
+
+
+def places_listed(places: Sequence[tuple[str, int]]) -> Mapping[str, str]:
+    """Return the same of rows of which each is known by its rendering and its number there."""
     return {
         "rows": ",".join(str(number) for _, number in places),
         "renderings": ",".join(name for name, _ in places),

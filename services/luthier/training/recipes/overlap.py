@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.mixture import Mixture, row_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +24,12 @@ class Overlap:
     validation_row: int
     training_row: int
 
-    def text(self, mixture: Mixture | None) -> str:
-        """Return the warning."""
+    def text(self, named: Callable[[int], str]) -> str:
+        """Return the warning; `named` says how people know a row."""
         return (
             f"{self.num_rows} of {self.num_validation_rows} validation rows have the tokens of training rows, the "
-            f"first is row {row_named(self.validation_row, mixture)}, which is row "
-            f"{row_named(self.training_row, mixture)} in training: validations measure in part what was "
-            "trained on"
+            f"first is row {named(self.validation_row)}, which is row {named(self.training_row)} in training: "
+            "validations measure in part what was trained on"
         )
 
 

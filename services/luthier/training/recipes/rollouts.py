@@ -197,6 +197,8 @@ class Drawer:
             first_row=request.first_row + share.start * request.num_samples,
         )
 
+        self.engine.mark.at(rows[share.start : share.stop])
+
         def draw() -> list[Answer]:
             model = self.engine.weights.model
             return sample(model, own, limit_tokens=limit, check=self.check) if share else []

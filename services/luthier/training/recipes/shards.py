@@ -22,11 +22,18 @@ from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.checkpointing import checkpointed_layers
+from luthier.lm.memory import FilePages, give_back
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective
 
 T = TypeVar("T")
+LARGEST_KEPT_BYTES = 1 << 19
+"""Blocks of memory that a processor keeps when they are freed, where ranks divide a model.
+
+Units come and go between what layers keep. From glibc's heap, whose aligned blocks do not fit into holes of their own
+size, that took more than the model has: larger blocks are mapped, each by itself.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +80,18 @@ class Shards:
             # Angles of rotary positions stay in float32.
             cast_forward_inputs=False,
         )
+        pages = FilePages()
         for unit in (*layers, self._root):
+            whole = [weight.detach() for weight in unit.parameters() if not isinstance(weight, DTensor)]
             if has_masters:
                 _widen(unit)
             fully_shard(unit, mesh=self._mesh, mp_policy=policy)
             self._set_up(unit)
+            # What they were mapped from stays mapped until the last of them is divided.
+            for weight in whole:
+                pages.give_back(weight)
+            del whole
+        give_back(division.device)
 
     def _set_up(self, unit: Any) -> None:
         # Sums are divided by counts of the whole step: a mean over ranks would divide twice. gloo knows only sums.

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
+from typing import NamedTuple
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.training.recipes.batches import (
@@ -186,21 +187,23 @@ def require_fitting(
     longest = found.longest_row
     if context_length and longest is not None and longest.num_tokens > context_length:
         if max_new_tokens:
-            raise _no_room(longest.num_tokens - max_new_tokens, max_new_tokens, context_length)
+            raise _no_room(longest, max_new_tokens, context_length, of)
         which = "the longest row" if longest.row is None else f"row {longest.row}"
         which += f" of {of}" if of else ""
         raise FailedPrecondition(
             f"rows must have at most the base model's {context_length} tokens, {which} has "
             f"{longest.num_tokens}; create the rendering with a smaller max_tokens",
             reason=Reason.SEQUENCE_TOO_LONG,
-            metadata={"row": str(longest.row or 0), "num_tokens": str(longest.num_tokens)},
+            metadata={"num_tokens": str(longest.num_tokens), **_rows([longest], of)},
         )
-    violations = _too_small(batches, found.longest_train, found.longest, max_new_tokens, of)
-    if violations:
+    too_small = _too_small(batches, found.longest_train, found.longest)
+    if too_small:
+        violations = tuple(_violation(one, max_new_tokens, of) for one in too_small)
         raise InvalidArgument(
             "; ".join(violation.description for violation in violations),
             reason=Reason.SEQUENCE_TOO_LONG,
-            violations=tuple(violations),
+            metadata=_rows([one.least for one in too_small], of),
+            violations=violations,
         )
 
 
@@ -225,49 +228,72 @@ def steps_with_idle_ranks(totals: PlanTotals, num_ranks: int) -> int:
     return sum(count for passes, count in totals.passes.items() if passes < num_ranks)
 
 
+class _TooSmall(NamedTuple):
+    """A setting that is too small: its name, its value, and what it has to hold."""
+
+    name: str
+    value: int
+    least: Longest
+
+
 def _too_small(
-    batches: BatchSettings,
-    longest_train: Longest | None,
-    longest: Longest | None,
-    max_new_tokens: int = 0,
-    of: str = "",
-) -> list[FieldViolation]:
-    limits = {}
-    if batches.micro_batch_tokens:
-        limits["micro_batch_tokens"] = (batches.micro_batch_tokens, longest)
-    if batches.batch_tokens:
-        limits["batch_tokens"] = (batches.batch_tokens, longest_train)
+    batches: BatchSettings, longest_train: Longest | None, longest: Longest | None
+) -> list[_TooSmall]:
+    limits = (
+        ("micro_batch_tokens", batches.micro_batch_tokens, longest),
+        ("batch_tokens", batches.batch_tokens, longest_train),
+    )
     return [
-        FieldViolation(
-            field=f"fine_tuning_job.hyperparameters.{name}",
-            description=f"hyperparameters.{name} must be at least {least.num_tokens}, "
-            f"{_described(least, max_new_tokens, of)}, got {value}",
-            reason=Reason.SEQUENCE_TOO_LONG,
-        )
-        for name, (value, least) in limits.items()
-        if least is not None and value < least.num_tokens
+        _TooSmall(name, value, least)
+        for name, value, least in limits
+        if value and least is not None and value < least.num_tokens
     ]
 
 
-def _no_room(prompt_tokens: int, max_new_tokens: int, context_length: int) -> FailedPrecondition:
+def _violation(found: _TooSmall, max_new_tokens: int, of: str) -> FieldViolation:
+    return FieldViolation(
+        field=f"fine_tuning_job.hyperparameters.{found.name}",
+        description=f"hyperparameters.{found.name} must be at least {found.least.num_tokens}, "
+        f"{_described(found.least, max_new_tokens, of)}, got {found.value}",
+        reason=Reason.SEQUENCE_TOO_LONG,
+    )
+
+
+def _rows(longest: Sequence[Longest], of: str) -> dict[str, str]:
+    """Return what an error's metadata has of the first rows of some units, and of a rendering among several."""
+    rows = list(dict.fromkeys(str(one.row) for one in longest if one.row is not None))
+    named = {"rendering": of} if of else {}
+    return {"rows": ",".join(rows), **named} if rows else named
+
+
+def _no_room(longest: Longest, max_new_tokens: int, context_length: int, of: str) -> FailedPrecondition:
+    prompt_tokens = longest.num_tokens - max_new_tokens
     room = context_length - prompt_tokens
     advice = f"set max_new_tokens to {room} or less, or " if room > 0 else ""
     return FailedPrecondition(
-        f"prompts and their answers must have at most the base model's {context_length} tokens, the longest prompt has "
-        f"{prompt_tokens} and its answer may have {max_new_tokens}; {advice}create the rendering with a smaller "
-        "max_tokens",
+        f"prompts and their answers must have at most the base model's {context_length} tokens, the longest prompt"
+        f"{_numbered(longest)} has {prompt_tokens} and its answer may have {max_new_tokens}; {advice}create the "
+        "rendering with a smaller max_tokens",
         reason=Reason.SEQUENCE_TOO_LONG,
-        metadata={"num_tokens": str(prompt_tokens + max_new_tokens)},
+        metadata={"num_tokens": str(longest.num_tokens), **_rows([longest], of)},
     )
 
 
 def _described(longest: Longest, max_new_tokens: int, of: str) -> str:
     if max_new_tokens:
-        return f"the longest prompt of {longest.num_tokens - max_new_tokens} and max_new_tokens"
-    what = "the longest row" if longest.num_rows == 1 else f"the longest unit, of {longest.num_rows} rows"
+        return f"the longest prompt{_numbered(longest)} of {longest.num_tokens - max_new_tokens} and max_new_tokens"
+    alone = longest.num_rows == 1
+    what = "the longest row" if alone else f"the longest unit, of {longest.num_rows} rows"
+    what += _numbered(longest)
     if not of:
         return what
-    return f"{what} of {of}" if longest.num_rows == 1 else f"{what}, of {of}"
+    return f"{what} of {of}" if alone else f"{what}, of {of}"
+
+
+def _numbered(longest: Longest) -> str:
+    if longest.row is None:
+        return ""
+    return f" (row {longest.row})" if longest.num_rows == 1 else f" (from row {longest.row} on)"
 
 
 def _longest(units: Sequence[Unit]) -> Longest | None:

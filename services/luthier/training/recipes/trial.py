@@ -57,16 +57,18 @@ def largest_batch(corpus: Corpus, settings: Settings, num_samples: int, max_new_
 def _answered(
     corpus: Corpus, rows: list[int], limit_tokens: int, num_samples: int, max_new_tokens: int
 ) -> PackedBatch:
-    prompts = sorted((corpus.tokens(row) for row in rows), key=len, reverse=True)
+    prompts = sorted(((row, corpus.tokens(row)) for row in rows), key=lambda one: len(one[1]), reverse=True)
     chosen: list[tuple[int, ...]] = []
+    answered: list[int] = []
     room = limit_tokens
-    for prompt in (prompt for prompt in prompts for _ in range(num_samples)):
+    for row, prompt in (one for one in prompts for _ in range(num_samples)):
         length = len(prompt) + max_new_tokens
         if length <= room:
             room -= length
             chosen.append((*prompt, *(prompt[-1:] * max_new_tokens)))
+            answered.append(row)
     learnt = [[0.0] * (len(one) - max_new_tokens) + [1.0] * max_new_tokens for one in chosen]
-    return pack(chosen, {WEIGHT: learnt})
+    return pack(chosen, {WEIGHT: learnt}, answered)
 
 
 def _loss(found: LossSum, _: PackedBatch) -> dict[str, Sum]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
 from luthier.training.recipes.overlap import overlap
+from luthier.training.recipes.position import FILE_NAME, Mark
 from luthier.training.recipes.rollouts import Rollouts
-from luthier.training.recipes.shards import Division
+from luthier.training.recipes.shards import LARGEST_KEPT_BYTES, Division
 from luthier.training.recipes.survey import (
     Survey,
     require_fitting,
@@ -57,12 +58,12 @@ from luthier.training.worker.order import Desk, TrainOrder
 from luthier.training.worker.reference import give_reference
 from luthier.training.worker.reward_models import LoadedRewardModel, load_reward_models
 from luthier.training.worker.rollouts import Records, RolloutsElsewhere, rollouts_of, stop_tokens
-from luthier.training.worker.rows import read_corpus, read_rows
+from luthier.training.worker.rows import RowPlaces, read_corpus, read_rows, row_placed
 from luthier.training.worker.run_recorder import RunRecorder
 from luthier.training.worker.staging import Staging
 from luthier.training.worker.surroundings import surroundings
 from luthier.training.worker.trial import Trial, bytes_beside
-from luthier.training.worker.weights import weights_of
+from luthier.training.worker.weights import base_model_folder, weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.machine import available_bytes, memory_bytes
 from luthier.worker.v1 import task_pb2
@@ -83,11 +84,16 @@ def computed(
     """
     chosen: list[Fit] = []
     demand_determinism(device)
-    with named_errors(order.task.train.job, device, chosen), freed_memory_kept():
+    with named_errors(order.task.train.job, device, chosen), _memory_kept(order.task.train.job):
         if device.type != "cpu":
             # Triton's kernels are loaded on the device that is current.
             torch.cuda.set_device(device)
         return _train(order, desk, device, collective or OneRank(), chosen)
+
+
+def _memory_kept(job: fine_tuning_job_pb2.FineTuningJob) -> AbstractContextManager[None]:
+    """Return a block in which freed memory is kept, in small blocks alone where ranks divide the model."""
+    return freed_memory_kept(LARGEST_KEPT_BYTES) if is_divided(job) else freed_memory_kept()
 
 
 def _train(
@@ -95,14 +101,14 @@ def _train(
 ) -> task_pb2.TrainResult:
     """Train; `chosen` is told what its passes are."""
     spec = order.task.train
-    corpus, mixture, records = _rows(order, desk)
+    corpus, mixture, records, places = _rows(order, desk)
     batches = batch_settings(spec.job)
     found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
     repeated = overlap(corpus)
     if repeated is not None:
-        desk.log(repeated.text(mixture), "WARNING")
+        desk.log(repeated.text(lambda row: row_placed(row, mixture, places)), "WARNING")
     desk.progress("loading model", 0, 0, "files")
-    folder = _base_model_folder(desk)
+    folder = base_model_folder(desk)
     totals = _checked(desk, found, batches, read_config(folder))
     # What ranks divide comes to their devices unit by unit.
     to = "cpu" if is_divided(spec.job) else device
@@ -117,6 +123,7 @@ def _train(
     around = surroundings(model, collective.num_ranks, is_divided=weights.shards is not None)
     run = _identity(spec.job, corpus, settings, loss, around)
     engine = Engine(weights, run.optimiser, model.device, collective)
+    engine.mark = Mark(desk.scratch / FILE_NAME, mixture)
     recorder = RunRecorder(desk=desk, model=model, used=used, num_ranks=collective.num_ranks, chosen=chosen)
     fit = _fit(desk, engine, corpus, settings, found, loaded, recorder)
     # As passes are cut here; what the run is known by has them as the job says.
@@ -185,8 +192,10 @@ def _capacity_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Records | None]:
-    """Return the rows of a task, how its renderings are mixed, and the records that graders look at.
+def _rows(
+    order: TrainOrder, desk: Desk
+) -> tuple[Corpus, Mixture | None, Records | None, tuple[RowPlaces, ...]]:
+    """Return the rows of a task, how its renderings are mixed, the records that graders look at, and places of rows.
 
     There are records where answers are to be drawn to them.
 
@@ -196,18 +205,20 @@ def _rows(order: TrainOrder, desk: Desk) -> tuple[Corpus, Mixture | None, Record
     """
     job = order.task.train.job
     if not job.HasField("reinforcement"):
-        return *read_rows(order, desk.check), None
-    chosen, records = job.reinforcement, Records()
+        corpus, mixture, places = read_rows(order, desk.check)
+        return corpus, mixture, None, places
+    chosen, records, of_rows = job.reinforcement, Records(), RowPlaces()
     fields = ItemCheck(chosen.grader, desk.check)
 
     def see(batch: Any) -> None:
         records.add(batch)
         fields.add(batch)
+        of_rows.add(batch)
 
     corpus = read_corpus(order.renderings[0], desk.check, see)
     fields.require()
     corpus.expect_answers(chosen.max_new_tokens)
-    return corpus, None, records
+    return corpus, None, records, (of_rows,)
 
 
 def _steps(
@@ -221,6 +232,7 @@ def _steps(
 ) -> task_pb2.TrainResult:
     """Make all steps that are left, telling of each and storing the checkpoints that are due."""
     engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
+    engine.mark.leave()
     measuring = Measuring(desk, engine.clock, engine.weights.model.device)
     desk.progress("training", course.step, num_steps, "steps")
     staging = Staging(desk, engine, run, begun.extra)
@@ -242,6 +254,7 @@ def _steps(
         step_seconds = (time.monotonic() - began) / (step - first_step)
         remaining_seconds = step_seconds * (num_steps - step)
         desk.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
+    engine.mark.close()
     files = staging.stored()
     if course.is_stopped:
         desk.log(
@@ -344,17 +357,6 @@ def _check_ranks(desk: Desk, totals: PlanTotals, num_ranks: int) -> None:
             f"{idle} of {totals.num_steps} steps have fewer forward passes than the run's {num_ranks} ranks"
         )
         desk.log(f"{text}, some of which are idle then", "WARNING")
-
-
-def _base_model_folder(desk: Desk) -> Path:
-    files = desk.task.train.base_model_files
-    folder = desk.scratch / "base"
-    for number, file in enumerate(files):
-        desk.check()
-        desk.progress("loading model", number, len(files), "files")
-        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-        desk.fetch_into(folder, wanted)
-    return folder
 
 
 def _settings(

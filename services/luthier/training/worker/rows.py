@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute
 from luthier.errors import DataLoss
 from luthier.training.recipe_settings import mixture_of
 from luthier.training.recipes.corpus import Block, Corpus, Split, joined
-from luthier.training.recipes.mixture import Mixture
+from luthier.training.recipes.mixture import Mixture, row_named
 from luthier.training.recipes.units import role_codes
 from luthier.training.worker.order import RenderingRows, TrainOrder
 from luthier.v1 import dataset_pb2, rendering_pb2
@@ -24,13 +25,58 @@ _SPLITS: dict[Split, dataset_pb2.Split.ValueType] = {
 }
 
 
-def read_rows(order: TrainOrder, check: Check) -> tuple[Corpus, Mixture | None]:
-    """Return the rows of all renderings of a job, and how they are mixed. Raises as `read_corpus`."""
-    corpus, *others = [read_corpus(rows, check) for rows in order.renderings]
+class RowPlaces:
+    """Where the rows of a rendering are from, by row. Memory: 20 bytes of each."""
+
+    def __init__(self) -> None:
+        self._batches: list[Any] = []
+        self._first_rows: list[int] = []
+
+    def add(self, batch: Any) -> None:
+        """Add a record batch; batches come in ascending order of their rows."""
+        if batch.num_rows and {"filename", "line"} <= set(batch.schema.names):
+            self._first_rows.append(batch.column("row")[0].as_py())
+            self._batches.append(_own(batch))
+
+    def of(self, row: int) -> str:
+        """Return the file and the line of a row; empty: its rendering does not say."""
+        number = bisect_right(self._first_rows, row) - 1
+        if number < 0:
+            return ""
+        batch = self._batches[number]
+        place = int(np.searchsorted(batch.column("row").to_numpy(), row))
+        assert batch.column("row")[place].as_py() == row, f"row {row} was not read"
+        return f"{batch.column('filename')[place].as_py()}:{batch.column('line')[place].as_py()}"
+
+
+def _own(batch: Any) -> Any:
+    """Return a copy: a column is a view of the message that it came in, with all tokens of the rows."""
+    every = pyarrow.array(np.arange(batch.num_rows))
+    columns = {name: batch.column(name).take(every) for name in ("row", "filename", "line")}
+    columns["filename"] = columns["filename"].dictionary_encode()
+    return pyarrow.RecordBatch.from_pydict(columns)
+
+
+def row_placed(row: int, mixture: Mixture | None, places: Sequence[RowPlaces]) -> str:
+    """Return how people find a row: its number, its rendering where there are several, its file and line."""
+    source, number = (0, row) if mixture is None else mixture.numbered(row)
+    place = places[source].of(number)
+    return f"{row_named(row, mixture)} ({place})" if place else row_named(row, mixture)
+
+
+def read_rows(order: TrainOrder, check: Check) -> tuple[Corpus, Mixture | None, tuple[RowPlaces, ...]]:
+    """Return the rows of all renderings of a job, how they are mixed, and where those of each are from.
+
+    Raises as `read_corpus`.
+    """
+    places = tuple(RowPlaces() for _ in order.renderings)
+    corpus, *others = [
+        read_corpus(rows, check, place.add) for rows, place in zip(order.renderings, places, strict=True)
+    ]
     if not others:
-        return corpus, None
+        return corpus, None, places
     whole, first_rows = joined([corpus, *others])
-    return whole, mixture_of(order.task.train.job, first_rows)
+    return whole, mixture_of(order.task.train.job, first_rows), places
 
 
 def read_corpus(rows: RenderingRows, check: Check, see: Callable[[Any], None] = lambda _: None) -> Corpus:

@@ -15,6 +15,7 @@ from luthier.training.recipe_settings import rendering_names
 from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.renderings import store_rows
+from luthier.training.worker.whereabouts import pass_named
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.context import TaskContext
 from luthier.work.rewards import RewardAddresses, RewardError, scored
@@ -46,7 +47,8 @@ class Trainer:
         """
         job = context.task.train.job
         places = places_of(self._data_channel, lambda: context.token, context.check)
-        with rows_named(places, job.rendering):
+        renderings = rendering_names(job)
+        with rows_named(places, renderings), pass_named(context.scratch, renderings):
             context.progress("reading rows", 0, 0, "rows")
             order = TrainOrder(
                 task=context.task, scratch=context.scratch, renderings=self._renderings(context)

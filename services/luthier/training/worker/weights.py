@@ -17,11 +17,24 @@ from luthier.training.recipes.shards import Division
 from luthier.training.recipes.weights import Adapter, AllWeights, Weights, fresh_score
 from luthier.training.worker.order import Desk
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.worker.v1 import task_pb2
 
 ADAPTER = "default"
 """Name of the adapter within the model; PEFT's own default."""
 REFERENCE = "reference"
 """Name of the adapter that it began as, where it is compared with that."""
+
+
+def base_model_folder(desk: Desk) -> Path:
+    """Return a folder with the files of a job's base model, fetched one by one."""
+    files = desk.task.train.base_model_files
+    folder = desk.scratch / "base"
+    for number, file in enumerate(files):
+        desk.check()
+        desk.progress("loading model", number, len(files), "files")
+        wanted = task_pb2.BlobFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
+        desk.fetch_into(folder, wanted)
+    return folder
 
 
 def weights_of(

@@ -13,6 +13,8 @@ from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import dataset_pb2 as _dataset_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
+from luthier.v1 import judge_pb2 as _judge_pb2
 from luthier.v1 import model_pb2 as _model_pb2
 from luthier.v1 import rendering_pb2 as _rendering_pb2
 import builtins as _builtins
@@ -1230,6 +1232,7 @@ class EvaluateSpec(_message.Message):
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     REWARD_MODEL_FIELD_NUMBER: _builtins.int
+    JUDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
         """The evaluation, all defaults filled in."""
@@ -1264,6 +1267,10 @@ class EvaluateSpec(_message.Message):
     def reward_model(self) -> Global___RewardModel:
         """What values answers. Unset: nothing does."""
 
+    @_builtins.property
+    def judges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
+        """The models that judge, each as an arm that has the judge's id. Empty: none does."""
+
     def __init__(
         self,
         *,
@@ -1275,10 +1282,11 @@ class EvaluateSpec(_message.Message):
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         share: Global___AnswerShare | None = ...,
         reward_model: Global___RewardModel | None = ...,
+        judges: _abc.Iterable[Global___ArmModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "reward_model", b"reward_model", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "reward_model", b"reward_model", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "reward_model", b"reward_model", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1439,6 +1447,7 @@ class AnsweredRecord(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
     REWARD_FIELD_NUMBER: _builtins.int
+    GRADE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
     text: _builtins.str
@@ -1467,6 +1476,10 @@ class AnsweredRecord(_message.Message):
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Likelihood]:
         """What the arm finds of the two sides of a pair, the chosen one first, and behind them of the choices, as far as metrics want them."""
 
+    @_builtins.property
+    def grade(self) -> _grader_pb2.SampleGrade:
+        """What a grader made of an answer. Unset in an answer itself, and where there was none to grade."""
+
     def __init__(
         self,
         *,
@@ -1481,10 +1494,11 @@ class AnsweredRecord(_message.Message):
         num_prompt_tokens: _builtins.int = ...,
         alternatives: _abc.Iterable[Global___Likelihood] | None = ...,
         reward: _builtins.float | None = ...,
+        grade: _grader_pb2.SampleGrade | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "error", b"error", "reward", b"reward"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "error", b"error", "grade", b"grade", "reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "alternatives", b"alternatives", "error", b"error", "finish_reason", b"finish_reason", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_reference_tokens", b"num_reference_tokens", "reward", b"reward", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "alternatives", b"alternatives", "error", b"error", "finish_reason", b"finish_reason", "grade", b"grade", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_reference_tokens", b"num_reference_tokens", "reward", b"reward", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
     _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
@@ -1504,7 +1518,9 @@ class AnsweredBatch(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     DRAWING_SECONDS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
-    """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's."""
+    """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's;
+    judge/JUDGE is what a judge said; grader/GRADER/ARM is what a grader made of the arm's answers.
+    """
     first_row: _builtins.int
     """First row of the batch."""
     duration_seconds: _builtins.float
@@ -1545,6 +1561,8 @@ class EvaluateResult(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     CONTAMINATION_FIELD_NUMBER: _builtins.int
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
+    JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
+    GRADER_RESULTS_FIELD_NUMBER: _builtins.int
     num_records: _builtins.int
     """Records asked."""
     @_builtins.property
@@ -1573,6 +1591,14 @@ class EvaluateResult(_message.Message):
     def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[_evaluation_pb2.DriftResult]:
         """How far the tuned arms have drifted. Empty where nobody asked."""
 
+    @_builtins.property
+    def judge_results(self) -> _containers.RepeatedCompositeFieldContainer[_judge_pb2.JudgeResult]:
+        """What is known of the judges. Empty where there is none."""
+
+    @_builtins.property
+    def grader_results(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.GraderResult]:
+        """What is known of the graders. Empty where there is none."""
+
     def __init__(
         self,
         *,
@@ -1583,10 +1609,12 @@ class EvaluateResult(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         contamination: _evaluation_pb2.Contamination | None = ...,
         drift_results: _abc.Iterable[_evaluation_pb2.DriftResult] | None = ...,
+        judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
+        grader_results: _abc.Iterable[_grader_pb2.GraderResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "comparisons", b"comparisons", "contamination", b"contamination", "drift_results", b"drift_results", "grader_results", b"grader_results", "judge_results", b"judge_results", "num_records", b"num_records", "predictions", b"predictions", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from luthier.v1 import text_score_pb2 as _text_score_pb2
 from luthier.worker.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
 import sys
@@ -521,6 +522,11 @@ class GrantBlobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MISSING_SHA256_FIELD_NUMBER: _builtins.int
+    INBOX_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """A file of the service. A worker that sees it may leave copies beside it and name them to PutBlob, in place of
+    sending bytes. Empty: there is no such place.
+    """
     @_builtins.property
     def missing_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests that the service does not have."""
@@ -529,10 +535,11 @@ class GrantBlobResponse(_message.Message):
         self,
         *,
         missing_sha256: _abc.Iterable[_builtins.str] | None = ...,
+        inbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_sha256", b"missing_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "missing_sha256", b"missing_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,6 +555,7 @@ class PutBlobRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    LEFT_IN_INBOX_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task. Required in the first message."""
     epoch: _builtins.int
@@ -556,6 +564,10 @@ class PutBlobRequest(_message.Message):
     """Digest of the whole in hex. Required in the first message."""
     data: _builtins.bytes
     """The bytes, at most 1 MiB."""
+    left_in_inbox: _builtins.str
+    """Name of a copy of the whole that was left beside GrantBlobResponse.inbox, 32 lowercase hex digits; in the only
+    message. Empty: the bytes are sent.
+    """
     def __init__(
         self,
         *,
@@ -563,10 +575,11 @@ class PutBlobRequest(_message.Message):
         epoch: _builtins.int = ...,
         sha256: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        left_in_inbox: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "epoch", b"epoch", "sha256", b"sha256", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "epoch", b"epoch", "left_in_inbox", b"left_in_inbox", "sha256", b"sha256", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -891,6 +904,7 @@ class GenerationOrder(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
@@ -898,6 +912,7 @@ class GenerationOrder(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     ASKING_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """Id of the generation."""
     prompt: _builtins.str
@@ -914,6 +929,8 @@ class GenerationOrder(_message.Message):
     """Credential for fetching the models' files."""
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What to hold the base model in. Unset: BFLOAT16."""
+    context_length: _builtins.int
+    """Longest sequence that the base model reads, in tokens, where texts are scored. 0: it does not say."""
     @_builtins.property
     def base_model(self) -> _task_pb2.ModelReference:
         """The base model to load."""
@@ -927,6 +944,10 @@ class GenerationOrder(_message.Message):
         """Turns, put into a chat template."""
 
     @_builtins.property
+    def texts(self) -> Global___TextsToScore:
+        """Texts to find the likelihood of."""
+
+    @_builtins.property
     def asking(self) -> _task_pb2.Asking:
         """How to ask the model. Unset: as the base model says."""
 
@@ -938,6 +959,7 @@ class GenerationOrder(_message.Message):
         adapter: _task_pb2.ModelReference | None = ...,
         conversation: _chat_pb2.Conversation | None = ...,
         prompt: _builtins.str = ...,
+        texts: Global___TextsToScore | None = ...,
         max_new_tokens: _builtins.int = ...,
         temperature: _builtins.float = ...,
         top_p: _builtins.float = ...,
@@ -945,16 +967,41 @@ class GenerationOrder(_message.Message):
         token: _builtins.str = ...,
         asking: _task_pb2.Asking | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        context_length: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt", "texts", b"texts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "context_length", b"context_length", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "texts", b"texts", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt", "texts"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___GenerationOrder: _TypeAlias = GenerationOrder  # noqa: Y015
+
+@_typing.final
+class TextsToScore(_message.Message):
+    """TextsToScore are the texts of one ScoreTexts call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedCompositeFieldContainer[_text_score_pb2.TextToScore]:
+        """The texts."""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_text_score_pb2.TextToScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextsToScore: _TypeAlias = TextsToScore  # noqa: Y015
 
 @_typing.final
 class TakeGenerationsResponse(_message.Message):
@@ -998,6 +1045,7 @@ class PushGenerationRequest(_message.Message):
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """Id of the generation."""
     text: _builtins.str
@@ -1012,6 +1060,10 @@ class PushGenerationRequest(_message.Message):
     def error(self) -> _status_pb2.Status:
         """Why it failed. Unset when it did not."""
 
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[_text_score_pb2.TextScore]:
+        """How likely the texts are that were to be scored, in their order. With them the finish reason is STOP."""
+
     def __init__(
         self,
         *,
@@ -1021,10 +1073,11 @@ class PushGenerationRequest(_message.Message):
         num_prompt_tokens: _builtins.int = ...,
         num_generated_tokens: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        scores: _abc.Iterable[_text_score_pb2.TextScore] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "generation", b"generation", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "generation", b"generation", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -154,9 +154,10 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PutBlob(self, request_iterator, context):
-        """Send one blob.
+        """Send one blob, or name a copy of it that was left where GrantBlob said.
 
         Errors: FAILED_PRECONDITION LEASE_LOST. INVALID_ARGUMENT CHECKSUM_MISMATCH: the bytes have another digest; nothing is kept.
+        NOT_FOUND: no such copy was left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

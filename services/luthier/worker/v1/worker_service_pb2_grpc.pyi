@@ -64,9 +64,10 @@ class WorkerServiceStub:
     Errors: FAILED_PRECONDITION LEASE_LOST.
     """
     PutBlob: _grpc.StreamUnaryMultiCallable[_worker_service_pb2.PutBlobRequest, _worker_service_pb2.PutBlobResponse]
-    """Send one blob.
+    """Send one blob, or name a copy of it that was left where GrantBlob said.
 
     Errors: FAILED_PRECONDITION LEASE_LOST. INVALID_ARGUMENT CHECKSUM_MISMATCH: the bytes have another digest; nothing is kept.
+    NOT_FOUND: no such copy was left.
     """
     GetBlob: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.GetBlobRequest, _worker_service_pb2.GetBlobResponse]
     """Fetch one blob from an offset on.
@@ -137,9 +138,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Errors: FAILED_PRECONDITION LEASE_LOST.
     """
     PutBlob: _aio.StreamUnaryMultiCallable[_worker_service_pb2.PutBlobRequest, _worker_service_pb2.PutBlobResponse]  # type: ignore[assignment]
-    """Send one blob.
+    """Send one blob, or name a copy of it that was left where GrantBlob said.
 
     Errors: FAILED_PRECONDITION LEASE_LOST. INVALID_ARGUMENT CHECKSUM_MISMATCH: the bytes have another digest; nothing is kept.
+    NOT_FOUND: no such copy was left.
     """
     GetBlob: _aio.UnaryStreamMultiCallable[_worker_service_pb2.GetBlobRequest, _worker_service_pb2.GetBlobResponse]  # type: ignore[assignment]
     """Fetch one blob from an offset on.
@@ -243,9 +245,10 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_worker_service_pb2.PutBlobRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.PutBlobResponse, _abc.Awaitable[_worker_service_pb2.PutBlobResponse]]:
-        """Send one blob.
+        """Send one blob, or name a copy of it that was left where GrantBlob said.
 
         Errors: FAILED_PRECONDITION LEASE_LOST. INVALID_ARGUMENT CHECKSUM_MISMATCH: the bytes have another digest; nothing is kept.
+        NOT_FOUND: no such copy was left.
         """
 
     @_abc_1.abstractmethod

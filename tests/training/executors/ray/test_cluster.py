@@ -31,7 +31,8 @@ def config_of(folder: Path, **said: Any) -> WorkerConfig:
         "training_address": "",
         "evaluation_address": "",
     }
-    return WorkerConfig(home=folder, reward_addresses=(), executor="ray", **shared, **said)
+    nobody: dict[str, Any] = dict.fromkeys(("reward_addresses", "judge_addresses", "judge_keys"), ())
+    return WorkerConfig(home=folder, executor="ray", **nobody, **shared, **said)
 
 
 @pytest.mark.parametrize(

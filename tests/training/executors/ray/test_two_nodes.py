@@ -90,6 +90,8 @@ def test_a_worker_is_told_what_its_cluster_has(cluster: LocalCluster, tmp_path: 
         training_address="",
         evaluation_address="",
         reward_addresses=(),
+        judge_addresses=(),
+        judge_keys=(),
         executor="ray",
         ranks=2,
         ray_address=cluster.address,

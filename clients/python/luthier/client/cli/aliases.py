@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -28,7 +29,7 @@ def aliases() -> None:
 
 
 @aliases.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option(
     "--gate",
     "gates",
@@ -83,7 +84,7 @@ def list_aliases(session: Session) -> None:
 
 
 @aliases.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show an alias, the model it stands for, and what opened its gates."""
@@ -91,7 +92,7 @@ def show(session: Session, name: str) -> None:
 
 
 @aliases.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("model")
 @click.option("--evaluation", default="", help="Evaluation of MODEL that opens the gates.")
 @click.option("--etag", default="", help="Move it only if it still has this etag; `show --json` prints it.")
@@ -102,7 +103,7 @@ def move(session: Session, name: str, model: str, evaluation: str, etag: str) ->
 
 
 @aliases.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def history(session: Session, name: str) -> None:
     """Show what alias NAME stood for, from its first move."""

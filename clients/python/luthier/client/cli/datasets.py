@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
@@ -182,7 +183,7 @@ def _finish(session: Session, started: DatasetVersion) -> None:
         version = follow(session, started.name, session.client.datasets.versions.wait, stop=stop)
     except VersionFailed:
         errors = list(session.client.datasets.versions.errors(started.name))
-        if errors and not session.as_json:
+        if errors and not session.for_programs:
             session.err.print(error_table(errors[:20]))
             if len(errors) > 20:
                 session.note(f"... and more: luthier datasets errors {short(started.name)}")
@@ -194,7 +195,7 @@ def _finish(session: Session, started: DatasetVersion) -> None:
 
 
 @datasets.command("list")
-@click.argument("dataset", required=False)
+@click.argument("dataset", required=False, shell_complete=complete_names)
 @pass_session
 def list_datasets(session: Session, dataset: str | None) -> None:
     """List the datasets, or the versions of DATASET; newest first."""
@@ -207,7 +208,7 @@ def list_datasets(session: Session, dataset: str | None) -> None:
 
 
 @datasets.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a version (DATASET/VERSION) with its statistics, or the versions of a dataset."""
@@ -217,7 +218,7 @@ def show(session: Session, name: str) -> None:
         session.show(session.client.datasets.versions.get(name), version_facts)
         return
     dataset = session.client.datasets.get(name)
-    if session.as_json:
+    if session.for_programs:
         session.show(dataset, version_table)
         return
     session.show_list(session.client.datasets.versions.list(dataset.name), version_table)
@@ -228,7 +229,7 @@ def _is_version(name: str) -> bool:
 
 
 @datasets.command()
-@click.argument("version")
+@click.argument("version", shell_complete=complete_names)
 @pass_session
 def cancel(session: Session, version: str) -> None:
     """Ask VERSION, one that is being built, to stop."""
@@ -248,7 +249,7 @@ def delete(session: Session, name: str, etag: str) -> None:
 
 
 @datasets.command()
-@click.argument("version")
+@click.argument("version", shell_complete=complete_names)
 @pass_session
 def errors(session: Session, version: str) -> None:
     """List the bad records of VERSION: file and line, path into the record, reason."""
@@ -258,7 +259,7 @@ def errors(session: Session, version: str) -> None:
 
 
 @datasets.command()
-@click.argument("version")
+@click.argument("version", shell_complete=complete_names)
 @click.option("--split", type=_SPLITS, help="Only records of this split.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Records to show.")
 @pass_session

@@ -7,6 +7,7 @@ from functools import wraps
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.session import Session, pass_session
 
 Delete = Callable[[Session, str, str], None]
@@ -15,7 +16,7 @@ Delete = Callable[[Session, str, str], None]
 def pass_deletion(function: Delete) -> Callable[..., None]:
     """Give a command the session, the NAME and the etag of what to delete, once whoever is at the terminal said yes."""
 
-    @click.argument("name")
+    @click.argument("name", shell_complete=complete_names)
     @click.option(
         "--etag", default="", help="Delete it only if it still has this etag; `show --json` prints it."
     )

@@ -151,6 +151,17 @@ class Draft(Generic[M]):
             raise click.UsageError(f"Missing {parameter.shown}, or {field.name} in a file or by --set.")
 
 
+def message_of(path: str, kind: type[M]) -> M:
+    """Read a message from a file of YAML or JSON. Raises UsageError that names the place in it."""
+    from luthier.client.documents import MAX_BYTES
+    from luthier.client.message_files import read_message
+
+    with click.open_file(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    with _as_usage_error():
+        return read_message(data, kind, source=escaped_line(path)).message
+
+
 def pass_draft(kind: Callable[[], type[M]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, behind its session, the draft of a message, and -f and --set to people.
 

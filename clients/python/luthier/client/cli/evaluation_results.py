@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--score", "scores", multiple=True, help="A score to compare on. [default: all]")
 @pass_session
 def compare(session: Session, name: str, scores: tuple[str, ...]) -> None:
@@ -50,7 +51,7 @@ def _compared(evaluation: Evaluation) -> Group:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("arms", nargs=-1, metavar="[CANDIDATE BASELINE]")
 @click.option("--score", default="", help="Score that tells. [default: whether the whole answer is right]")
 @click.option(
@@ -84,7 +85,7 @@ def diff(
     if output is not None:
         _write(session, (one.prediction for one in found), output)
         return
-    if session.as_json:
+    if session.for_programs:
         session.show_list((one.prediction for one in islice(found, limit)), disagreement_table)
         return
     shown = disagreement_table(islice(found, limit))
@@ -113,7 +114,7 @@ def _disagreements(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -138,7 +139,7 @@ def _write(session: Session, predictions: Iterator[Prediction], output: Path) ->
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.text import Text
 
 from luthier.client.askings import asked_with, bases_below, shots_words
+from luthier.client.cli.grades import add_grades, grader_table
+from luthier.client.cli.judging import add_judgements, judge_table, pair_lines
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.names import short
@@ -95,10 +97,13 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
     for made in (
         _score_table(evaluation),
         _drift_table(evaluation),
+        grader_table(evaluation),
+        judge_table(evaluation),
         comparison_table(evaluation.comparisons),
     ):
         if made.row_count:
             parts += [Text(""), made]
+    parts += pair_lines(evaluation)
     return Group(*parts)
 
 
@@ -168,6 +173,7 @@ def prediction_table(predictions: Iterable[Prediction]) -> Table:
         _add_question(made, prediction, "")
         for answer in prediction.answers:
             _add_answer(made, prediction, answer)
+        add_judgements(made, prediction)
     return made
 
 
@@ -197,3 +203,4 @@ def _add_answer(made: Table, prediction: Prediction, answer: ArmPrediction) -> N
     right = is_right(answer)
     mark = Text("") if right is None else Text("\u2713", "green") if right else Text("\u2717", "red")
     made.add_row("", answer.arm_id, mark, answer.text)
+    add_grades(made, answer)

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.benchmarks import benchmark
+from luthier.client.cli.completing import complete_names, names_in
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
 from luthier.client.cli.groups import SuggestingGroup
+from luthier.client.cli.message_options import grader_option, judge_option
+from luthier.client.cli.notifying import delivery_table, notify_option
+from luthier.client.cli.opening import open_evaluation
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
 
@@ -30,7 +35,7 @@ def evaluations() -> None:
     """Compare models and prompts on the same held-out records."""
 
 
-for command in (grade, compare, diff, export, report):
+for command in (grade, compare, diff, export, report, benchmark, open_evaluation):
     evaluations.add_command(command)
 
 
@@ -62,6 +67,7 @@ def _kind() -> type[Evaluation]:
 @field_option(
     "--version",
     field="dataset_version",
+    shell_complete=names_in("versions"),
     help="Dataset version, DATASET/VERSION.  [required, if not in a file]",
 )
 @field_option(
@@ -165,6 +171,8 @@ def _kind() -> type[Evaluation]:
     field="drift.baseline_arm_id",
     help="The arm that they are held against; measures drift. [default: the first prompting arm]",
 )
+@grader_option
+@judge_option
 @field_option(
     "--drift-version",
     field="drift.dataset_version",
@@ -176,6 +184,7 @@ def _kind() -> type[Evaluation]:
     type=click.IntRange(min=0),
     help="Workers that arms and records are dealt to at most, 1 to 64; the result is the same. [default: 1]",
 )
+@notify_option
 @click.option("--name", default="", help="Id of the evaluation. [default: made by the service]")
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
@@ -271,7 +280,7 @@ def list_evaluations(session: Session) -> None:
 
 
 @evaluations.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show an evaluation: scores with 95 % confidence intervals, and what each pair of arms shows."""
@@ -279,7 +288,7 @@ def show(session: Session, name: str) -> None:
 
 
 @evaluations.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def watch(session: Session, name: str) -> None:
     """Watch an evaluation until it is done. Exit code 6 when it fails."""
@@ -291,13 +300,15 @@ def _watch(session: Session, name: str) -> None:
 
     stop = f"evaluations cancel {short(name)}"
     done = watch_resource(session, name, session.client.evaluations.wait, stop=stop)
-    if not session.as_json:
+    if session.form == "name":
+        session.show(done, _facts)
+    if not session.for_programs:
         session.show(done, _facts)
         session.hint(f"evaluations report {short(name)} --output report.html")
 
 
 @evaluations.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask an evaluation to stop."""
@@ -312,7 +323,7 @@ def delete(session: Session, name: str, etag: str) -> None:
 
 
 @evaluations.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Records to show.")
 @pass_session
 def predictions(session: Session, name: str, limit: int) -> None:
@@ -321,6 +332,14 @@ def predictions(session: Session, name: str, limit: int) -> None:
 
     found = session.client.evaluations.predictions(name, page_size=min(limit, 1000))
     session.show_list(islice(found, limit), prediction_table)
+
+
+@evaluations.command()
+@click.argument("name", shell_complete=complete_names)
+@pass_session
+def deliveries(session: Session, name: str) -> None:
+    """Show what became of telling an evaluation's webhooks that it has ended."""
+    session.show_list(session.client.evaluations.deliveries(name), delivery_table)
 
 
 def _table(evaluations: Iterable[Evaluation]) -> Table:

@@ -33,7 +33,7 @@ def follow(session: Session, name: str, wait: Waiting[R], *, stop: str) -> R:
     `stop`: the command that ends it.
     """
     try:
-        if session.as_json:
+        if session.for_programs:
             return wait(name)
         with events(session, name) as show:
             return wait(name, on_event=show)
@@ -42,13 +42,13 @@ def follow(session: Session, name: str, wait: Waiting[R], *, stop: str) -> R:
         raise
 
 
-def watch(session: Session, name: str, wait: Waiting[R], *, stop: str) -> R:
+def watch(session: Session, name: str, wait: Waiting[R], *, stop: str, chart: bool = False) -> R:
     """Show events until the resource is done.
 
-    With --json each is a line on stdout. `stop`: the command that ends it.
+    With --json each is a line on stdout. `stop`: the command that ends it. `chart`: with a curve, on a terminal.
     """
     try:
-        with events(session, name) as show:
+        with events(session, name, chart) as show:
             return wait(name, on_event=show)
     except KeyboardInterrupt:
         session.note(f"stopped watching; it goes on until: luthier {stop}")

@@ -44,7 +44,7 @@ def grade(session: Session, draft: Draft[Grader], samples: str) -> None:
         grades = session.client.evaluations.grade(draft.finish(), _samples(file, source))
         session.show_list(_kept(grades, seen), _table)
     scores = [one.score for one in seen if one.HasField("score")]
-    if not session.as_json and scores:
+    if not session.for_programs and scores:
         session.note(f"mean {sum(scores) / len(scores):.4g} of {len(scores)} scores")
     if len(scores) < len(seen):
         session.note(

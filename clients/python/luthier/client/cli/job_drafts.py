@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from luthier.client.cli.completing import names_in
 from luthier.client.cli.drafts import Draft, field_option
+from luthier.client.cli.notifying import notify_option
 from luthier.client.cli.reinforcement import REINFORCEMENT_OPTIONS, read_grader
 from luthier.client.names import short
 
@@ -59,10 +61,14 @@ _JOB_OPTIONS = (
     field_option(
         "--model",
         field="base_model",
+        shell_complete=names_in("models"),
         help="Base model to tune.  [required, if not in a file or by --start-from]",
     ),
     field_option(
-        "--rendering", field="rendering", help="Rendering to train on.  [required, if not in a file]"
+        "--rendering",
+        field="rendering",
+        shell_complete=names_in("renderings"),
+        help="Rendering to train on.  [required, if not in a file]",
     ),
     field_option(
         "--mix",
@@ -74,7 +80,10 @@ _JOB_OPTIONS = (
         help="Rendering to mix in, and its share of what is learnt; --rendering has the rest.  [repeatable]",
     ),
     field_option(
-        "--start-from", field="start_from", help="Model or JOB/CHECKPOINT to go on with, in place of --model."
+        "--start-from",
+        field="start_from",
+        shell_complete=names_in("models"),
+        help="Model or JOB/CHECKPOINT to go on with, in place of --model.",
     ),
     field_option(
         "--full",
@@ -209,6 +218,7 @@ _JOB_OPTIONS = (
         type=click.Choice(["cpu", "cuda", "rocm", "gpu"]),
         help="What its worker must compute on; gpu: cuda or rocm. [default: any]",
     ),
+    notify_option,
 )
 
 

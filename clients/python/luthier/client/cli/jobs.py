@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.curves import learning_curve
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.job_drafts import drafted_job, job_kind, job_options
+from luthier.client.cli.logs import logs
+from luthier.client.cli.opening import open_job
 from luthier.client.cli.reinforcement import rollouts
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -30,8 +33,8 @@ def jobs() -> None:
     """Plan, start, watch and cancel fine-tuning jobs."""
 
 
-jobs.add_command(rollouts)
-jobs.add_command(learning_curve)
+for command in (rollouts, logs, open_job, learning_curve):
+    jobs.add_command(command)
 
 
 @jobs.command()
@@ -94,7 +97,7 @@ def list_jobs(session: Session) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a job."""
@@ -102,18 +105,24 @@ def show(session: Session, name: str) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
+@click.option(
+    "--chart/--no-chart", default=True, show_default=True, help="Draw the loss, or the reward, on a terminal."
+)
 @pass_session
-def watch(session: Session, name: str) -> None:
+def watch(session: Session, name: str, chart: bool) -> None:
     """Watch a job until it is done: step, loss, tokens per second, time left. Exit code 6 when it fails."""
-    _watch(session, name)
+    _watch(session, name, chart)
 
 
-def _watch(session: Session, name: str) -> None:
+def _watch(session: Session, name: str, chart: bool = True) -> None:
     from luthier.client.cli.following import watch as watch_resource
 
-    done = watch_resource(session, name, session.client.jobs.wait, stop=f"jobs cancel {short(name)}")
-    if not session.as_json:
+    stop = f"jobs cancel {short(name)}"
+    done = watch_resource(session, name, session.client.jobs.wait, stop=stop, chart=chart)
+    if session.form == "name":
+        session.show(done, partial(_facts, is_wide=False))
+    if not session.for_programs:
         session.show(done, partial(_facts, is_wide=session.is_wide))
         if done.HasField("reward_model"):
             session.hint(f"models download {short(done.tuned_model)}")
@@ -126,7 +135,7 @@ def _watch(session: Session, name: str) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask a job to stop; it does within one forward and backward pass. Its checkpoints remain."""
@@ -141,7 +150,7 @@ def delete(session: Session, name: str, etag: str) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def metrics(session: Session, name: str) -> None:
     """Show a job's metrics by step."""
@@ -149,7 +158,7 @@ def metrics(session: Session, name: str) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @pass_session
 def tensorboard(session: Session, name: str, directory: Path) -> None:
@@ -163,11 +172,35 @@ def tensorboard(session: Session, name: str, directory: Path) -> None:
 
 
 @jobs.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@pass_session
+def mlflow(session: Session, name: str, directory: Path) -> None:
+    """Add a job's metrics and settings as a run to the file store in DIRECTORY, for `mlflow ui`."""
+    from luthier.client.run_files import write_mlflow
+
+    points = session.client.jobs.metrics(name, page_size=1000)
+    count = write_mlflow(session.client.jobs.get(name), points, directory)
+    session.note(f"{count:,} values")
+    click.echo(directory)
+
+
+@jobs.command()
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def checkpoints(session: Session, name: str) -> None:
     """List a job's checkpoints, in order of steps."""
     session.show_list(session.client.jobs.checkpoints(name), _checkpoint_table)
+
+
+@jobs.command()
+@click.argument("name", shell_complete=complete_names)
+@pass_session
+def deliveries(session: Session, name: str) -> None:
+    """Show what became of telling a job's webhooks that it has ended."""
+    from luthier.client.cli.notifying import delivery_table
+
+    session.show_list(session.client.jobs.deliveries(name), delivery_table)
 
 
 def _table(jobs: Iterable[FineTuningJob]) -> Table:
@@ -258,6 +291,7 @@ def _facts(job: FineTuningJob, *, is_wide: bool) -> Table:
             ("started (UTC)", when(job.start_time)),
             ("ended (UTC)", when(job.end_time)),
             ("labels", mapping(job.labels)),
+            ("notifies", ", ".join(webhook.url for webhook in job.webhooks)),
         ]
     )
 

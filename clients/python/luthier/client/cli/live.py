@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.console import Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from luthier.client.cli.charts import MetricChart
 from luthier.client.cli.session import Session
 from luthier.client.cli.views import number, size
 from luthier.client.names import short
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
     from luthier.client.transfers import ProgressCallback, TransferProgress
 
 _LINE_SECONDS = 5.0
+_CHART_COLUMNS, _CHART_LINES = 100, 16
 _SHOWN_METRICS = (("train_loss", "loss"), ("validation_loss", "val loss"), ("tokens_per_second", "tok/s"))
 
 
 @contextmanager
 def transfer(session: Session, verb: str) -> Iterator[ProgressCallback]:
     """Show the progress of files that are sent or fetched one after another."""
-    if session.as_json or not session.err.is_terminal:
+    if session.for_programs or not session.err.is_terminal:
         yield _transfer_lines(session, verb)
         return
     label = TextColumn("{task.description}", markup=False)
@@ -60,19 +64,22 @@ def _transfer_lines(session: Session, verb: str) -> ProgressCallback:
     def update(progress: TransferProgress) -> None:
         if progress.completed_bytes == progress.total_bytes and progress.name not in done:
             done.add(progress.name)
-            if not session.as_json:
+            if not session.for_programs:
                 session.note(f"{verb} {short(progress.name)}: {size(progress.total_bytes)}")
 
     return update
 
 
 @contextmanager
-def events(session: Session, name: str) -> Iterator[Callable[[Event], None]]:
-    """Show a resource's events: one JSON line each, an animated line on a terminal, or plain lines."""
-    if session.as_json:
+def events(session: Session, name: str, chart: bool = False) -> Iterator[Callable[[Event], None]]:
+    """Show a resource's events: one for programs each, an animated line on a terminal, or plain lines.
+
+    With `chart` a terminal shows the curve of the loss, or of the reward, above the line as it grows.
+    """
+    if session.for_programs:
         yield session.show_line
     elif session.err.is_terminal:
-        with _EventBar(session, name) as bar:
+        with _EventBar(session, name, MetricChart() if chart else None) as bar:
             yield bar.update
     else:
         yield _EventLines(session, name).update
@@ -144,10 +151,12 @@ class _ValuesColumn(ProgressColumn):
 
 
 class _EventBar:
-    """One animated line; what is worth keeping scrolls above it."""
+    """One animated line, below a chart where there is one; what is worth keeping scrolls above them."""
 
-    def __init__(self, session: Session, name: str) -> None:
+    def __init__(self, session: Session, name: str, chart: MetricChart | None = None) -> None:
         self._summary = EventSummary()
+        self._chart = chart
+        self._console = session.err
         self._bars = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
@@ -157,19 +166,31 @@ class _EventBar:
             console=session.err,
         )
         self._task = self._bars.add_task(short(name), total=None, position="", values=[])
+        self._live = Live(get_renderable=self._drawn, console=session.err, refresh_per_second=5)
 
     def __enter__(self) -> _EventBar:
-        self._bars.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._live.stop()
+
+    def _drawn(self) -> Group:
+        """Return what stands below what has scrolled: a chart of at most a third of the screen, and the line."""
+        lines = [] if self._chart is None else self._chart.lines(*self._room())
+        return Group(*lines, self._bars.get_renderable())
+
+    def _room(self) -> tuple[int, int]:
+        width, height = self._console.size
+        return min(width, _CHART_COLUMNS), min(height // 3, _CHART_LINES)
 
     def update(self, event: Event) -> None:
         """Take an event in and redraw."""
         line = self._summary.take(event)
         if line:
-            self._bars.console.print(Text(line))
+            self._console.print(Text(line))
+        if self._chart is not None and event.HasField("metrics"):
+            self._chart.take(event.step, event.metrics.values)
         summary = self._summary
         self._bars.update(
             self._task,

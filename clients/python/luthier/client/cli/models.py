@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -28,7 +29,7 @@ def models() -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--gguf", metavar="FILE", help="A GGUF file on the worker's machine.")
 @click.option("--directory", metavar="DIR", help="A folder in transformers' layout on the worker's machine.")
 @click.option("--hub", metavar="REPO[@REVISION]", help="A repository of the Hugging Face Hub.")
@@ -55,7 +56,7 @@ def register(session: Session, name: str, gguf: str | None, directory: str | Non
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("new", required=False, default="")
 @pass_session
 def merge(session: Session, name: str, new: str) -> None:
@@ -67,7 +68,7 @@ def merge(session: Session, name: str, new: str) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--format",
@@ -107,7 +108,7 @@ def list_models(session: Session) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a model."""
@@ -115,7 +116,7 @@ def show(session: Session, name: str) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask a model that is being registered, merged or exported to stop."""
@@ -130,7 +131,7 @@ def delete(session: Session, name: str, etag: str) -> None:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--base",
@@ -144,7 +145,7 @@ def download(session: Session, name: str, directory: Path, base: str | None) -> 
     Repeat the command after a break.
     """
     folder = _bring(session, name, directory, base)
-    if session.as_json:
+    if session.for_programs:
         session.show_list(session.client.models.files(name), _table)
     else:
         click.echo(folder)

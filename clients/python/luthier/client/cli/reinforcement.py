@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from luthier.client.cli.drafts import field_option
+from luthier.client.cli.completing import complete_names
+from luthier.client.cli.drafts import field_option, message_of
 from luthier.client.cli.session import Session, pass_session
-from luthier.client.escaping import escaped, escaped_line
+from luthier.client.escaping import escaped_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +49,7 @@ _MOST_SHOWN = 100
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--step", type=click.IntRange(min=1), help="Only those of this step.  [default: of all]")
 @click.option(
     "--limit", type=click.IntRange(min=1), help=f"Most to show.  [default: {_MOST_SHOWN}; with --json all]"
@@ -57,7 +58,7 @@ _MOST_SHOWN = 100
 def rollouts(session: Session, name: str, step: int | None, limit: int | None) -> None:
     """Show what a reinforcement job drew from its model, and what that was worth, answer by answer."""
     found = session.client.jobs.rollouts(name, step=step or 0)
-    most = limit or (None if session.as_json else _MOST_SHOWN)
+    most = limit or (None if session.for_programs else _MOST_SHOWN)
     session.show_list(islice(found, most), _table)
     if most is not None and next(found, None) is not None:
         session.note(f"the first {most} are shown; --limit or --step shows others")
@@ -65,17 +66,9 @@ def rollouts(session: Session, name: str, step: int | None, limit: int | None) -
 
 def read_grader(path: str) -> Grader:
     """Read a grader from a file. Raises UsageError that names the place in it."""
-    from luthier.client.documents import MAX_BYTES
-    from luthier.client.message_files import read_message
-    from luthier.errors import InvalidArgument
     from luthier.v1.grader_pb2 import Grader
 
-    with click.open_file(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    try:
-        return read_message(data, Grader, source=escaped_line(path)).message
-    except InvalidArgument as error:
-        raise click.UsageError(escaped(error.message)) from error
+    return message_of(path, Grader)
 
 
 def _table(rollouts: Iterable[Rollout]) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from luthier.client.cli.completing import complete_names
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, FieldArgument, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
@@ -118,7 +119,7 @@ def _finished(session: Session, name: str) -> Rendering:
         return follow(session, name, session.client.renderings.wait, stop=stop)
     except RenderingFailed:
         errors = list(islice(session.client.renderings.errors(name), _SHOWN_ERRORS + 1))
-        if errors and not session.as_json:
+        if errors and not session.for_programs:
             session.err.print(error_table(errors[:_SHOWN_ERRORS]))
             if len(errors) > _SHOWN_ERRORS:
                 session.note(f"... and more: luthier renderings errors {short(name)}")
@@ -133,7 +134,7 @@ def list_renderings(session: Session) -> None:
 
 
 @renderings.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:
     """Show a rendering with its token statistics."""
@@ -141,7 +142,7 @@ def show(session: Session, name: str) -> None:
 
 
 @renderings.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def cancel(session: Session, name: str) -> None:
     """Ask a rendering that is being made to stop."""
@@ -156,7 +157,7 @@ def delete(session: Session, name: str, etag: str) -> None:
 
 
 @renderings.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @pass_session
 def errors(session: Session, name: str) -> None:
     """List the records that could not be rendered: file and line, reason."""
@@ -166,7 +167,7 @@ def errors(session: Session, name: str) -> None:
 
 
 @renderings.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_names)
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only rows of this split.")
 @click.option("--unsupervised", is_flag=True, help="Only rows that teach nothing.")
 @click.option(
@@ -185,7 +186,7 @@ def preview(session: Session, name: str, split: str | None, unsupervised: bool, 
         name, split=wanted, unsupervised_only=unsupervised, page_size=min(limit, 100)
     )
     rows = _units(found, limit)
-    if session.as_json:
+    if session.for_programs:
         session.show_list(rows, lambda _: _table([]))
         return
     is_empty = True

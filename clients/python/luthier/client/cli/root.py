@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import click
 
+from luthier.client.cli.completing import complete_profiles
+from luthier.client.cli.forms import output_options
 from luthier.client.cli.groups import LazyGroup
-from luthier.client.cli.session import Session
+from luthier.client.cli.session import Session, choose_form
 from luthier.client.config import silence_grpc
 from luthier.client.escaping import escaped, escaped_line
 from luthier.errors import (
@@ -58,7 +60,9 @@ class _Root(LazyGroup):
             f"{_COMMANDS}.aliases:aliases",
             "Name models by their role, e.g. production; guard each move by gates.",
         ),
-        "generate": (f"{_COMMANDS}.generate:generate", "Let a model answer, word by word."),
+        "generate": (f"{_COMMANDS}.generate:generate", "Let a model answer, word by word; --chat goes on."),
+        "profiles": (f"{_COMMANDS}.profiles:profiles", "Show the profiles of the configuration file."),
+        "completion": (f"{_COMMANDS}.completion:completion", "Have the shell complete commands and names."),
     }
 
     def main(
@@ -148,7 +152,13 @@ _HINTS: Mapping[str, str] = {
     help="Fine-tune language models as a service.",
     epilog=_EPILOG,
 )
-@click.option("--json", "as_json", is_flag=True, help="Write proto JSON to stdout.")
+@output_options(choose_form)
+@click.option(
+    "--profile",
+    metavar="NAME",
+    shell_complete=complete_profiles,
+    help="Profile of the configuration file: its project, home and addresses.",
+)
 @click.option("--project", metavar="ID", help="Project that short names belong to. [default: default]")
 @click.option(
     "--home", type=click.Path(file_okay=False), help="Home of the services, where the API key lies."
@@ -162,8 +172,9 @@ _HINTS: Mapping[str, str] = {
 )
 @click.version_option(package_name="luthier-client", prog_name="luthier")
 @click.pass_context
-def main(ctx: click.Context, /, as_json: bool, **options: str | None) -> None:
+def main(ctx: click.Context, /, **options: str | None) -> None:
     """Keep the global options for the command that follows."""
     silence_grpc()
-    ctx.obj = Session(as_json=as_json, options=options)
-    ctx.call_on_close(ctx.obj.close)
+    session = ctx.ensure_object(Session)
+    session.options = options
+    ctx.call_on_close(session.close)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from luthier.client.escaping import escaped, escaped_json, escaped_line
+from luthier.client.cli.forms import FOR_PEOPLE, Form, entry, one, output_options, several
+from luthier.client.escaping import escaped, escaped_line
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -23,13 +23,23 @@ _PATIENCE_SECONDS = 10.0
 
 
 class Session:
-    """One run of the command line; `is_wide`: with details that most people do not need."""
+    """One run of the command line, which writes what it finds in a form."""
 
-    def __init__(self, *, as_json: bool, options: Mapping[str, str | None]) -> None:
-        self.as_json = as_json
-        self.is_wide = False
-        self._options = options
+    def __init__(self, *, form: Form = "text") -> None:
+        self.form: Form = form
+        self.options: Mapping[str, str | None] = {}
+        """The global options that were given, by name."""
         self._client: Client | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether details are shown that most people do not need."""
+        return self.form == "wide"
+
+    @property
+    def for_programs(self) -> bool:
+        """Whether what is written is read by a program: nothing but data, and nothing said beside it."""
+        return self.form not in FOR_PEOPLE
 
     @property
     def client(self) -> Client:
@@ -40,13 +50,14 @@ class Session:
 
             # A person at a terminal wants to know soon that nothing answers.
             retry = RetryPolicy(deadline_seconds=_PATIENCE_SECONDS)
-            options = self._options
+            options = self.options
             arguments = ConfigArguments(
-                project=options["project"],
-                home=options["home"],
-                data_address=options["data_address"],
-                training_address=options["training_address"],
-                evaluation_address=options["evaluation_address"],
+                profile=options.get("profile"),
+                project=options.get("project"),
+                home=options.get("home"),
+                data_address=options.get("data_address"),
+                training_address=options.get("training_address"),
+                evaluation_address=options.get("evaluation_address"),
                 retry=retry,
             )
             self._client = Client(read_config(arguments))
@@ -68,23 +79,25 @@ class Session:
             self._client.close()
 
     def show(self, message: Message, view: Callable[[Any], Any]) -> None:
-        """Write one resource: as JSON, or as `view` draws it."""
-        if self.as_json:
-            click.echo(_as_json(_as_dict(message), indent=2))
+        """Write one resource: in the form that programs want, or as `view` draws it."""
+        if self.for_programs:
+            click.echo(one(message, self.form))
         else:
             self.out.print(view(message))
 
     def show_deleted(self, message: Message) -> None:
-        """Write that a resource is deleted: as JSON what it was, or one line."""
-        if self.as_json:
-            click.echo(_as_json(_as_dict(message), indent=2))
+        """Write that a resource is deleted: for programs what it was, or one line."""
+        if self.for_programs:
+            click.echo(one(message, self.form))
         else:
             click.echo(escaped(f"{message.name} is deleted"))  # type: ignore[attr-defined]
 
     def show_list(self, messages: Iterable[Message], view: Callable[[Iterable[Any]], Table]) -> None:
-        """Write resources: as a JSON array, or as the table that `view` draws."""
-        if self.as_json:
-            click.echo(_as_json([_as_dict(message) for message in messages], indent=2))
+        """Write resources: in the form that programs want, or as the table that `view` draws."""
+        if self.for_programs:
+            found = list(messages)
+            if found or self.form != "name":
+                click.echo(several(found, self.form))
             return
         table = view(messages)
         if table.row_count:
@@ -93,8 +106,9 @@ class Session:
             self.note("nothing found")
 
     def show_line(self, message: Message) -> None:
-        """Write one message of a stream as a line of JSON."""
-        click.echo(_as_json(_as_dict(message)))
+        """Write one message of a stream for programs; nothing where they want names."""
+        if self.form != "name":
+            click.echo(entry(message, self.form))
 
     def write(self, text: str) -> None:
         """Write a piece of text to stdout as it is, but for what would steer the terminal."""
@@ -114,35 +128,19 @@ class Session:
             raise click.exceptions.Exit(1)
 
     def hint(self, command: str) -> None:
-        """Name the command that comes next; silent with --json."""
-        if not self.as_json:
+        """Name the command that comes next; silent for programs."""
+        if not self.for_programs:
             click.secho(f"next: luthier {escaped_line(command)}", err=True, dim=True)
+
+
+def choose_form(ctx: click.Context, form: Form) -> None:
+    """Have the session of a command write in a form from now on."""
+    ctx.ensure_object(Session).form = form
 
 
 def pass_session(function: Callable[..., R]) -> Callable[..., R]:
     """Give a command the session, and let --json and -o stand behind the command too."""
-
-    def switch(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-        if value:
-            ctx.ensure_object(Session).as_json = True
-
-    def choose(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-        session = ctx.ensure_object(Session)
-        session.as_json = session.as_json or value == "json"
-        session.is_wide = value == "wide"
-
-    json_option = click.option(
-        "--json", is_flag=True, expose_value=False, callback=switch, help="Write proto JSON to stdout."
-    )
-    output = click.option(
-        "-o",
-        "shown_as",
-        type=click.Choice(["wide", "json"]),
-        expose_value=False,
-        callback=choose,
-        help="wide: with all details; json: as --json.",
-    )
-    return output(json_option(click.pass_obj(function)))
+    return output_options(choose_form)(click.pass_obj(function))
 
 
 def _console(*, stderr: bool) -> Console:
@@ -154,13 +152,3 @@ def _console(*, stderr: bool) -> Console:
     return EscapingConsole(
         file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=False
     )
-
-
-def _as_json(values: Any, indent: int | None = None) -> str:
-    return escaped_json(json.dumps(values, indent=indent, ensure_ascii=False))
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(message, preserving_proto_field_name=True)

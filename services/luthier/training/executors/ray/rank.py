@@ -30,9 +30,10 @@ from luthier.training.executors.ray.cluster import last_line
 from luthier.training.executors.ray.files import NodeFiles
 from luthier.training.executors.ray.orders import Part
 from luthier.training.executors.ray.sentry import node_home
-from luthier.training.recipe_settings import is_divided
+from luthier.training.recipe_settings import is_divided, rendering_names
 from luthier.training.worker.child import ChildDesk
 from luthier.training.worker.order import RenderingRows, TrainOrder
+from luthier.training.worker.whereabouts import pass_named
 from luthier.work.cache import BlobCache
 from luthier.work.child import ALIVE_SECONDS, named
 from luthier.work.worker_config import WorkerConfig
@@ -99,7 +100,9 @@ def train(given: Mapping[str, Any]) -> None:
     scratch.mkdir(parents=True)
     cache = BlobCache(config.home / "cache", config.cache_bytes)
     try:
-        result = _trained(part, wire, folder, NodeFiles(wire.post, cache, folder / "taking", wire.alive))
+        # The driver sees no file of this machine.
+        with pass_named(scratch, rendering_names(part.task.train.job)):
+            result = _trained(part, wire, folder, NodeFiles(wire.post, cache, folder / "taking", wire.alive))
         # A process that ends takes with it what it has not sent.
         ray.get(wire.tell("done", (result,)))
     except Exception as error:

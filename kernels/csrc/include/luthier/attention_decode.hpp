@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "luthier/attention.hpp"
+#include "luthier/cpuid.hpp"
+#include "luthier/dtype.hpp"
+
+namespace luthier {
+
+// Rows whose keys and values lie in one cache: [num_rows][num_key_heads][capacity][head_dim], of which each row holds
+// `num_held` tokens and has room for the new ones; and what all of them see before that:
+// [num_key_heads][num_prefix][head_dim], nothing where num_prefix is 0. All dense.
+struct CachedRows {
+  void *key, *value;
+  const void *prefix_key, *prefix_value;
+  int64_t num_rows, capacity, num_held, num_prefix;
+};
+
+// Attention of a few new tokens of each row over what its cache holds. The new keys and values are appended to the
+// caches first. With `cos` and `sin`, [tokens][rotary_dim], queries and new keys are turned before, as Rope does. Query
+// i of a row sees the prefix and those of its own keys from its `first` up to num_held + i, or the last of these alone
+// where `first` is beyond it. Query head h uses key head h / (num_heads / num_key_heads); a score is scale * q.k, then
+// softcap * tanh(score / softcap) where softcap > 0. Tokens are numbered through: those of a row one after the other,
+// the rows of all caches in their order.
+struct AttentionDecode {
+  Heads query, new_key, new_value;
+  void* out;  // [tokens][num_heads][head_dim], dense
+  const void *cos, *sin;
+  const CachedRows* caches;
+  const int64_t* first;  // of each row of all caches
+  int64_t num_caches, num_new, num_heads, num_key_heads, head_dim, rotary_dim;
+  float scale, softcap;
+  Dtype dtype;
+};
+
+// A row's bits depend neither on the number of threads nor on other rows nor on how its cache is shared.
+void attention_decode(const AttentionDecode& problem, Isa isa, int num_threads);
+
+}  // namespace luthier

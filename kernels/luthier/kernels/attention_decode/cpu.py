@@ -1,0 +1,61 @@
+"""`attention_decode` in C++. It changes caches in place and has no gradient, so that it is no torch op."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.kernels import _core
+from luthier.kernels.attention_decode import Cached, NewTokens
+from luthier.kernels.operands import head_pointer, heads_of, settings
+
+
+def attention_decode_cpu(
+    new: NewTokens,
+    caches: Sequence[Cached],
+    held: Sequence[int],
+    first: Sequence[int],
+    options: tuple[float, float],
+) -> Tensor:
+    """Append and attend -> [N, Q, H, D]; `options` are scale and softcap."""
+    heads = tuple(heads_of(one.flatten(0, 1)) for one in (new.query, new.key, new.value))
+    angles = () if new.angles is None else tuple(one.contiguous() for one in new.angles)
+    out_NQHD = torch.empty(new.query.shape, dtype=new.query.dtype, device="cpu")
+    rotary_dim = angles[0].shape[2] if angles else 0
+    problem = problem_of(heads, out_NQHD, rotary_dim, options) | {"num_new": out_NQHD.shape[1]}
+    if angles:
+        problem |= {"cos": angles[0].data_ptr(), "sin": angles[1].data_ptr()}
+    _core.attention_decode(problem, caches=layouts_of(caches, held), first=first, **settings())
+    return out_NQHD
+
+
+def problem_of(
+    heads: tuple[Tensor, ...], out: Tensor, rotary_dim: int, options: tuple[float, float]
+) -> dict[str, Any]:
+    """The C++ problem of query [T, H, D], key and value [T, G, D], a token a row, without caches and angles."""
+    query_THD, key_TGD, value_TGD = heads
+    return {
+        "query": head_pointer(query_THD),
+        "key": head_pointer(key_TGD),
+        "value": head_pointer(value_TGD),
+        "out": out.data_ptr(),
+        "cos": 0,
+        "sin": 0,
+        "num_new": 1,
+        "num_heads": query_THD.shape[1],
+        "num_key_heads": key_TGD.shape[1],
+        "head_dim": query_THD.shape[2],
+        "rotary_dim": rotary_dim,
+        "scale": options[0],
+        "softcap": options[1],
+        "bfloat16": query_THD.dtype == torch.bfloat16,
+    }
+
+
+def layouts_of(caches: Sequence[Cached], held: Sequence[int]) -> list[tuple[int, ...]]:
+    """Where caches lie that hold so many tokens each, for C++."""
+    return [
+        (*one.layout.addresses, one.layout.num_rows, one.layout.capacity, length, one.layout.num_prefix)
+        for one, length in zip(caches, held, strict=True)
+    ]

@@ -1,0 +1,242 @@
+"""The layers of a model as one program of our kernels, for passes of one new token a row.
+
+A pass of few rows is hundreds of small operators, which take longer to call than to compute. Told once as a program,
+they run in one call. What modules compute is computed here too, but for the sum of a layer's input and output, which
+is rounded once.
+
+Shape suffixes: N rows, M the most rows, E hidden size, F feed-forward size, K inputs, O outputs, R rank of several
+updates together.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.kernels.products import Term
+from luthier.kernels.program import Program, Rows
+from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm
+from luthier.lm.joint_rows import JointRows
+from luthier.lm.lora import adapter_switch
+from luthier.lm.lora_layer import LoraLinear
+
+_logger = logging.getLogger(__name__)
+
+_LAYERS = frozenset(f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"))
+"""Layers that norm their input, attend, add, norm, go through the feed-forward part, and add."""
+
+_FEWEST_ROWS = 64
+_KEPT = 4
+
+
+class UnfitError(Exception):
+    """A model has a part that no program knows: a layer, a kind of weight, an update, a hook."""
+
+
+class DecodeProgram:
+    """The layers and the last norm of a model, with the adapter that is active when it is made.
+
+    Memory: hidden states of `num_rows` rows in one layer, and the adapter's factors in the model's type.
+
+    Raises:
+        UnfitError: the model has a part that no program knows.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
+        inner: Any = model.base_model
+        self.num_rows = num_rows
+        self._dtype: torch.dtype = inner.norm.weight.dtype
+        self._places: list[tuple[Mapping[str, Any], str, Tensor, int]] = []
+        self._factors, self._layers = Program(self._dtype), Program(self._dtype)
+        self._roundings: list[tuple[Tensor, Tensor, float]] = []
+        self._windows: list[int | None] = []
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+        # Buffers outlive the inference mode in which the first pass may come.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._x_ME, self._normed_ME = (
+                self._buffer(name, model.config.hidden_size) for name in ("x", "normed")
+            )
+            for layer in inner.layers:
+                self._tell_layer(layer)
+            self._tell_norm(inner.norm, self._x_ME, self._normed_ME)
+        self._factors.round_to(self._roundings)
+
+    def is_current(self) -> bool:
+        """Whether all weights are the tensors that it was made of, and lie where they lay."""
+        return all(
+            held.get(name) is tensor and tensor.data_ptr() == address
+            for held, name, tensor, address in self._places
+        )
+
+    def run(self, hidden_NE: Tensor, joint: JointRows, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Hidden states [N, E] after the last norm, of embedded tokens; their keys and values are in the caches then.
+
+        Raises:
+            InvalidArgument: keys outnumber the sliding window of a layer.
+        """
+        for layer, window in enumerate(self._windows):
+            joint.require_within(window, layer)
+        num_layers, num_rows = len(self._windows), len(hidden_NE)
+        rows = Rows(
+            layers=[joint.caches(layer) for layer in range(num_layers)],
+            held=[joint.held(layer) for layer in range(num_layers)],
+            first=joint.first,
+            angles=(angles[0].contiguous(), angles[1].contiguous()),
+        )
+        self._x_ME[:num_rows].copy_(hidden_NE)
+        if self._roundings:
+            self._factors.run(rows)
+        self._layers.run(rows)
+        for layer in range(num_layers):
+            joint.advance(layer)
+        return self._normed_ME[:num_rows].clone()
+
+    def _buffer(self, name: str, size: int) -> Tensor:
+        """Rows of a size [M, size], the same ones for what has a name in every layer."""
+        if (name, size) not in self._buffers:
+            self._buffers[name, size] = torch.empty(self.num_rows, size, dtype=self._dtype, device="cpu")
+        return self._buffers[name, size]
+
+    def _weight(self, held: Mapping[str, Any], name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of a module that has to stay where it is, of the model's type unless another one is said."""
+        found: Tensor = held[name]
+        is_plain = (
+            type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu" and found.is_contiguous()
+        )
+        if not is_plain or found.dtype != (dtype or self._dtype):
+            raise UnfitError(f"{name} is a {found.dtype} {type(found).__name__} on {found.device}")
+        self._places.append((held, name, found, found.data_ptr()))
+        return found
+
+    def _tell_layer(self, layer: Any) -> None:
+        known = type(layer).__name__ in _LAYERS and type(layer.self_attn) is Attention
+        if not known or type(layer.mlp) is not GatedMlp or layer.mlp.is_joined:
+            raise UnfitError(f"a layer is {type(layer).__name__}")
+        if any(one._forward_hooks or one._forward_pre_hooks for one in layer.modules()):
+            raise UnfitError("a layer has hooks")
+        self._tell_norm(layer.input_layernorm, self._x_ME, self._normed_ME)
+        self._tell_attention(layer.self_attn)
+        self._tell_norm(layer.post_attention_layernorm, self._x_ME, self._normed_ME)
+        gate, up = self._tell_linears(self._normed_ME, [layer.mlp.gate_proj, layer.mlp.up_proj])
+        self._layers.gated(gate, up, gate, gelu=layer.mlp.activation == "gelu_tanh")
+        self._tell_linears(gate, [layer.mlp.down_proj], added_to=self._x_ME)
+
+    def _tell_norm(self, norm: nn.Module, x: Tensor, out: Tensor) -> None:
+        if type(norm) is not RmsNorm:
+            raise UnfitError(f"a norm is {type(norm).__name__}")
+        self._layers.rms_norm(x, self._weight(norm._parameters, "weight"), out, (norm.epsilon, norm.offset))
+
+    def _tell_attention(self, attention: Attention) -> None:
+        names = ("q_proj", "k_proj", "v_proj")
+        projected = self._tell_linears(self._normed_ME, [attention.get_submodule(name) for name in names])
+        query, key, value = (one.view(self.num_rows, -1, attention.head_dim) for one in projected)
+        for name, heads in (("q_norm", query), ("k_norm", key)):
+            if hasattr(attention, name):
+                self._tell_norm(attention.get_submodule(name), heads, heads)
+        out_MO = self._buffer("attended", projected[0].shape[1])
+        self._layers.attend(
+            (query, key, value),
+            out_MO,
+            len(self._windows),
+            turns=attention.use_rope,
+            options=(attention.scaling, attention.softcap),
+        )
+        self._windows.append(attention.sliding_window)
+        self._tell_linears(out_MO, [attention.get_submodule("o_proj")], added_to=self._x_ME)
+
+    def _tell_linears(
+        self, x_MK: Tensor, linears: Sequence[nn.Module], added_to: Tensor | None = None
+    ) -> list[Tensor]:
+        """Linear layers of the same x, with the updates that are active; of one, what it is added to in place."""
+        updates = [self._update(layer) for layer in linears]
+        ranks = [0 if one is None else len(one.a) for one in updates]
+        a_RK = torch.empty(sum(ranks), x_MK.shape[1], dtype=self._dtype, device="cpu")
+        lowered_MR = self._buffer("lowered", sum(ranks))
+        if sum(ranks):
+            self._layers.product([(x_MK, a_RK, True)], lowered_MR)
+        outputs = []
+        parts = zip(linears, updates, a_RK.split(ranks), lowered_MR.split(ranks, dim=1), strict=True)
+        for place, (layer, update, a, low) in enumerate(parts):
+            weight_OK = self._weight(layer._parameters, "weight")
+            terms: list[Term] = [(x_MK, weight_OK, True)]
+            if update is not None:
+                b_OR = torch.empty_like(update.b, dtype=self._dtype)
+                self._roundings += [(update.a, a, 1.0), (update.b, b_OR, update.scale)]
+                terms.append((low, b_OR, True))
+            out_MO = self._buffer(f"output {place}", len(weight_OK)) if added_to is None else added_to
+            bias_O = None if layer.bias is None else self._weight(layer._parameters, "bias")
+            self._layers.product(terms, out_MO, bias_O, added_to)
+            outputs.append(out_MO)
+        return outputs
+
+    def _update(self, layer: nn.Module) -> "_Update | None":
+        if type(layer) is Linear:
+            return None
+        if type(layer) is not LoraLinear:
+            raise UnfitError(f"a linear layer is {type(layer).__name__}")
+        name = layer.switch.active
+        if name is None or name not in layer.scales:
+            return None
+        if name in layer.lora_magnitude_vector:
+            raise UnfitError("an update has magnitudes")
+        a_RK, b_OR = (
+            self._weight(factors._parameters, name, torch.float32) for factors in (layer.lora_A, layer.lora_B)
+        )
+        return _Update(a_RK, b_OR, layer.scales[name])
+
+
+class _Update(NamedTuple):
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+_programs: WeakKeyDictionary[PreTrainedModel, OrderedDict[str | None, DecodeProgram | None]] = (
+    WeakKeyDictionary()
+)
+"""Of each model the programs by adapter, the newest last; None: a part of the model is none that a program knows."""
+
+
+def decode(model: PreTrainedModel, ids_N1: Tensor, positions_N1: Tensor, joint: JointRows) -> Tensor | None:
+    """Hidden states [N, E] of a new token for each row, after the last norm; None where no program can make them.
+
+    That is where C++ does not attend for all rows, something is dropped or muted, or gradients are kept.
+    """
+    switch = adapter_switch(model)
+    is_plain = switch is None or not (switch.is_muted or switch.dropout)
+    inner: Any = model.base_model
+    if (
+        not (joint.is_one_call and is_plain)
+        or torch.is_grad_enabled()
+        or type(inner.embed_tokens) is not nn.Embedding
+    ):
+        return None
+    program = _program(model, None if switch is None else switch.active, len(ids_N1))
+    if program is None:
+        return None
+    hidden_N1E = inner.embed_tokens(ids_N1)
+    cos, sin = inner.rotary_emb(hidden_N1E, positions_N1)
+    return program.run(hidden_N1E[:, 0], joint, (cos[:, 0], sin[:, 0]))
+
+
+def _program(model: PreTrainedModel, adapter: str | None, num_rows: int) -> DecodeProgram | None:
+    made = _programs.setdefault(model, OrderedDict())
+    if adapter in made:
+        found = made[adapter]
+        if found is None or (found.num_rows >= num_rows and found.is_current()):
+            made.move_to_end(adapter)
+            return found
+    try:
+        made[adapter] = DecodeProgram(model, max(_FEWEST_ROWS, 1 << (num_rows - 1).bit_length()))
+    except UnfitError as error:
+        _logger.info("decoding goes module by module: %s", error)
+        made[adapter] = None
+    made.move_to_end(adapter)
+    while len(made) > _KEPT:
+        made.popitem(last=False)
+    return made[adapter]

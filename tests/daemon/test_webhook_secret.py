@@ -1,0 +1,41 @@
+"""`luthierd webhook-secret` prints what a receiver verifies with."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+from standardwebhooks import Webhook
+from tests.daemon.test_luthierd import LUTHIERD, environment
+
+from luthier.work.webhooks.signing import SECRET_FILE, secrets_of, signed_headers
+
+URL = "https://hooks.example.com/luthier"
+
+
+def printed(home: Path, url: str) -> subprocess.CompletedProcess[str]:
+    command = [LUTHIERD, "webhook-secret", url]
+    return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+
+
+def test_the_secret_verifies_what_is_sent_there_on_any_path(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    first, other = printed(home, URL), printed(home, "https://hooks.example.com:443/other")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == other.stdout, "it is the host's, and the file is made once"
+    assert printed(home, "https://elsewhere.example/").stdout != first.stdout
+    assert stat.S_IMODE((home / SECRET_FILE).stat().st_mode) == 0o600
+    headers = signed_headers(
+        secrets_of(home / SECRET_FILE, "https://hooks.example.com:443"), "msg_1", int(time.time()), b"{}"
+    )
+    assert Webhook(first.stdout.strip()).verify(b"{}", dict(headers)) == {}
+
+
+def test_what_is_no_url_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    done = printed(tmp_path / "home", "hooks.example.com")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: URL must be https://host")

@@ -1,0 +1,82 @@
+"""A program of operators: the bits of each operator by itself, for any number of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.kernels.attention_decode import Cached, NewTokens, attention_decode
+from luthier.kernels.dispatch import Isa
+from luthier.kernels.gated_activation import swiglu
+from luthier.kernels.linear import linear
+from luthier.kernels.lora_linear import Projection, lora_linear
+from luthier.kernels.program import Program, Rows
+from luthier.kernels.rms_norm import rms_norm
+
+MOST, SIZE = 9, 64
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 4, MOST])
+def test_steps_have_the_bits_of_their_operators(isa: Isa, dtype: torch.dtype, num_rows: int) -> None:
+    x, weight, bias = (drawn(*shape, dtype=dtype) for shape in ((MOST, SIZE), (SIZE, SIZE), (SIZE,)))
+    a, b = drawn(4, SIZE), drawn(SIZE, 4)
+    rounded_a, rounded_b = torch.empty(4, SIZE, dtype=dtype), torch.empty(SIZE, 4, dtype=dtype)
+    normed, low, updated, gated = (torch.zeros(MOST, size, dtype=dtype) for size in (SIZE, 4, SIZE, SIZE))
+    program = Program(dtype)
+    program.round_to([(a, rounded_a, 1.0), (b, rounded_b, 0.5)])
+    program.rms_norm(x.view(MOST, 4, 16), bias[:16], normed.view(MOST, 4, 16), (1e-5, 1.0))
+    program.product([(normed, rounded_a, True)], low)
+    program.product([(normed, weight, True), (low, rounded_b, True)], updated, bias)
+    program.gated(updated, normed, gated, gelu=False)
+    program.product([(gated, weight, True)], normed, None, normed)
+    program.run(Rows(layers=[], held=[], first=[0] * num_rows, angles=(x, x)))
+
+    rows = x[:num_rows]
+    want = rms_norm(rows.view(-1, 4, 16), bias[:16], 1e-5, offset=1.0, impl="cpu").view(num_rows, SIZE)
+    projection = Projection(weight=weight, bias=bias, a=a, b=b, scale=0.5)
+    middle = lora_linear(want, projection, impl="cpu")
+    assert torch.equal(updated[:num_rows], middle)
+    branch = swiglu(middle, want, impl="cpu")
+    assert torch.equal(gated[:num_rows], branch)
+    added = want.double() + linear(branch.double(), weight.double(), impl="eager")
+    assert torch.allclose(normed[:num_rows].double(), added, rtol=2 * torch.finfo(dtype).eps, atol=0.02)
+    assert not updated[num_rows:].any(), "other rows are not touched"
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_attention_goes_over_the_caches_of_its_layer(isa: Isa, turns: bool) -> None:
+    heads = drawn(MOST, 4, 16), drawn(MOST, 2, 16), drawn(MOST, 2, 16) + 1
+    angles = drawn(MOST, 8), drawn(MOST, 8) + 1
+    out = torch.zeros(MOST, 4, 16)
+    caches = [Cached(drawn(3, 2, 7, 16), drawn(3, 2, 7, 16) + layer) for layer in range(2)]
+    copies = [Cached(one.key_BGCD.clone(), one.value_BGCD.clone()) for one in caches]
+    program = Program(torch.float32)
+    program.attend(heads, out, 1, turns=turns, options=(0.25, 2.0))
+    program.run(
+        Rows(
+            layers=[[one] for one in caches],
+            held=[[5], [6]],
+            first=[0, 2, 1],
+            angles=(angles[0][:3], angles[1][:3]),
+        )
+    )
+    query, key, value = (one[:3, None] for one in heads)
+    new = NewTokens(query, key, value, (angles[0][:3, None], angles[1][:3, None]) if turns else None)
+    want = attention_decode(new, [copies[1]], [6], [0, 2, 1], scale=0.25, softcap=2.0, impl="cpu")
+    assert torch.equal(out[:3], want[:, 0])
+    assert torch.equal(caches[1].key_BGCD, copies[1].key_BGCD)
+    assert torch.equal(caches[0].key_BGCD, copies[0].key_BGCD), "the other layer's is not touched"
+
+
+def test_a_run_without_caches_of_a_layer_is_refused() -> None:
+    heads = drawn(MOST, 4, 16), drawn(MOST, 2, 16), drawn(MOST, 2, 16)
+    program = Program(torch.float32)
+    program.attend(heads, torch.zeros(MOST, 4, 16), 0, turns=False, options=(1.0, 0.0))
+    with pytest.raises(ValueError, match="caches for every layer"):
+        program.run(Rows(layers=[], held=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))

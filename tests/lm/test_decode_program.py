@@ -1,0 +1,209 @@
+"""Passes of one new token a row as a program: what modules compute, for which models, and with which weights."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tests.lm.engine_requests import PROMPTS, with_adapter
+from torch import nn
+from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+from luthier.errors import InvalidArgument
+from luthier.kernels.tables import force_impl
+from luthier.lm import decode_program
+from luthier.lm.attention import IMPLEMENTATION
+from luthier.lm.blocks import use_kernels
+from luthier.lm.decode_program import DecodeProgram
+from luthier.lm.decoding import Batch
+from luthier.lm.generate import GenerationRequest
+from luthier.lm.lora import muted, use_adapter
+from luthier.lm.passes import forward_together
+
+ModelMaker = Callable[..., Any]
+Runs = list[tuple[int, DecodeProgram]]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """The programs that ran, and with how many rows."""
+    noted: Runs = []
+    original = DecodeProgram.run
+
+    def noting(program: DecodeProgram, hidden: Any, *others: Any) -> Any:
+        noted.append((len(hidden), program))
+        return original(program, hidden, *others)
+
+    monkeypatch.setattr(DecodeProgram, "run", noting)
+    return noted
+
+
+def with_kernels(model: Any, dtype: torch.dtype = torch.float32) -> Any:
+    use_kernels(model.to(dtype))
+    return model
+
+
+def read(model: Any, **changes: Any) -> Batch:
+    """A request whose prompts are read."""
+    settings: dict[str, Any] = {"request_id": "r", "prompts": PROMPTS, "max_new_tokens": 20}
+    batch = Batch(model, GenerationRequest(**(settings | changes)), None, None)
+    for _ in batch.read(1000):
+        pass
+    return batch
+
+
+@torch.inference_mode()
+def logits_of(model: Any, num_tokens: int = 3, **changes: Any) -> torch.Tensor:
+    """The logits of a few tokens that follow the prompts, of every row."""
+    batch, found = read(model, **changes), []
+    for _ in range(num_tokens):
+        found.append(forward_together(model, [batch.next_pass()])[0])
+        batch._tokens = [7 + row for row in range(len(found[-1]))]
+    return torch.stack(found)
+
+
+def by_modules(monkeypatch: pytest.MonkeyPatch, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a function gives where no program runs."""
+    module: Any = importlib.import_module("luthier.lm.passes")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "decode", lambda *_: None)
+        return run()
+
+
+def smollm3(**changes: Any) -> Any:
+    shape: dict[str, Any] = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    config = SmolLM3Config(**(shape | changes), attn_implementation=IMPLEMENTATION)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return SmolLM3ForCausalLM(config).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("adapter", [None, "a"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "smollm3"])
+def test_a_program_computes_what_modules_compute(
+    tiny_model: ModelMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: Runs,
+    family: str,
+    adapter: str | None,
+    dtype: torch.dtype,
+) -> None:
+    model = with_kernels(smollm3() if family == "smollm3" else tiny_model(family), dtype)
+    if adapter is not None:
+        with_adapter(model, adapter, 1)
+    with use_adapter(model, adapter):
+        wanted = by_modules(monkeypatch, lambda: logits_of(model))
+        assert not runs
+        found = logits_of(model)
+    assert [rows for rows, _ in runs] == [len(PROMPTS)] * 3
+    close = 1e-4 if dtype == torch.float32 else 0.06
+    assert (found - wanted).norm() <= close * wanted.norm()
+    base = logits_of(model)
+    assert torch.equal(base, found) == (adapter is None)
+
+
+def test_a_program_is_made_once_and_anew_for_more_rows(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model())
+    logits_of(model)
+    few = logits_of(model, num_tokens=1, prompts=PROMPTS[:1])
+    many = logits_of(model, num_tokens=1, prompts=PROMPTS[:1] * 70)
+    # What was read before goes through torch's products, whose bits depend on the number of rows.
+    assert torch.allclose(few.expand(-1, 70, -1), many, atol=1e-4)
+    assert torch.equal(many[:, :1].expand(-1, 70, -1), many), "rows know nothing of each other"
+    programs = [program for _, program in runs]
+    assert len(set(map(id, programs))) == 2
+    assert [program.num_rows for program in (programs[0], programs[-1])] == [64, 128]
+
+
+def test_weights_that_change_in_place_or_are_replaced_are_read(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model())
+    with_adapter(model, "a", 1)
+    layer = model.base_model.layers[1]
+    with use_adapter(model, "a"):
+        seen = [logits_of(model)]
+        layer.self_attn.v_proj.lora_B["a"].data.mul_(2.0)
+        seen.append(logits_of(model))
+        layer.mlp.down_proj.weight.data.mul_(2.0)
+        seen.append(logits_of(model))
+        same = len(set(map(id, (program for _, program in runs))))
+        assert same == 1
+        layer.mlp.gate_proj.weight = nn.Parameter(layer.mlp.gate_proj.weight * 2, requires_grad=False)
+        seen.append(logits_of(model))
+        layer.input_layernorm.weight.data = layer.input_layernorm.weight * 2
+        seen.append(logits_of(model))
+    assert len(set(map(id, (program for _, program in runs)))) == 3
+    assert not any(torch.equal(before, after) for before, after in pairwise(seen))
+
+
+def test_what_no_program_knows_goes_module_by_module(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model())
+    with_adapter(model, "dora", 1, use_dora=True)
+    with use_adapter(model, "dora"):
+        logits_of(model)
+    with use_adapter(model, None):
+        with muted(model):
+            logits_of(model)
+        assert not runs
+        force_impl("eager")
+        try:
+            logits_of(model)
+        finally:
+            force_impl("auto")
+        assert not runs
+        logits_of(model)
+        assert len(runs) == 3
+    runs.clear()
+    logits_of(tiny_model())
+    hooked = with_kernels(tiny_model())
+    hooked.base_model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    logits_of(hooked)
+    logits_of(with_kernels(tiny_model()).double())
+    assert not runs
+
+
+def test_a_pass_that_keeps_gradients_goes_module_by_module(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model())
+    with torch.no_grad():
+        batch = read(model)
+    forward_together(model, [batch.next_pass()])
+    assert not runs
+    with torch.no_grad():
+        forward_together(model, [batch.next_pass()])
+    assert len(runs) == 1
+
+
+def test_rows_that_outgrow_a_window_are_refused(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model("mistral", sliding_window=10))
+    with pytest.raises(InvalidArgument, match="window of 10 tokens, got 11"):
+        logits_of(model, num_tokens=4)
+    assert [rows for rows, _ in runs] == [4] * 3
+    assert decode_program._programs[model]
+
+
+def test_programs_of_a_few_adapters_are_kept_and_go_with_their_model(
+    tiny_model: ModelMaker, runs: Runs
+) -> None:
+    model = with_kernels(tiny_model())
+    names = [f"a{number}" for number in range(6)]
+    for name in names:
+        with_adapter(model, name, 1)
+        with use_adapter(model, name):
+            logits_of(model, num_tokens=1)
+    assert list(decode_program._programs[model]) == names[-4:]
+    before = len(decode_program._programs)
+    del model
+    assert len(decode_program._programs) < before
