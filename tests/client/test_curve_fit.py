@@ -15,6 +15,7 @@ from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
     SCORE_KIND_REAL,
     VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
     ArmResult,
     Comparison,
     Evaluation,
@@ -57,9 +58,17 @@ def test_the_line_is_that_of_weighted_least_squares() -> None:
     errors = np.array([0.1, 0.05, 0.02]) / 1.959964
     slope, at_one = np.polyfit(np.log2([100, 300, 1000]), [0.3, 0.5, 0.55], 1, w=1 / errors)
     assert (fit.per_doubling, fit.at_one) == pytest.approx((slope, at_one))
-    _, covariance = np.polyfit(np.log2([100, 300, 1000]), [0.3, 0.5, 0.55], 1, w=1 / errors, cov="unscaled")
+    # They lie farther from a line than their intervals explain: residuals scale its interval.
+    _, covariance = np.polyfit(np.log2([100, 300, 1000]), [0.3, 0.5, 0.55], 1, w=1 / errors, cov=True)
     assert fit.upper - fit.per_doubling == pytest.approx(1.959964 * math.sqrt(covariance[0, 0]), rel=1e-5)
     assert fit.at(1000) == pytest.approx(at_one + slope * math.log2(1000))
+
+
+def test_scores_that_lie_on_a_line_leave_its_interval_to_their_own() -> None:
+    fit = fitted(points((100, share(0.30, 0.1)), (200, share(0.41, 0.05)), (400, share(0.50, 0.02))))
+    errors = np.array([0.1, 0.05, 0.02]) / 1.959964
+    _, covariance = np.polyfit(np.log2([100, 200, 400]), [0.30, 0.41, 0.50], 1, w=1 / errors, cov="unscaled")
+    assert fit.upper - fit.per_doubling == pytest.approx(1.959964 * math.sqrt(covariance[0, 0]), rel=1e-5)
 
 
 def test_a_score_without_a_spread_does_not_hold_the_line_alone() -> None:
@@ -73,18 +82,26 @@ def test_a_score_without_a_spread_does_not_hold_the_line_alone() -> None:
     [
         (
             [(100, share(0.2)), (200, share(0.4)), (400, share(0.6))],
-            "More data would help, if it goes on so: each doubling has changed exact_match by +20.0 pp",
+            "More data would help, if the last step goes on: at 800 records exact_match would be 80.0 %. From 200 to "
+            "400 records: +20.0 pp",
         ),
         (
             [(100, share(0.50)), (200, share(0.51)), (400, share(0.51))],
-            "Whether more data would help is not seen: each doubling has changed exact_match by +0.5 pp",
+            "Whether more data would help is not seen in the last step. From 200 to 400 records: +0.0 pp",
         ),
-        ([(100, share(0.6)), (400, share(0.2))], "More data made it worse: each doubling has changed"),
-        ([(100, loss(9.0, 0.1)), (400, loss(5.0, 0.1))], "More data would help, if it goes on so"),
-        ([(100, loss(5.0, 0.1)), (400, loss(9.0, 0.1))], "More data made it worse"),
+        (
+            [(100, share(0.2)), (200, share(0.8)), (400, share(0.8))],
+            "Whether more data would help is not seen in the last step.",
+        ),
+        ([(100, share(0.6)), (400, share(0.2))], "More data made exact_match worse in the last step."),
+        (
+            [(100, loss(9.0, 0.1)), (400, loss(5.0, 0.1))],
+            "More data would help, if the last step goes on: at 800 records perplexity would be 3.",
+        ),
+        ([(100, loss(5.0, 0.1)), (400, loss(9.0, 0.1))], "More data made perplexity worse"),
     ],
 )
-def test_the_words_say_what_each_doubling_brought(
+def test_the_words_say_what_the_last_step_brought(
     found: list[tuple[int, ScoreEstimate]], begins: str
 ) -> None:
     assert more_data_words(Evaluation(), points(*found)).startswith(begins)
@@ -92,7 +109,8 @@ def test_the_words_say_what_each_doubling_brought(
 
 def test_a_share_is_never_foretold_beyond_all() -> None:
     words = more_data_words(Evaluation(), points((100, share(0.5, 0.01)), (200, share(0.9, 0.01))))
-    assert words.endswith("at 400 records it would be 100.0 %.")
+    assert "at 400 records exact_match would be 100.0 %. " in words
+    assert words.endswith("how much another run would change is not in them.")
 
 
 def curve(*scores: float) -> tuple[Evaluation, dict[str, FineTuningJob]]:
@@ -123,9 +141,10 @@ def test_points_are_the_arms_whose_jobs_say_their_records() -> None:
     found = curve_points(evaluation, jobs)
     assert [(one.arm_id, one.num_records) for one in found] == [("p30", 30), ("p100", 100), ("p300", 300)]
     assert point_rows(found)[0] == ("30", "p30", "20.0 % [15.0, 25.0]")
-    assert more_data_words(evaluation, found).endswith(
-        "From 100 to 300 records: +20.0 pp [+10.0, +30.0], better."
-    )
+    said = more_data_words(evaluation, found)
+    assert "From 100 to 300 records: +20.0 pp [+10.0, +30.0], better. " in said
+    evaluation.comparisons[0].verdict = VERDICT_INCONCLUSIVE
+    assert more_data_words(evaluation, found).startswith("Whether more data would help is not seen"), "paired"
     jobs["m30"].labels["learning-curve-records"] = "some"
     del jobs["m100"]
     assert curve_points(evaluation, jobs) == []

@@ -12,13 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.client.scores import difference_words, estimate_words, is_share, lower_is_better, verdict_word
-from luthier.v1.evaluation_pb2 import Comparison, Evaluation, ScoreEstimate
+from luthier.v1.evaluation_pb2 import (
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
+    VERDICT_WORSE,
+    Comparison,
+    Evaluation,
+    ScoreEstimate,
+)
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
 CURVE_LABEL = "learning-curve"
 """Of a job: the curve that it is a point of. Of an evaluation: the curve that it measures."""
 RECORDS_LABEL = "learning-curve-records"
 """Of a job: how many records it learns from."""
+RUNS_WORDS = "All intervals are of the records asked: how much another run would change is not in them."
 _QUANTILE = 1.959963984540054
 
 
@@ -33,7 +41,10 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveFit:
-    """What each doubling of the data has brought, with its 95 % interval, and the score at one record."""
+    """What each doubling of the data has brought, with its 95 % interval, and the score at one record.
+
+    The interval is wider where the scores lie farther from the line than their own intervals explain.
+    """
 
     at_one: float
     per_doubling: float
@@ -78,40 +89,45 @@ def fitted(points: Sequence[CurvePoint]) -> CurveFit:
     slope = (
         sum(w * (x - place) * (y - score) for w, x, y in zip(weights, places, scores, strict=True)) / spread
     )
+    left = (
+        w * (y - score - slope * (x - place)) ** 2 for w, x, y in zip(weights, places, scores, strict=True)
+    )
+    scatter = sum(left) / (len(points) - 2) if len(points) > 2 else 0.0
     if is_weighted:
-        half = _QUANTILE / math.sqrt(spread)
+        variance = max(1.0, scatter) / spread
     else:
-        variances = (error**2 * (x - place) ** 2 for error, x in zip(errors, places, strict=True))
-        half = _QUANTILE * math.sqrt(sum(variances)) / spread
+        own = sum(error**2 * (x - place) ** 2 for error, x in zip(errors, places, strict=True)) / spread**2
+        variance = max(own, scatter / spread)
+    half = _QUANTILE * math.sqrt(variance)
     return CurveFit(at_one=score - slope * place, per_doubling=slope, lower=slope - half, upper=slope + half)
 
 
 def more_data_words(evaluation: Evaluation, points: Sequence[CurvePoint]) -> str:
-    """Return whether more data would help, in a sentence or two with its numbers."""
-    fit, last = fitted(points), points[-1]
-    sign = -1.0 if lower_is_better(last.estimate) else 1.0
-    share = is_share(last.estimate)
+    """Return whether more data would help, in a few sentences with their numbers.
+
+    The last step decides, by its paired comparison where the evaluation has it: what the first records have brought
+    says nothing of what others would.
+    """
+    fit, before, last = fitted(points), points[-2], points[-1]
+    step = _step(evaluation, points)
+    share, name = is_share(last.estimate), last.estimate.score
     gained = _change_words(fit.per_doubling, fit.lower, fit.upper, is_share=share)
-    name = last.estimate.score
-    if sign * (fit.lower if sign > 0 else fit.upper) > 0:
-        twice = fit.at(2 * last.num_records)
-        twice = min(1.0, max(0.0, twice)) if share else twice
-        shown = f"{100 * twice:.1f} %" if share else f"{twice:.4g}"
+    if step.verdict == VERDICT_BETTER:
+        twice = 2 * last.num_records
+        doublings = math.log2(last.num_records / before.num_records)
+        foretold = last.estimate.value + step.difference / doublings
+        foretold = min(1.0, max(0.0, foretold)) if share else foretold
+        shown = f"{100 * foretold:.1f} %" if share else f"{foretold:.4g}"
         said = (
-            f"More data would help, if it goes on so: each doubling has changed {name} by {gained}; at "
-            f"{2 * last.num_records:,} records it would be {shown}."
+            f"More data would help, if the last step goes on: at {twice:,} records {name} would be {shown}."
         )
-    elif sign * (fit.upper if sign > 0 else fit.lower) < 0:
-        said = f"More data made it worse: each doubling has changed {name} by {gained}."
+    elif step.verdict == VERDICT_WORSE:
+        said = f"More data made {name} worse in the last step."
     else:
-        said = f"Whether more data would help is not seen: each doubling has changed {name} by {gained}."
-    step = _last_step(evaluation, points)
-    if step is None:
-        return said
-    before = points[-2]
+        said = "Whether more data would help is not seen in the last step."
     return (
         f"{said} From {before.num_records:,} to {last.num_records:,} records: {difference_words(step)}, "
-        f"{verdict_word(step.verdict)}."
+        f"{verdict_word(step.verdict)}. Over all parts each doubling has changed {name} by {gained}. {RUNS_WORDS}"
     )
 
 
@@ -126,14 +142,26 @@ def _change_words(value: float, lower: float, upper: float, *, is_share: bool) -
     return f"{value:+.4g} [{lower:+.4g}, {upper:+.4g}]"
 
 
-def _last_step(evaluation: Evaluation, points: Sequence[CurvePoint]) -> Comparison | None:
-    """Return the comparison of the last point with the one before, where it stands in this direction."""
-    pair = (points[-1].arm_id, points[-2].arm_id)
-    return next(
-        (
-            one
-            for one in evaluation.comparisons
-            if one.score == points[-1].estimate.score and (one.candidate_arm_id, one.baseline_arm_id) == pair
-        ),
-        None,
+def _step(evaluation: Evaluation, points: Sequence[CurvePoint]) -> Comparison:
+    """Return the comparison of the last point with the one before: the evaluation's, else by both intervals."""
+    before, last = points[-2], points[-1]
+    score, pair = last.estimate.score, (last.arm_id, before.arm_id)
+    for one in evaluation.comparisons:
+        if one.score == score and (one.candidate_arm_id, one.baseline_arm_id) == pair:
+            return one
+    difference = last.estimate.value - before.estimate.value
+    sides = [(one.estimate.upper - one.estimate.lower) / 2 for one in (before, last)]
+    half = math.hypot(*sides)
+    is_worse = (difference > 0) == lower_is_better(last.estimate)
+    seen = VERDICT_WORSE if is_worse else VERDICT_BETTER
+    return Comparison(
+        candidate_arm_id=last.arm_id,
+        baseline_arm_id=before.arm_id,
+        score=score,
+        kind=last.estimate.kind,
+        direction=last.estimate.direction,
+        difference=difference,
+        lower=difference - half,
+        upper=difference + half,
+        verdict=seen if abs(difference) > half else VERDICT_INCONCLUSIVE,
     )

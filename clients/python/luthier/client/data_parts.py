@@ -41,7 +41,7 @@ class RecordParts:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder = folder
-        self._seed = seed
+        self.seed = seed
         self._lines: list[_Line] = []
         self._path = folder / "all"
         self._file: BinaryIO = self._path.open("w+b")
@@ -53,7 +53,7 @@ class RecordParts:
         """Keep a record, given as canonical JSON."""
         found_format, line = written(canonical)
         data = line.encode() + b"\n"
-        key = hashlib.sha256(f"{self._seed}/{record_id}".encode()).digest()
+        key = hashlib.sha256(f"{self.seed}/{record_id}".encode()).digest()
         offset = self._file.tell()
         self._file.write(data)
         self._lines.append(_Line(key=key, format=found_format, offset=offset, size=len(data)))

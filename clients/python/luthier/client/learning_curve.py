@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,17 +33,22 @@ if TYPE_CHECKING:
 
 SHARES = (0.1, 0.3, 1.0)
 MAX_SHARES = 8
+PART_LABEL = "learning-curve-part"
+"""Of a version of a curve: a digest of what it is made of."""
 T = TypeVar("T")
 Telling = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningCurve:
-    """What came of it: the evaluation of all models, each model's point, and the line through them."""
+    """What came of it: the evaluation of all models, each model's point, and the line through them.
+
+    `points` are empty and `fit` is None where fewer than two models have the primary score; `words` say so.
+    """
 
     evaluation: Evaluation
     points: Sequence[CurvePoint]
-    fit: CurveFit
+    fit: CurveFit | None
     words: str
 
 
@@ -77,7 +83,7 @@ async def learning_curve(
 
     Raises:
         InvalidArgument: shares, or what a curve cannot be made of; as the calls that it makes.
-        AlreadyExists: `curve_id` names a job or an evaluation that is none of the curve's.
+        AlreadyExists: `curve_id` names what is none of the curve's, or a version of other records.
         JobFailed, EvaluationFailed, RenderingFailed, VersionFailed: one of the parts.
     """
     _check(job, shares)
@@ -97,7 +103,13 @@ async def learning_curve(
     _require_own(made, curve_id)
     done = await evaluations.wait_until_done(scope, made.name)
     by_model = dict(zip(models, ended, strict=True))
-    points = curve_points(done, by_model)
+    return _curve(done, curve_points(done, by_model))
+
+
+def _curve(done: Evaluation, points: Sequence[CurvePoint]) -> LearningCurve:
+    if not points:
+        words = f"No curve: fewer than two of its models have a score {done.primary_score} in {done.name}."
+        return LearningCurve(evaluation=done, points=points, fit=None, words=words)
     return LearningCurve(
         evaluation=done, points=points, fit=fitted(points), words=more_data_words(done, points)
     )
@@ -173,11 +185,21 @@ async def _part(
 async def _version(
     scope: Scope, whole: Rendering, name: str, count: int, train: RecordParts
 ) -> DatasetVersion:
+    """Return the version of a part; one that is there must be of these very records."""
     dataset_id, version_id = name.split("/")
+    labels = {CURVE_LABEL: dataset_id, PART_LABEL: await _part_digest(scope, whole, count, train)}
     try:
-        return await datasets.wait_for_version(scope, (await datasets.get_version(scope, name)).name)
+        found = await datasets.get_version(scope, name)
     except NotFound:
         pass
+    else:
+        if found.labels.get(PART_LABEL, "") != labels[PART_LABEL]:
+            raise AlreadyExists(
+                f"{found.name} exists and is not {count:,} records of {whole.dataset_version} as seed {train.seed} "
+                "chooses them; choose another curve_id",
+                metadata={"name": found.name},
+            )
+        return await datasets.wait_for_version(scope, found.name)
     await _made(
         lambda: datasets.create(scope, dataset_id, labels={CURVE_LABEL: dataset_id}),
         lambda: datasets.get(scope, dataset_id),
@@ -196,8 +218,16 @@ async def _version(
             ]
         finally:
             held.close()
-    made = await datasets.create_version(scope, dataset_id, sources, version_id=version_id)
+    made = await datasets.create_version(
+        scope, dataset_id, sources, version_id=version_id, settings=DatasetVersion(labels=labels)
+    )
     return await datasets.wait_for_version(scope, made.name)
+
+
+async def _part_digest(scope: Scope, whole: Rendering, count: int, train: RecordParts) -> str:
+    """Return what tells parts apart: of which version's records, and how many as which seed orders them."""
+    version = await datasets.get_version(scope, whole.dataset_version)
+    return hashlib.sha256(f"{version.uid}/{version.digest}/{train.seed}/{count}".encode()).hexdigest()[:32]
 
 
 async def _read(scope: Scope, version: str, split: int, into: RecordParts) -> None:

@@ -23,7 +23,7 @@ def curve_section(evaluation: Evaluation, jobs: Mapping[str, FineTuningJob]) -> 
     words = f"<p><strong>{escaped_html(more_data_words(evaluation, points))}</strong></p>"
     how = (
         "<p>The line is fitted to the scores and the logarithm of the number of records, by least squares with the "
-        "weights of the intervals.</p>"
+        "weights of the intervals; its interval is wider where the scores lie farther from it than these explain.</p>"
     )
     return section("Would more data help?", words + _chart(points) + _table(points) + how)
 

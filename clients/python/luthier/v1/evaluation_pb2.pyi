@@ -964,7 +964,7 @@ class DriftResult(_message.Message):
     @_builtins.property
     def exact_divergence(self) -> Global___ScoreEstimate:
         """The divergence at some of the tokens that the baseline drew, with the probabilities of all words compared at each, in nats per token: what
-        `divergence` estimates from the words that were drawn alone. Unset where that is, and in results older than this field.
+        `divergence` estimates from the words that were drawn alone. Unset where that is, of fewer than ten answers, and in results older than this field.
         """
 
     def __init__(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from luthier.evaluation.worker.drift_suite import Suite
 from luthier.evaluation.worker.scoring import real_estimate, share_estimate
-from luthier.grading.metrics.intervals import Interval, wilson
+from luthier.grading.metrics.intervals import MIN_PAIRS, Interval, wilson
 from luthier.grading.metrics.paired import rate_difference
 from luthier.grading.suite import general_texts
 from luthier.v1.evaluation_pb2 import DriftResult, SkillDrift
@@ -76,6 +76,12 @@ def drift_warnings(arm_id: str, records: ArmRecords, *, is_baseline: bool) -> It
         if failed:
             count = f"{len(failed)} of {len(all_of_them)}"
             yield f"drift: arm {arm_id} {words.format(count)}; the first: {failed[0].error.message}"
+    known = [one for one in records.compared if one.num_reference_tokens]
+    if 0 < len(known) < MIN_PAIRS:
+        yield (
+            f"drift: arm {arm_id} was compared word by word on {len(known)} answers of the baseline, which are too few "
+            f"to tell how sure that is: at least {MIN_PAIRS} are needed"
+        )
 
 
 def _add_retained(result: DriftResult, suite: Suite, mine: Records, baseline: Records) -> None:
@@ -102,9 +108,15 @@ def _add_divergence(result: DriftResult, name: str, pairs: Pairs) -> None:
 def _add_exact(result: DriftResult, compared: Records) -> None:
     if not compared or any(one.HasField("error") for one in compared):
         return
-    tokens = [one.num_reference_tokens for one in compared]
+    known = [one for one in compared if one.num_reference_tokens]
+    if len(known) < MIN_PAIRS:
+        return
+    tokens = [one.num_reference_tokens for one in known]
     nothing = [0.0] * len(tokens)
-    interval = rate_difference([one.nll for one in compared], nothing, tokens).interval(_CONFIDENCE)
+    found = rate_difference([one.nll for one in known], nothing, tokens).interval(_CONFIDENCE)
+    # No divergence is below 0; what rounding and the interval's symmetry say of there is known to be wrong.
+    value, lower, upper = (max(0.0, one) for one in (found.value, found.lower, found.upper))
+    interval = Interval(value=value, lower=lower, upper=upper, count=found.count)
     result.exact_divergence.CopyFrom(real_estimate(EXACT_DIVERGENCE, interval))
     result.num_compared_tokens = sum(tokens)
 

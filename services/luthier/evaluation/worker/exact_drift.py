@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status
@@ -17,7 +19,9 @@ from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
 
 MAX_TOKENS = 256
-"""Tokens that are compared, besides the rest of the last answer: each takes 4 bytes for each word of the vocabulary."""
+"""Tokens that are compared at most: each takes 4 bytes for each word of the vocabulary."""
+MAX_TEXTS = 64
+"""Answers that they are of at most: tokens of one answer go together, so that many answers tell more."""
 _FILE = "distributions"
 
 
@@ -85,16 +89,25 @@ class ExactDrift:
 
 
 def chosen(texts: Mapping[int, Rendered], seed: int) -> list[Rendered]:
-    """Return texts chosen by a hash of seed and row, as many as have `MAX_TOKENS` chosen tokens or a little more."""
+    """Return texts with fewer of their tokens chosen, `MAX_TOKENS` of them all at most, and of as many as there are.
 
-    def key(row: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{row}".encode()).digest()
+    Texts and their tokens are chosen by a hash of seed, row and place: the same for each arm and each attempt.
+    """
 
-    found: list[Rendered] = []
-    num_tokens = 0
-    for row in sorted(texts, key=key):
-        if num_tokens >= MAX_TOKENS:
-            break
-        found.append(texts[row])
-        num_tokens += texts[row].num_supervised
-    return found
+    def key(*places: int) -> bytes:
+        return hashlib.sha256("/".join(map(str, (seed, *places))).encode()).digest()
+
+    rows = sorted(texts, key=key)[:MAX_TEXTS]
+    return [
+        replace(
+            texts[row], loss_mask=_thinned(texts[row].loss_mask, MAX_TOKENS // len(rows), partial(key, row))
+        )
+        for row in rows
+    ]
+
+
+def _thinned(mask: Sequence[bool], most: int, key: Callable[[int], bytes]) -> tuple[bool, ...]:
+    # Nothing stands before the first token of all: it is foretold from nothing.
+    places = sorted((place for place, is_chosen in enumerate(mask) if is_chosen and place), key=key)
+    kept = set(places[:most])
+    return tuple(place in kept for place in range(len(mask)))

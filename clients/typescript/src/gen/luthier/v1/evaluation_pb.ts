@@ -763,7 +763,7 @@ export type DriftResult = Message<"luthier.v1.DriftResult"> & {
 
   /**
    * The divergence at some of the tokens that the baseline drew, with the probabilities of all words compared at each, in nats per token: what
-   * `divergence` estimates from the words that were drawn alone. Unset where that is, and in results older than this field.
+   * `divergence` estimates from the words that were drawn alone. Unset where that is, of fewer than ten answers, and in results older than this field.
    *
    * @generated from field: luthier.v1.ScoreEstimate exact_divergence = 10;
    */
