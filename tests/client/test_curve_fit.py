@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from luthier.client.curve_fit import CurvePoint, curve_points, fitted, more_data_words, point_rows
+from luthier.client.learning_curve import curve_of
 from luthier.client.report_curve import curve_section
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_HIGHER_IS_BETTER,
@@ -158,3 +159,15 @@ def test_the_report_shows_the_curve_where_there_is_one() -> None:
     assert 'aria-label="exact_match by records learnt from, with 95 % intervals"' in text
     assert "<td>p300</td>" in text
     assert curve_section(evaluation, {}) == ""
+
+
+def test_an_evaluation_without_points_says_so_once_its_jobs_are_paid_for() -> None:
+    evaluation, jobs = curve(0.2, 0.4, 0.6)
+    evaluation.name, evaluation.primary_score = "projects/p/evaluations/more", "bleu"
+    found = curve_of(evaluation, curve_points(evaluation, jobs))
+    assert (found.points, found.fit) == ([], None)
+    assert found.words == (
+        "No curve: fewer than two of its models have a score bleu in projects/p/evaluations/more."
+    )
+    evaluation.primary_score = "exact_match"
+    assert curve_of(evaluation, curve_points(evaluation, jobs)).fit is not None

@@ -94,6 +94,13 @@ def test_what_cannot_be_a_curve_is_refused(whole: Shared) -> None:
         ):
             with pytest.raises(InvalidArgument, match=message):
                 client.learning_curve(job(whole.rendering, 1), wanted(), curve_id="no", shares=shares)
+        other = job(whole.rendering, 12, checkpoint_interval_steps=12)
+        other.hyperparameters.seed = 5
+        with pytest.raises(
+            AlreadyExists,
+            match=r"more/versions/p25 exists and is not .* records of .* as seed 5 chooses them",
+        ):
+            client.learning_curve(other, wanted(), curve_id="more", shares=SHARES)
         mixed = job(whole.rendering, 1)
         mixed.mixed_renderings.add(rendering=whole.rendering, share=0.5)
         with pytest.raises(InvalidArgument, match="mixed_renderings: must be empty"):

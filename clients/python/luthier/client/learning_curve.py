@@ -103,10 +103,11 @@ async def learning_curve(
     _require_own(made, curve_id)
     done = await evaluations.wait_until_done(scope, made.name)
     by_model = dict(zip(models, ended, strict=True))
-    return _curve(done, curve_points(done, by_model))
+    return curve_of(done, curve_points(done, by_model))
 
 
-def _curve(done: Evaluation, points: Sequence[CurvePoint]) -> LearningCurve:
+def curve_of(done: Evaluation, points: Sequence[CurvePoint]) -> LearningCurve:
+    """Return what came of an evaluation that has ended; without points, that there is no curve."""
     if not points:
         words = f"No curve: fewer than two of its models have a score {done.primary_score} in {done.name}."
         return LearningCurve(evaluation=done, points=points, fit=None, words=words)
