@@ -53,11 +53,10 @@ def _decoding(model: Model, dtype: torch.dtype, setting: Setting) -> dict[str, R
         return torch.randn(*shape, generator=generator).to(dtype)
 
     num_rows = sum(setting.rows)
-    prefix = tuple(drawn(heads[0], setting.prefix, heads[1]) for _ in range(2)) if setting.prefix else None
-    caches = [
-        Cached(*(drawn(rows, heads[0], setting.held + 8, heads[1]) for _ in range(2)), prefix)  # type: ignore[arg-type]
-        for rows in setting.rows
-    ]
+    before = (heads[0], setting.prefix, heads[1])
+    prefix = (drawn(*before), drawn(*before)) if setting.prefix else None
+    room = heads[0], setting.held + 8, heads[1]
+    caches = [Cached(drawn(rows, *room), drawn(rows, *room), prefix) for rows in setting.rows]
     new = NewTokens(
         drawn(num_rows, 1, model.heads, heads[1]),
         drawn(num_rows, 1, *heads),

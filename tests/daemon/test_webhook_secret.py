@@ -15,8 +15,8 @@ from luthier.work.webhooks.signing import SECRET_FILE, secrets_of, signed_header
 URL = "https://hooks.example.com/luthier"
 
 
-def printed(home: Path, url: str) -> subprocess.CompletedProcess[str]:
-    command = [LUTHIERD, "webhook-secret", url]
+def printed(home: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [LUTHIERD, "webhook-secret", url, *more]
     return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
 
 
@@ -27,9 +27,15 @@ def test_the_secret_verifies_what_is_sent_there_on_any_path(tmp_path: Path) -> N
     assert first.returncode == 0, first.stderr
     assert first.stdout == other.stdout, "it is the host's, and the file is made once"
     assert printed(home, "https://elsewhere.example/").stdout != first.stdout
+    theirs = printed(home, URL, "--project", "team").stdout
+    assert theirs == "\n".join(secrets_of(home / SECRET_FILE, "https://hooks.example.com:443", "team")) + "\n"
+    assert theirs != first.stdout, "one project does not sign for another"
     assert stat.S_IMODE((home / SECRET_FILE).stat().st_mode) == 0o600
     headers = signed_headers(
-        secrets_of(home / SECRET_FILE, "https://hooks.example.com:443"), "msg_1", int(time.time()), b"{}"
+        secrets_of(home / SECRET_FILE, "https://hooks.example.com:443", "default"),
+        "msg_1",
+        int(time.time()),
+        b"{}",
     )
     assert Webhook(first.stdout.strip()).verify(b"{}", dict(headers)) == {}
 
@@ -39,3 +45,11 @@ def test_what_is_no_url_is_refused(tmp_path: Path) -> None:
     done = printed(tmp_path / "home", "hooks.example.com")
     assert done.returncode == 1
     assert done.stderr.startswith("error: URL must be https://host")
+
+
+def test_what_is_no_project_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    done = printed(tmp_path / "home", URL, "--project", "a/b")
+    assert done.returncode == 1
+    assert "--project" in done.stderr
+    assert "projects/a/b" in done.stderr

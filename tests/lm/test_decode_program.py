@@ -85,10 +85,12 @@ def smollm3(**changes: Any) -> Any:
         "pad_token_id": 0,
         "initializer_range": 0.3,
     }
-    config = SmolLM3Config(**(shape | changes), attn_implementation=IMPLEMENTATION)
+    make_config: Any = SmolLM3Config
+    config = make_config(**(shape | changes), attn_implementation=IMPLEMENTATION)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        return SmolLM3ForCausalLM(config).eval().requires_grad_(requires_grad=False)
+        model: Any = SmolLM3ForCausalLM(config)
+        return model.eval().requires_grad_(requires_grad=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

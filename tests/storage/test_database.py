@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import InvalidArgument
@@ -369,3 +370,15 @@ async def test_a_reader_that_is_cancelled_gives_its_connection_back_before_it_en
         await reader
     assert database._engine.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await database.close()
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_what_is_stored_is_in_no_error(database: Database, reads: bool) -> None:
+    """Errors are logged, and what is stored may be secret."""
+    statement = text("SELECT y FROM t WHERE x = :x" if reads else "INSERT INTO t (y) VALUES (:x)")
+    with pytest.raises(OperationalError, match=r"no such column|no column named") as caught:
+        if reads:
+            await database.rows(statement.bindparams(x="https://a.example/s3cret"))
+        async with database.transaction() as connection:
+            await connection.execute(statement, {"x": "https://a.example/s3cret"})
+    assert "s3cret" not in str(caught.value)

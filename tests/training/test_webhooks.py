@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -17,14 +18,18 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from standardwebhooks import Webhook as Verifier
-from tests.training.conftest import Bench
+from tests.training.conftest import Bench, adapter_files
+from tests.work.webhooks.ends import check_end_is_one
 from tests.work.webhooks.receiver import Receiver, headers_of, receiving
 
 from luthier.client import Client, ConfigArguments
 from luthier.client.cli import main
-from luthier.errors import InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.webhook_pb2 import Webhook, WebhookDelivery
+from luthier.work.tasks import Outcome
 from luthier.work.webhooks.signing import SECRET_FILE, secrets_of
+from luthier.worker.v1 import task_pb2
 
 State = WebhookDelivery.State
 
@@ -42,6 +47,36 @@ async def test_an_end_and_what_is_to_be_told_of_it_are_one(bench: Bench) -> None
         ("fine_tuning_job.cancelled", State.STATE_PENDING)
     }
     assert [number for number, _ in await family.deliveries(created.uid, 1, 10)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [("succeeded", "SUCCEEDED"), ("failed", "FAILED"), ("cancelled", "CANCELLED"), ("lost", "FAILED")],
+)
+async def test_an_end_that_cannot_be_stored_is_told_to_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str, state: str
+) -> None:
+    created = await bench.create("j", webhooks=[Webhook(url="http://127.0.0.1:1/a")])
+    task, _ = await bench.claim()
+    monkeypatch.setattr(bench.queue, "_attempts", replace(bench.queue._attempts, max_losses=1))
+    lost = Failure(code="UNAVAILABLE", reason=Reason.WORKER_LOST, message="gone")
+    files = await adapter_files(bench)
+    outcomes = {
+        "succeeded": Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1))),
+        "failed": Outcome(failure=Failure(code="INTERNAL", reason="INTERNAL", message="")),
+        "cancelled": Outcome(cancelled=True),
+        "lost": Outcome(failure=lost),
+    }
+    if how == "cancelled":
+        await bench.cancel(created.name)
+    told = await check_end_is_one(
+        bench.jobs.family,
+        created.name,
+        lambda: bench.queue.finish(task.task_id, task.epoch, outcomes[how]),
+        FineTuningJob.State.Value(f"STATE_{state}"),
+        monkeypatch,
+    )
+    assert told.event_type == f"fine_tuning_job.{state.lower()}"
 
 
 async def test_a_job_without_webhooks_tells_nobody(bench: Bench) -> None:
@@ -181,7 +216,7 @@ async def test_a_service_that_is_killed_after_an_end_tells_of_it(bench: Bench, t
             told = [*receiver.received(), *second.received()]
         assert len(told) >= 2
         assert {one["headers"]["webhook-id"] for one in told} == {found.delivery_id}
-        (secret,) = secrets_of(service.home / SECRET_FILE, receiver.origin)
+        (secret,) = secrets_of(service.home / SECRET_FILE, receiver.origin, "default")
         events = [Verifier(secret).verify(one["body"], headers_of(one)) for one in told]
         assert all(event == events[0] for event in events)
         assert events[0]["type"] == "fine_tuning_job.cancelled"

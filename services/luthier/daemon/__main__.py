@@ -119,13 +119,18 @@ def fetch_demo_model() -> None:
 
 @main.command(name="webhook-secret")
 @click.argument("url")
-def webhook_secret(url: str) -> None:
+@click.option(
+    "--project", default="default", show_default=True, help="Whose jobs and evaluations are told of."
+)
+def webhook_secret(url: str, project: str) -> None:
     """Print the secret by which the receiver at URL knows that a webhook is ours; it is the same for all its paths.
 
+    Each project has its own there, so that none can sign for another.
     While the file webhook-secret of the home has several lines, each has one: all of them sign.
     """
     with _clear_errors():
         from luthier.runtime.keys import read_or_create_key
+        from luthier.runtime.names import PROJECT
         from luthier.work.webhooks.signing import SECRET_FILE, SECRET_KIND, secrets_of
         from luthier.work.webhooks.targets import target_of
 
@@ -133,9 +138,10 @@ def webhook_secret(url: str) -> None:
             target = target_of(url)
         except ValueError as error:
             raise InvalidArgument(f"URL {error}") from error
+        PROJECT.parse(f"projects/{project}", field="--project")
         path = read(Config, section="DAEMON").home / SECRET_FILE
         read_or_create_key(path, SECRET_KIND)
-        for secret in secrets_of(path, target.origin):
+        for secret in secrets_of(path, target.origin, project):
             print(secret)
 
 

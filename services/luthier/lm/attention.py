@@ -67,15 +67,14 @@ def attention(
     """
     bounds: Sequence[int] | None = options.pop("packed_bounds", None)
     joint: JointRows | None = options.pop("joint_rows", None)
+    scale: float = options.get("scaling") or query.shape[3] ** -0.5
     if joint is not None and joint.is_one_call:
-        new = NewTokens(*(tensor.transpose(1, 2) for tensor in (query, key, value)))
-        scale = options.get("scaling") or query.shape[3] ** -0.5
+        new = NewTokens(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         limits = {"softcap": options.get("softcap") or 0.0, "window": options.get("sliding_window")}
         return joint.attend(new, int(module.layer_idx), scale=scale, **limits), None  # type: ignore[arg-type]
     if joint is not None:
         return _attend_apart(module, (query, key, value), joint, options), None
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
-    scale: float = options.get("scaling") or query.shape[3] ** -0.5
     window: int | None = options.get("sliding_window")
     softcap: float = options.pop("softcap", None) or 0.0
     if bounds is not None:

@@ -122,9 +122,11 @@ class DecodeProgram:
         self._tell_norm(layer.input_layernorm, self._x_ME, self._normed_ME)
         self._tell_attention(layer.self_attn)
         self._tell_norm(layer.post_attention_layernorm, self._x_ME, self._normed_ME)
-        gate, up = self._tell_linears(self._normed_ME, [layer.mlp.gate_proj, layer.mlp.up_proj])
+        gate, up = self._tell_linears(
+            self._normed_ME, [layer.mlp.get_submodule(name) for name in ("gate_proj", "up_proj")]
+        )
         self._layers.gated(gate, up, gate, gelu=layer.mlp.activation == "gelu_tanh")
-        self._tell_linears(gate, [layer.mlp.down_proj], added_to=self._x_ME)
+        self._tell_linears(gate, [layer.mlp.get_submodule("down_proj")], added_to=self._x_ME)
 
     def _tell_norm(self, norm: nn.Module, x: Tensor, out: Tensor) -> None:
         if type(norm) is not RmsNorm:
@@ -160,7 +162,9 @@ class DecodeProgram:
         if sum(ranks):
             self._layers.product([(x_MK, a_RK, True)], lowered_MR)
         outputs = []
-        parts = zip(linears, updates, a_RK.split(ranks), lowered_MR.split(ranks, dim=1), strict=True)
+        parts = zip(
+            linears, updates, torch.split(a_RK, ranks), torch.split(lowered_MR, ranks, dim=1), strict=True
+        )
         for place, (layer, update, a, low) in enumerate(parts):
             weight_OK = self._weight(layer._parameters, "weight")
             terms: list[Term] = [(x_MK, weight_OK, True)]

@@ -142,9 +142,14 @@ class Database:
         folder.mkdir(parents=True, exist_ok=True)
         self.disk = Disk(folder, min_free_bytes)
         connections: dict[str, Any] = {"async_creator_fn": connect}
-        self._engine = create_async_engine(parsed, pool_size=8, max_overflow=24, connect_args=connections)
+        # An error is logged, and what is stored may be secret: a URL, a record, what was asked.
+        self._engine = create_async_engine(
+            parsed, pool_size=8, max_overflow=24, connect_args=connections, hide_parameters=True
+        )
         configure_sqlite(self._engine.sync_engine)
-        self._reader = create_engine(parsed.set(drivername="sqlite"), pool_size=_READERS)
+        self._reader = create_engine(
+            parsed.set(drivername="sqlite"), pool_size=_READERS, hide_parameters=True
+        )
         configure_sqlite(self._reader)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database")
         self._writers = self._engine.execution_options(luthier_write=True)

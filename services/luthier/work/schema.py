@@ -100,6 +100,8 @@ deliveries = Table(
     Column("name", String, nullable=False),
     Column("event_type", String, nullable=False),
     Column("url", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("host", String, nullable=False),
     Column("origin", String, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("state", String, nullable=False),
@@ -111,7 +113,9 @@ deliveries = Table(
     Column("last_error", String, nullable=False),
     Column("ended_at_us", BigInteger, nullable=False),
     UniqueConstraint("uid", "number", name="uq_deliveries_uid_number"),
-    Index("ix_deliveries_state_due", "state", "not_before_us"),
+    Index("ix_deliveries_due", "state", "host", "origin", "project", "attempts", "not_before_us"),
+    Index("ix_deliveries_created", "state", "created_at_us"),
+    Index("ix_deliveries_ended", "state", "ended_at_us"),
 )
 
 request_log = Table(

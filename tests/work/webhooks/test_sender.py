@@ -5,112 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 from standardwebhooks import Webhook as Verifier
+from tests.work.webhooks.conftest import A_RECEIVER, QUICK, SECRET_PATH, Bench, free_port
 from tests.work.webhooks.receiver import Receiver, headers_of, make_certificate, receiving
 
-from luthier.errors import Failure, InvalidArgument, Reason
+from luthier.errors import Failure, InvalidArgument, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
-from luthier.runtime.keys import read_or_create_key
-from luthier.storage.database import Database
-from luthier.storage.migrations import upgrade
+from luthier.storage.disk import Disk
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.webhook_pb2 import Webhook, WebhookDelivery
-from luthier.work import schema
 from luthier.work.webhooks import outbox
-from luthier.work.webhooks.config import WebhookConfig
-from luthier.work.webhooks.sender import Sender
-from luthier.work.webhooks.signing import SECRET_FILE, SECRET_KIND, secrets_of
-from luthier.work.webhooks.targets import Targets
+from luthier.work.webhooks.signing import secrets_of
+from luthier.work.webhooks.targets import Target
 
 State = WebhookDelivery.State
-SECRET_PATH = "/ok?key=s3cret"
-QUICK = WebhookConfig(
-    addresses=("127.0.0.1",), timeout_seconds=1.0, first_delay_seconds=0.1, max_age_seconds=60.0
-)
-
-
-class Bench:
-    """An outbox, and senders of it that come and go."""
-
-    def __init__(self, database: Database, home: Path) -> None:
-        self.database = database
-        self.home = home
-        self.secret_file = home / SECRET_FILE
-        self.registry = CollectorRegistry()
-        read_or_create_key(self.secret_file, SECRET_KIND)
-
-    async def end(self, *urls: str, uid: str = "u1", job: FineTuningJob | None = None) -> None:
-        """Have a job of this uid end, in a transaction of its own."""
-        message = job or FineTuningJob(name=f"projects/p/fineTuningJobs/{uid}", uid=uid)
-        async with self.database.transaction() as connection:
-            webhooks = [Webhook(url=url) for url in urls]
-            await outbox.record(connection, uid, message, webhooks, "SUCCEEDED")
-
-    async def deliveries(self, uid: str = "u1") -> Sequence[WebhookDelivery]:
-        async with self.database.reading() as connection:
-            return [one for _, one in await outbox.of_resource(connection, uid, 0, 100)]
-
-    @asynccontextmanager
-    async def sending(self, config: WebhookConfig = QUICK) -> AsyncIterator[Sender]:
-        """Send for the length of a block, as a service does, looking often."""
-        self.registry = CollectorRegistry()
-        sender = Sender(
-            self.database, Targets(config.addresses, config.networks), self.secret_file, config, self.registry
-        )
-
-        async def sweeping() -> None:
-            while True:
-                await sender.sweep()
-                await asyncio.sleep(0.02)
-
-        task = asyncio.create_task(sweeping())
-        try:
-            yield sender
-        finally:
-            task.cancel()
-            sender.close()
-
-    async def until(
-        self, *states: State.ValueType, uid: str = "u1", attempts: int = 0
-    ) -> Sequence[WebhookDelivery]:
-        """Wait until the deliveries of a job stand so, each after at least so many attempts."""
-        deadline = time.monotonic() + 30
-        while True:
-            found = await self.deliveries(uid)
-            if [one.state for one in found] == list(states) and all(
-                one.num_attempts >= attempts for one in found
-            ):
-                return found
-            assert time.monotonic() < deadline, found
-            await asyncio.sleep(0.02)
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(name, labels) or 0.0
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'work.db'}"
-    await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS,))
-    database = Database(url)
-    yield Bench(database, tmp_path)
-    await database.close()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 async def test_what_arrives_is_signed_and_says_what_ended(bench: Bench, tmp_path: Path) -> None:
@@ -125,7 +40,7 @@ async def test_what_arrives_is_signed_and_says_what_ended(bench: Bench, tmp_path
         async with bench.sending():
             (delivery,) = await bench.until(State.STATE_DELIVERED)
         (told,) = receiver.received()
-    (secret,) = secrets_of(bench.secret_file, receiver.origin)
+    (secret,) = secrets_of(bench.secret_file, receiver.origin, "p")
     event = Verifier(secret).verify(told["body"], headers_of(told))
     assert event["type"] == delivery.event_type == "fine_tuning_job.succeeded"
     assert event["data"] == {
@@ -301,14 +216,30 @@ async def test_what_is_not_allowed_is_not_called(bench: Bench, tmp_path: Path) -
     assert bench.count("luthier_webhook_attempts_total", result="not_allowed") >= 1
 
 
-async def test_without_its_secret_nothing_is_sent(bench: Bench, tmp_path: Path) -> None:
-    bench.secret_file.chmod(0o644)
+@pytest.mark.parametrize("spoilt", ["mode", "bytes", "short", "link", "gone"])
+async def test_without_its_secret_nothing_is_sent(bench: Bench, tmp_path: Path, spoilt: str) -> None:
+    well = bench.secret_file.read_bytes()
+    match spoilt:
+        case "mode":
+            bench.secret_file.chmod(0o644)
+        case "bytes":
+            bench.secret_file.write_bytes(b"\xff" * 40)
+        case "short":
+            bench.secret_file.write_text("hunter2")
+        case "link":
+            bench.secret_file.rename(tmp_path / "aside")
+            bench.secret_file.symlink_to(tmp_path / "aside")
+        case "gone":
+            bench.secret_file.unlink()
     with receiving(tmp_path) as receiver:
         await bench.end(f"{receiver.origin}/ok")
         async with bench.sending():
-            await bench.until(State.STATE_PENDING, attempts=1)
+            (waits,) = await bench.until(State.STATE_PENDING, attempts=2)
+            assert waits.last_error == "the service has no secret to sign it with"
             assert receiver.received() == []
-            bench.secret_file.chmod(0o600)
+            bench.secret_file.unlink(missing_ok=True)
+            bench.secret_file.touch(mode=0o600)
+            bench.secret_file.write_bytes(well)
             await bench.until(State.STATE_DELIVERED)
     assert bench.count("luthier_webhook_attempts_total", result="not_signed") >= 1
 
@@ -359,7 +290,7 @@ async def test_what_is_over_for_a_month_is_forgotten(bench: Bench, monkeypatch: 
     await bench.end("https://a.example/", uid="over")
     await bench.end("https://a.example/", uid="waits")
     async with bench.database.transaction() as connection:
-        over = await outbox.next_due(connection, "https://a.example:443", [])
+        over = await outbox.next_due(connection, A_RECEIVER, [])
         assert over is not None
         await outbox.settle(connection, over, State.STATE_DELIVERED)
     async with bench.sending(replace(QUICK, addresses=())) as sender:
@@ -368,6 +299,23 @@ async def test_what_is_over_for_a_month_is_forgotten(bench: Bench, monkeypatch: 
         monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
         await sender.forget_ended()
     assert (len(await bench.deliveries("waits")), len(await bench.deliveries("over"))) == (1, 0)
+
+
+async def test_what_is_over_leaves_a_full_disk_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what fills it could not go."""
+    await bench.database.reserve()
+    await bench.end("https://a.example/")
+    async with bench.database.transaction() as connection:
+        over = await outbox.next_due(connection, A_RECEIVER, [])
+        assert over is not None
+        await outbox.settle(connection, over, State.STATE_GIVEN_UP)
+    monkeypatch.setattr(Disk, "free_bytes", lambda _: 0)
+    monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
+    with pytest.raises(ResourceExhausted):
+        await bench.end("https://a.example/", uid="more")
+    async with bench.sending(replace(QUICK, addresses=())) as sender:
+        await sender.forget_ended()
+    assert await bench.deliveries() == []
 
 
 async def test_a_url_that_no_version_takes_any_more_does_not_fail_the_end(bench: Bench) -> None:
@@ -380,8 +328,27 @@ async def test_a_url_that_no_version_takes_any_more_does_not_fail_the_end(bench:
 async def test_the_body_is_short_json(bench: Bench) -> None:
     await bench.end("https://a.example/")
     async with bench.database.reading() as connection:
-        found = await outbox.next_due(connection, "https://a.example:443", [])
+        found = await outbox.next_due(connection, A_RECEIVER, [])
     assert found is not None
     assert len(found.body) < 1024
     assert set(json.loads(found.body)) == {"type", "timestamp", "data"}
     assert "a.example" not in repr(found)
+
+
+async def test_what_nobody_thought_of_is_an_attempt_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it would be sent every minute for ever."""
+
+    async def broken(_addresses: object, target: Target, *_: object, **__: object) -> None:
+        raise RuntimeError(f"no such thing as {target.path}")
+
+    monkeypatch.setattr("luthier.work.webhooks.sender.post", broken)
+    await bench.end(f"http://127.0.0.1:1{SECRET_PATH}")
+    async with bench.sending(replace(QUICK, max_age_seconds=1.0)):
+        (given_up,) = await bench.until(State.STATE_GIVEN_UP)
+    assert given_up.num_attempts >= 2
+    assert given_up.last_error == "the service failed to send it"
+    assert bench.count("luthier_webhook_attempts_total", result="failed") >= 2
+    assert "a webhook failed by RuntimeError at " in caplog.text
+    assert "s3cret" not in caplog.text, "what a URL asks for may be secret"

@@ -23,14 +23,14 @@ def made(folder: Path) -> Path:
 
 
 def test_the_schemes_own_library_believes_a_signature(tmp_path: Path) -> None:
-    (secret,) = secrets_of(made(tmp_path), ORIGIN)
+    (secret,) = secrets_of(made(tmp_path), ORIGIN, "p")
     headers = signed_headers([secret], "msg_1", int(time.time()), BODY)
     assert Webhook(secret).verify(BODY, dict(headers)) == {"type": "evaluation.succeeded"}
 
 
 @pytest.mark.parametrize("changed", ["webhook-id", "webhook-timestamp", "body"])
 def test_nothing_that_is_signed_can_be_changed(tmp_path: Path, changed: str) -> None:
-    (secret,) = secrets_of(made(tmp_path), ORIGIN)
+    (secret,) = secrets_of(made(tmp_path), ORIGIN, "p")
     now = int(time.time())
     headers = dict(signed_headers([secret], "msg_1", now, BODY))
     body = BODY
@@ -53,9 +53,12 @@ def test_the_example_of_the_scheme_has_its_signature() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_receiver_cannot_sign_what_another_one_believes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [("https://other.example:443", "p"), (ORIGIN, "q")], ids=["host", "project"]
+)
+def test_a_receiver_cannot_sign_what_another_one_believes(tmp_path: Path, other: tuple[str, str]) -> None:
     path = made(tmp_path)
-    (ours,), (theirs,) = secrets_of(path, ORIGIN), secrets_of(path, "https://other.example:443")
+    (ours,), (theirs,) = secrets_of(path, ORIGIN, "p"), secrets_of(path, *other)
     headers = signed_headers([theirs], "msg_1", int(time.time()), BODY)
     with pytest.raises(WebhookVerificationError):
         Webhook(ours).verify(BODY, dict(headers))
@@ -64,9 +67,9 @@ def test_a_receiver_cannot_sign_what_another_one_believes(tmp_path: Path) -> Non
 def test_while_there_are_two_secrets_both_sign(tmp_path: Path) -> None:
     """So that a receiver can take the new one at any time meanwhile."""
     path = made(tmp_path)
-    (old,) = secrets_of(path, ORIGIN)
-    path.write_text("lh_new\n" + path.read_text())
-    new, still = secrets_of(path, ORIGIN)
+    (old,) = secrets_of(path, ORIGIN, "p")
+    path.write_text(f"lh_{'n' * 24}\n" + path.read_text())
+    new, still = secrets_of(path, ORIGIN, "p")
     assert still == old != new
     headers = dict(signed_headers([new, still], "msg_1", int(time.time()), BODY))
     for secret in (new, old):
@@ -75,15 +78,36 @@ def test_while_there_are_two_secrets_both_sign(tmp_path: Path) -> None:
 
 def test_a_secret_that_others_may_read_signs_nothing(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        secrets_of(tmp_path / SECRET_FILE, ORIGIN)
+        secrets_of(tmp_path / SECRET_FILE, ORIGIN, "p")
     path = made(tmp_path)
     path.chmod(0o644)
     with pytest.raises(FailedPrecondition, match="readable by its owner alone"):
-        secrets_of(path, ORIGIN)
+        secrets_of(path, ORIGIN, "p")
 
 
 def test_too_many_secrets_are_refused(tmp_path: Path) -> None:
     path = made(tmp_path)
     path.write_text("a\nb\nc\nd\ne\n")
     with pytest.raises(FailedPrecondition, match="at most 4 secrets, one a line, got 5"):
-        secrets_of(path, ORIGIN)
+        secrets_of(path, ORIGIN, "p")
+
+
+def test_a_secret_that_is_guessed_easily_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    path.write_text(path.read_text() + "x" * 23 + "\n")
+    with pytest.raises(
+        FailedPrecondition, match="at least 24 random characters, got 23 in secret 2"
+    ) as caught:
+        secrets_of(path, ORIGIN, "p")
+    assert "xxx" not in str(caught.value)
+
+
+def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    path.write_bytes(b"\xff\xfe" * 20)
+    with pytest.raises(FailedPrecondition, match="webhook-secret cannot be read: it is no text"):
+        secrets_of(path, ORIGIN, "p")
+    aside = path.rename(tmp_path / "aside")
+    path.symlink_to(aside)
+    with pytest.raises(FailedPrecondition, match="webhook-secret cannot be read: Too many levels"):
+        secrets_of(path, ORIGIN, "p")

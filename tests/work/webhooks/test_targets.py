@@ -132,6 +132,15 @@ def leads(monkeypatch: pytest.MonkeyPatch) -> Leads:
         "::ffff:10.1.2.3",
         "64:ff9b::a01:203",
         "2002:a01:203::1",
+        "2002:7f00:1::1",
+        "2001:0:a01:203::1",
+        "fec0::1",
+        "::10.1.2.3",
+        "::ffff:0:10.1.2.3",
+        "64:ff9b:1::a01:203",
+        "64:ff9b:1:a01:2:300::",
+        "4000::1",
+        "ff0e::1",
     ],
 )
 async def test_a_name_that_leads_inside_is_not_called(leads: Leads, address: str) -> None:

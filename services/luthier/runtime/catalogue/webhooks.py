@@ -3,9 +3,18 @@
 from luthier.runtime.metric import Metric, Service
 
 _SENDERS: tuple[Service, ...] = ("training", "evaluation")
-RESULTS = ("confirmed", "refused", "unreachable", "slow", "misunderstood", "not_allowed", "not_signed")
+RESULTS = (
+    "confirmed",
+    "refused",
+    "unreachable",
+    "slow",
+    "misunderstood",
+    "not_allowed",
+    "not_signed",
+    "failed",
+)
 """How an attempt ends: a status of 2xx, another one, nobody takes the connection, no answer in time, an answer that is
-none, an address that may not be called, a secret that cannot be read."""
+none, an address that may not be called, a secret that cannot be read, a fault of the service."""
 
 ATTEMPTS = Metric(
     name="luthier_webhook_attempts_total",
@@ -14,7 +23,7 @@ ATTEMPTS = Metric(
     question="Why do webhooks not arrive?",
     labels=("result",),
     services=_SENDERS,
-    bound="one a result: confirmed, refused, unreachable, slow, misunderstood, not_allowed, not_signed",
+    bound="one a result: confirmed, refused, unreachable, slow, misunderstood, not_allowed, not_signed, failed",
 )
 DELIVERIES = Metric(
     name="luthier_webhook_deliveries_total",

@@ -7,11 +7,11 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors.status import status_to_failure
@@ -23,6 +23,7 @@ from luthier.work.webhooks.targets import target_of
 
 State = WebhookDelivery.State
 _PENDING = "PENDING"
+_OVER = ("DELIVERED", "GIVEN_UP")
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -33,6 +34,7 @@ class Delivery:
     Attributes:
         delivery_id: the same in every attempt.
         name: of the resource that has ended.
+        project: that it is in.
         url: where it goes.
         body: JSON, the same in every attempt.
         attempts: so far.
@@ -41,10 +43,19 @@ class Delivery:
 
     delivery_id: str
     name: str
+    project: str
     url: str = field(repr=False)
     body: bytes = field(repr=False)
     attempts: int
     created_at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Where deliveries go: `origin` is scheme, host and port; both empty for a URL that is none any more."""
+
+    host: str
+    origin: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,14 @@ class Waiting:
 
     number: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueLimits:
+    """How many receivers are taken at most: of one host, and in all."""
+
+    of_host: int
+    all: int
 
 
 async def record(
@@ -69,7 +88,8 @@ async def record(
             "name": message.name,
             "event_type": event_type,
             "url": webhook.url,
-            "origin": _origin(webhook.url),
+            "project": project_of(message.name),
+            **asdict(_receiver(webhook.url)),
             "body": body,
             "state": _PENDING,
             "created_at_us": now_us,
@@ -86,12 +106,13 @@ async def record(
         await connection.execute(insert(deliveries), rows)
 
 
-def _origin(url: str) -> str:
-    """Return where a URL leads; empty for one that an earlier version took: an end must not fail by it."""
+def _receiver(url: str) -> Receiver:
+    """Return where a URL leads; nowhere for one that an earlier version took: an end must not fail by it."""
     try:
-        return target_of(url).origin
+        target = target_of(url)
     except ValueError:
-        return ""
+        return Receiver("", "")
+    return Receiver(target.host, target.origin)
 
 
 def _event(message: StatefulMessage, state: str, now_us: int) -> tuple[str, bytes]:
@@ -111,41 +132,74 @@ def _event(message: StatefulMessage, state: str, now_us: int) -> tuple[str, byte
     return event_type, json.dumps(event, separators=(",", ":")).encode()
 
 
-async def due_origins(
-    connection: AsyncConnection, full: Collection[str], most: int
-) -> Sequence[tuple[str, int]]:
-    """Return at most `most` origins, less the `full` ones, with how many deliveries are due there.
+async def due_receivers(
+    connection: AsyncConnection, full_hosts: Collection[str], full_origins: Collection[str], limits: DueLimits
+) -> Sequence[tuple[Receiver, int]]:
+    """Return receivers that are not full, each with how many deliveries are due there.
 
     Those that have something that was never tried come first: what fails again and again holds up nobody.
     """
-    statement = (
-        select(deliveries.c.origin, func.count())
-        .where(*_is_due(), deliveries.c.origin.not_in(list(full)))
-        .group_by(deliveries.c.origin)
-        .order_by(func.min(deliveries.c.attempts), func.min(deliveries.c.not_before_us))
-        .limit(most)
+    table = deliveries.c
+    urgency = func.min(table.attempts).label("attempts"), func.min(table.not_before_us).label("since_us")
+    found = (
+        select(table.host, table.origin, func.count().label("number"), *urgency)
+        .where(*_is_due(), table.host.not_in(list(full_hosts)), table.origin.not_in(list(full_origins)))
+        .group_by(table.host, table.origin)
+        .subquery()
     )
-    return [(origin, number) for origin, number in await connection.execute(statement)]
+    order = found.c.attempts, found.c.since_us
+    # A host has as many receivers as it has ports: it must not take the places of the others.
+    place = func.row_number().over(partition_by=found.c.host, order_by=order).label("place")
+    placed = select(found, place).subquery()
+    statement = (
+        select(placed)
+        .where(placed.c.place <= limits.of_host)
+        .order_by(placed.c.attempts, placed.c.since_us)
+        .limit(limits.all)
+    )
+    return [(Receiver(row.host, row.origin), row.number) for row in await connection.execute(statement)]
 
 
-async def next_due(connection: AsyncConnection, origin: str, sent: Collection[str]) -> Delivery | None:
-    """Return what is due next at an origin, less what is being sent, or None; first what was tried the fewest times."""
-    statement = (
-        select(deliveries)
-        .where(*_is_due(), deliveries.c.origin == origin, deliveries.c.delivery_id.not_in(list(sent)))
-        .order_by(deliveries.c.attempts, deliveries.c.not_before_us)
-        .limit(1)
+async def next_due(
+    connection: AsyncConnection, receiver: Receiver, sent: Collection[str], after: str = ""
+) -> Delivery | None:
+    """Return what is due next at a receiver, less what is being sent, or None.
+
+    It is of the first project after `after`, and then of those before: each has its turn. Of a project's, first what
+    was tried the fewest times.
+    """
+    project = deliveries.c.project
+    return await _first_due(connection, receiver, sent, project > after) or await _first_due(
+        connection, receiver, sent, project <= after
     )
-    row = (await connection.execute(statement)).first()
+
+
+async def _first_due(
+    connection: AsyncConnection, receiver: Receiver, sent: Collection[str], of_project: ColumnElement[bool]
+) -> Delivery | None:
+    row = (await connection.execute(first_due(receiver, sent, of_project))).first()
     if row is None:
         return None
     return Delivery(
         delivery_id=row.delivery_id,
         name=row.name,
+        project=row.project,
         url=row.url,
         body=row.body,
         attempts=row.attempts,
         created_at_us=row.created_at_us,
+    )
+
+
+def first_due(receiver: Receiver, sent: Collection[str], of_project: ColumnElement[bool]) -> Select[Any]:
+    """Return the statement that finds the first delivery of some projects; in the order of its index."""
+    table = deliveries.c
+    return (
+        select(deliveries)
+        .where(*_is_due(), table.host == receiver.host, table.origin == receiver.origin, of_project)
+        .where(table.delivery_id.not_in(list(sent)))
+        .order_by(table.project, table.attempts, table.not_before_us)
+        .limit(1)
     )
 
 
@@ -206,7 +260,7 @@ async def forget_ended(connection: AsyncConnection, older_than_seconds: float, m
     ended = (
         select(deliveries.c.delivery_id)
         .where(
-            deliveries.c.state != _PENDING,
+            deliveries.c.state.in_(_OVER),
             deliveries.c.ended_at_us < _now_us() - round(older_than_seconds * 1e6),
         )
         .limit(most)

@@ -15,6 +15,8 @@ from luthier.work.webhooks.targets import Target
 
 _READ_BYTES = 16 << 10
 _MAX_RETRY_AFTER = 86_400
+# Of the time for all: a name may have many addresses, and a far one needs its time.
+_LEAST_SHARE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +45,24 @@ def trust(ca_file: Path | None) -> ssl.SSLContext:
 
 
 async def post(
-    addresses: Sequence[str], target: Target, headers: Mapping[str, str], body: bytes, trusted: ssl.SSLContext
+    addresses: Sequence[str],
+    target: Target,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    trusted: ssl.SSLContext,
+    deadline: float,
 ) -> Answer:
     """Send a body to the first of the addresses that takes a connection, and return what is answered.
 
     No name is looked up, no redirect is followed, no proxy is asked, and nothing but the head of the answer is read.
-    The caller sets the time for all of it.
+    The caller ends all of it at the deadline, in the loop's time; no address takes what the others need until then.
 
     Raises:
         OSError: nobody takes a connection (also ssl.SSLError: its certificate is not believed).
         Misunderstood: the answer is none.
     """
-    reader, writer = await _connected(addresses, target, trusted)
+    reader, writer = await _connected(addresses, target, trusted, deadline)
     try:
         http = h11.Connection(our_role=h11.CLIENT)
         request = h11.Request(
@@ -79,15 +87,18 @@ async def post(
 
 
 async def _connected(
-    addresses: Sequence[str], target: Target, trusted: ssl.SSLContext
+    addresses: Sequence[str], target: Target, trusted: ssl.SSLContext, deadline: float
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     failure: OSError = OSError("it has no address")
     security = trusted if target.is_secure else None
     host = target.host.strip("[]") if target.is_secure else None
-    for address in addresses:
+    for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        now = asyncio.get_running_loop().time()
+        share = max((deadline - now) / left, _LEAST_SHARE_SECONDS)
         try:
-            return await asyncio.open_connection(address, target.port, ssl=security, server_hostname=host)
-        except OSError as error:
+            async with asyncio.timeout_at(now + share if left > 1 else None):
+                return await asyncio.open_connection(address, target.port, ssl=security, server_hostname=host)
+        except OSError as error:  # TimeoutError is one
             failure = error
     raise failure
 

@@ -9,8 +9,10 @@ import random
 import socket
 import ssl
 import time
+import traceback
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -22,9 +24,9 @@ from luthier.v1.webhook_pb2 import WebhookDelivery
 from luthier.work.webhooks import outbox
 from luthier.work.webhooks.config import WebhookConfig
 from luthier.work.webhooks.outbox import Delivery
-from luthier.work.webhooks.posting import Misunderstood, post, trust
+from luthier.work.webhooks.posting import Answer, Misunderstood, post, trust
 from luthier.work.webhooks.signing import secrets_of, signed_headers
-from luthier.work.webhooks.targets import NotAllowed, Targets, target_of
+from luthier.work.webhooks.targets import NotAllowed, Target, Targets, target_of
 
 State = WebhookDelivery.State
 SWEEP_SECONDS = 1.0
@@ -32,6 +34,8 @@ _LONGEST_DELAY_SECONDS = 3600.0
 _GROWTH = 3.0
 _LANES = 64
 _LANES_OF_ORIGIN = 2
+# One host has 65535 origins, and an entry of the operator's list may be all of them.
+_LANES_OF_HOST = 4
 # What cannot be noted would be sent again at once.
 _UNNOTED_SECONDS = 60.0
 _RETENTION_SECONDS = 30 * 86_400.0
@@ -55,6 +59,23 @@ class Attempted:
     status_code: int = 0
     error: str = ""
     wait_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Lanes:
+    """The lanes of a receiver.
+
+    Attributes:
+        number: that send.
+        sent: what they send just now.
+        project: whose turn was the last.
+        choosing: two lanes must not choose the same one.
+    """
+
+    number: int = 0
+    sent: set[str] = field(default_factory=set)
+    project: str = ""
+    choosing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Sender:
@@ -96,32 +117,42 @@ class Sender:
             self._attempts.labels(result)
         for outcome in ("delivered", "given_up"):
             self._deliveries.labels(outcome)
-        self._lanes: Counter[str] = Counter()
+        self._receivers: dict[outbox.Receiver, _Lanes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sent: set[str] = set()
-        self._choosing = asyncio.Lock()
 
     async def sweep(self) -> None:
         """Begin to send what is due, and show what waits."""
-        free = _LANES - self._lanes.total()
+        hosts: Counter[str] = Counter()
+        for receiver, lanes in self._receivers.items():
+            hosts[receiver.host] += lanes.number
+        free = _LANES - hosts.total()
+        full_hosts = [host for host, number in hosts.items() if number >= _LANES_OF_HOST]
+        full = [one.origin for one, lanes in self._receivers.items() if lanes.number >= _LANES_OF_ORIGIN]
+        limits = outbox.DueLimits(of_host=_LANES_OF_HOST, all=free)
         async with self._database.reading() as connection:
             found = await outbox.waiting(connection)
-            full = [origin for origin, number in self._lanes.items() if number >= _LANES_OF_ORIGIN]
-            due = await outbox.due_origins(connection, full, free) if free > 0 and found.number else ()
+            is_looking = free > 0 and found.number
+            due = await outbox.due_receivers(connection, full_hosts, full, limits) if is_looking else ()
         self._waiting.set(found.number)
         self._oldest.set(found.oldest_seconds)
-        for origin, number in due:
-            for _ in range(min(number, _LANES_OF_ORIGIN - self._lanes[origin], free)):
+        if not found.number:
+            self._receivers = {one: lanes for one, lanes in self._receivers.items() if lanes.number}
+        for receiver, number in due:
+            lanes = self._receivers.setdefault(receiver, _Lanes())
+            room = min(_LANES_OF_ORIGIN - lanes.number, _LANES_OF_HOST - hosts[receiver.host], free)
+            for _ in range(min(number, room)):
                 free -= 1
-                self._lanes[origin] += 1
-                task = asyncio.create_task(self._lane(origin))
+                hosts[receiver.host] += 1
+                lanes.number += 1
+                task = asyncio.create_task(self._lane(receiver, lanes))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
     async def forget_ended(self) -> None:
         """Delete deliveries that are over for a month, a batch a transaction."""
         while True:
-            async with self._database.transaction() as connection:
+            # A disk that is full of them must not keep them.
+            async with self._database.transaction(makes_room=True) as connection:
                 number = await outbox.forget_ended(connection, _RETENTION_SECONDS, _FORGET_BATCH)
             if number < _FORGET_BATCH:
                 return
@@ -130,34 +161,33 @@ class Sender:
         """Send no more: what is on its way is sent again by the next process."""
         for task in self._tasks:
             task.cancel()
-        self._targets.close()
 
-    async def _lane(self, origin: str) -> None:
+    async def _lane(self, receiver: outbox.Receiver, lanes: _Lanes) -> None:
         try:
-            while (delivery := await self._next(origin)) is not None and await self._deliver(delivery):
+            while (delivery := await self._next(receiver, lanes)) is not None and await self._deliver(
+                delivery, lanes
+            ):
                 pass
         except Exception:  # the next sweep may do better
-            _logger.exception("webhooks at %s cannot be sent", origin)
+            _logger.exception("webhooks at %s cannot be sent", receiver.origin)
             await asyncio.sleep(_UNNOTED_SECONDS)
         finally:
-            self._lanes[origin] -= 1
-            if not self._lanes[origin]:
-                del self._lanes[origin]
+            lanes.number -= 1
 
-    async def _next(self, origin: str) -> Delivery | None:
-        # Two lanes must not choose the same one.
-        async with self._choosing, self._database.reading() as connection:
-            delivery = await outbox.next_due(connection, origin, self._sent)
+    async def _next(self, receiver: outbox.Receiver, lanes: _Lanes) -> Delivery | None:
+        async with lanes.choosing, self._database.reading() as connection:
+            delivery = await outbox.next_due(connection, receiver, lanes.sent, lanes.project)
             if delivery is not None:
-                self._sent.add(delivery.delivery_id)
+                lanes.sent.add(delivery.delivery_id)
+                lanes.project = delivery.project
             return delivery
 
-    async def _deliver(self, delivery: Delivery) -> bool:
+    async def _deliver(self, delivery: Delivery, lanes: _Lanes) -> bool:
         """Make one attempt and note how it ended; tell whether it arrived."""
         try:
             return await self._deliver_noted(delivery)
         finally:
-            self._sent.discard(delivery.delivery_id)
+            lanes.sent.discard(delivery.delivery_id)
 
     async def _deliver_noted(self, delivery: Delivery) -> bool:
         began = time.monotonic()
@@ -179,20 +209,34 @@ class Sender:
         return state == State.STATE_DELIVERED
 
     async def _attempt(self, delivery: Delivery) -> Attempted:
-        timeout = self._config.timeout_seconds
         try:
             target = target_of(delivery.url)
         except ValueError as error:
             return Attempted(result="not_allowed", error=f"the URL {error}")
         try:
-            secrets = secrets_of(self._secret_file, target.origin)
-            timestamp = int(time.time())
-            headers = signed_headers(secrets, delivery.delivery_id, timestamp, delivery.body)
-            async with asyncio.timeout(timeout):
+            secrets = secrets_of(self._secret_file, target.origin, delivery.project)
+        except (LuthierError, OSError, ValueError) as error:
+            # Whoever reads the delivery has nothing to do with the service's files.
+            _logger.error("webhooks cannot be signed: %s", error)
+            return Attempted(result="not_signed", error="the service has no secret to sign it with")
+        try:
+            return await self._posted(delivery, target, secrets)
+        except Exception as error:  # it is tried again, and not for ever
+            # The words of an error that nobody thought of may hold the URL.
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            _logger.error("a webhook failed by %s at %s:%d", type(error).__name__, at.filename, at.lineno)
+            return Attempted(result="failed", error="the service failed to send it")
+
+    async def _posted(self, delivery: Delivery, target: Target, secrets: Sequence[str]) -> Attempted:
+        timeout = self._config.timeout_seconds
+        deadline = asyncio.get_running_loop().time() + timeout
+        headers = signed_headers(secrets, delivery.delivery_id, int(time.time()), delivery.body)
+        try:
+            async with asyncio.timeout_at(deadline):
                 addresses = await self._targets.addresses(target)
-                answer = await post(addresses, target, headers, delivery.body, self._trusted)
-        except LuthierError as error:
-            return Attempted(result="not_signed", error=error.message)
+                answer = await post(
+                    addresses, target, headers, delivery.body, trusted=self._trusted, deadline=deadline
+                )
         except NotAllowed as error:
             return Attempted(result="not_allowed", error=str(error))
         except Misunderstood as error:
@@ -201,17 +245,7 @@ class Sender:
             return Attempted(result="slow", error=f"{target.origin} did not answer within {timeout:g} s")
         except OSError as error:
             return Attempted(result="unreachable", error=f"{target.origin} cannot be reached: {_why(error)}")
-        if 200 <= answer.status < 300:
-            return Attempted(result="confirmed", status_code=answer.status)
-        said = f"{target.origin} answered {answer.status}"
-        if 300 <= answer.status < 400:
-            said += ": redirects are not followed, name where it leads"
-        return Attempted(
-            result="refused",
-            status_code=answer.status,
-            error=said,
-            wait_seconds=answer.retry_after_seconds,
-        )
+        return _attempted(target, answer)
 
     def _following(
         self, delivery: Delivery, attempted: Attempted
@@ -249,6 +283,20 @@ class Sender:
             _logger.warning(
                 "webhook not delivered, tried again in %.0f s: %s", wait_seconds, attempted.error, extra=about
             )
+
+
+def _attempted(target: Target, answer: Answer) -> Attempted:
+    if 200 <= answer.status < 300:
+        return Attempted(result="confirmed", status_code=answer.status)
+    said = f"{target.origin} answered {answer.status}"
+    if 300 <= answer.status < 400:
+        said += ": redirects are not followed, name where it leads"
+    return Attempted(
+        result="refused",
+        status_code=answer.status,
+        error=said,
+        wait_seconds=answer.retry_after_seconds,
+    )
 
 
 def _why(error: OSError) -> str:

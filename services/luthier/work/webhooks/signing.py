@@ -15,25 +15,40 @@ SECRET_FILE = "webhook-secret"
 """In the home. Each line is a secret that those of receivers are made from: while there are two, both sign."""
 SECRET_KIND = "lh"
 _MOST_SECRETS = 4
+_LEAST_CHARACTERS = 24
 _PREFIX = "whsec_"
 _PURPOSE = b"luthier webhook "
 
 
-def secrets_of(path: Path, origin: str) -> Sequence[str]:
-    """Return the secrets of the receiver at an origin, newest first, as receivers take them: `whsec_...`.
+def secrets_of(path: Path, origin: str, project: str) -> Sequence[str]:
+    """Return a project's secrets of the receiver at an origin, newest first, as receivers take them: `whsec_...`.
 
-    Each origin has its own, so that a receiver cannot sign what another one believes.
+    Each origin has its own, so that a receiver cannot sign what another one believes; and each project there, so that
+    whoever has a project's cannot sign for the others.
 
     Raises:
         NotFound: there is no such file.
-        FailedPrecondition: others than its owner may read it, or it holds no secret, or too many.
+        FailedPrecondition: others than its owner may read it, it is no text, or it holds no secret, too many or one
+            that is guessed too easily.
     """
-    lines = [line.strip() for line in read_key(path).splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in read_key(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise FailedPrecondition(f"{path} cannot be read: {why}") from error
     if len(lines) > _MOST_SECRETS:
         raise FailedPrecondition(
             f"{path} must hold at most {_MOST_SECRETS} secrets, one a line, got {len(lines)}"
         )
-    made = [hmac.digest(line.encode(), _PURPOSE + origin.encode(), hashlib.sha256) for line in lines]
+    for number, line in enumerate(lines, start=1):
+        if len(line) < _LEAST_CHARACTERS:
+            raise FailedPrecondition(
+                f"{path} must hold secrets of at least {_LEAST_CHARACTERS} random characters, got {len(line)} "
+                f"in secret {number}"
+            )
+    # No origin and no project has a space in it.
+    purpose = _PURPOSE + f"{origin} {project}".encode()
+    made = [hmac.digest(line.encode(), purpose, hashlib.sha256) for line in lines]
     return [_PREFIX + base64.b64encode(one).decode() for one in made]
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
-import socket
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import urlsplit
@@ -16,13 +13,14 @@ from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.webhook_limits import MAX_URL_BYTES
 from luthier.v1.webhook_pb2 import Webhook
 from luthier.work.addresses import HOST, AllowedAddresses
+from luthier.work.webhooks.lookups import Lookups
 
 _PRINTABLE = re.compile(r"[!-~]+")
 _HOST = re.compile(HOST)
 _PORTS = {"https": 443, "http": 80}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Names that never answer must not hold up those that do: lookups have threads of their own.
-_LOOKUPS = 8
+# What stands for an address of IPv4 in yet another way, or is nobody's, is outside of it.
+_INTERNET_V6 = ipaddress.ip_network("2000::/3")
 _RIGHT = (
     f"must be https://host[:port]/path, or http:// within the operator's networks, of at most {MAX_URL_BYTES} "
     "printable ASCII characters, without a user, a password and a fragment"
@@ -100,11 +98,7 @@ class Targets:
     def __init__(self, addresses: Sequence[str], networks: Iterable[str] = ()) -> None:
         self._allowed = AllowedAddresses("LUTHIER_WEBHOOKS_ADDRESSES", addresses)
         self._networks = [_network(one) for one in networks]
-        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="webhook-lookups")
-
-    def close(self) -> None:
-        """Look up no more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lookups = Lookups()
 
     def require(self, webhooks: Sequence[Webhook], field: str) -> None:
         """Raise InvalidArgument that names each webhook of a field that is none, or may not be called.
@@ -143,8 +137,7 @@ class Targets:
         """
         if not self._allowed.allows(target.host, target.port):
             raise NotAllowed(f"{target.origin} is not {self._allowed.said()}")
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, _looked_up, target)
-        resolved = list(dict.fromkeys(found))
+        resolved = list(dict.fromkeys(await self._lookups.addresses(target.host.strip("[]"))))
         usable = [one for one in resolved if self._may_call(ipaddress.ip_address(one), target)]
         if not usable:
             need = "" if target.is_secure else ", and http goes to no others"
@@ -160,15 +153,14 @@ class Targets:
         meant = _meant(address)
         if any(meant in network for network in self._networks) or _is_named(meant, target.host):
             return True
-        return target.is_secure and meant.is_global and not meant.is_multicast
+        return target.is_secure and _is_of_internet(meant)
 
 
-def _looked_up(target: Target) -> Sequence[str]:
-    try:
-        found = socket.getaddrinfo(target.host.strip("[]"), target.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # a label that no name can have
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from error
-    return [str(one[4][0]) for one in found]
+def _is_of_internet(address: Address) -> bool:
+    # What Python calls global is all that no registry has set aside, fec0:: among it.
+    if isinstance(address, IPv6Address) and address not in _INTERNET_V6:
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

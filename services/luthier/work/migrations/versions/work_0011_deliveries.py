@@ -19,6 +19,8 @@ def upgrade() -> None:
         sa.Column("name", sa.String, nullable=False),
         sa.Column("event_type", sa.String, nullable=False),
         sa.Column("url", sa.String, nullable=False),
+        sa.Column("project", sa.String, nullable=False),
+        sa.Column("host", sa.String, nullable=False),
         sa.Column("origin", sa.String, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.Column("state", sa.String, nullable=False),
@@ -31,7 +33,13 @@ def upgrade() -> None:
         sa.Column("ended_at_us", sa.BigInteger, nullable=False),
         sa.UniqueConstraint("uid", "number", name="uq_deliveries_uid_number"),
     )
-    op.create_index("ix_deliveries_state_due", "deliveries", ["state", "not_before_us"])
+    op.create_index(
+        "ix_deliveries_due",
+        "deliveries",
+        ["state", "host", "origin", "project", "attempts", "not_before_us"],
+    )
+    op.create_index("ix_deliveries_created", "deliveries", ["state", "created_at_us"])
+    op.create_index("ix_deliveries_ended", "deliveries", ["state", "ended_at_us"])
 
 
 def downgrade() -> None:
