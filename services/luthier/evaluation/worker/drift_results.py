@@ -77,7 +77,7 @@ def drift_warnings(arm_id: str, records: ArmRecords, *, is_baseline: bool) -> It
             count = f"{len(failed)} of {len(all_of_them)}"
             yield f"drift: arm {arm_id} {words.format(count)}; the first: {failed[0].error.message}"
     known = [one for one in records.compared if one.num_reference_tokens]
-    if 0 < len(known) < MIN_PAIRS:
+    if 0 < len(known) == len(records.compared) < MIN_PAIRS:
         yield (
             f"drift: arm {arm_id} was compared word by word on {len(known)} answers of the baseline, which are too few "
             f"to tell how sure that is: at least {MIN_PAIRS} are needed"
