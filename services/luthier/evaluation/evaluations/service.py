@@ -179,9 +179,9 @@ class EvaluationService:
             pin_suite(filled, suite)
         require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
-        judge = await self._judge(filled)
+        reward_model = await self._reward_model(filled)
         private = EvaluationPrivate(
-            reward_model=judge,
+            reward_model=reward_model,
             askings=asked,
             judge_askings=judge_askings(filled, models, today),
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
@@ -189,7 +189,7 @@ class EvaluationService:
         )
         return filled, private, learnt.versions, num_records
 
-    async def _judge(self, evaluation: Evaluation) -> RewardModel | None:
+    async def _reward_model(self, evaluation: Evaluation) -> RewardModel | None:
         """Pin, in place, the reward model of an evaluation; return what its worker is told of it.
 
         Raises NotFound, InvalidArgument REWARD_MODEL_EXPECTED, FailedPrecondition WRONG_STATE and Unavailable.

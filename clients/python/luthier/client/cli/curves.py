@@ -69,7 +69,7 @@ def learning_curve(
     The job is given as to `jobs create`. After a break the same command goes on where it was.
     """
     job = drafted_job(draft, reinforcement, full=full, reward_model=reward_model)
-    tell = None if session.as_json else session.note
+    tell = None if session.for_programs else session.note
     found = session.client.learning_curve(job, _evaluation(**wanted), curve_id=name, shares=shares, tell=tell)
     session.show(found.evaluation, lambda _: _facts(found))
     session.hint(f"evaluations report {short(found.evaluation.name)} --output report.html")
