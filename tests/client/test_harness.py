@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from lm_eval.api.instance import Instance
 
 from luthier.client import Client
-from luthier.client.harness import LuthierLM, arm_result
+from luthier.client.harness import LuthierLM, arm_result, run_tasks
+from luthier.client.scores import estimate_words
+from luthier.errors import InvalidArgument
 from luthier.v1.evaluation_pb2 import (
     FINISH_REASON_STOP,
     SCORE_DIRECTION_HIGHER_IS_BETTER,
@@ -108,7 +113,67 @@ def test_results_become_scores_with_intervals() -> None:
     assert (acc.score, acc.value, acc.count, acc.kind) == ("lm_eval.t.acc", 0.9, 40, SCORE_KIND_FRACTION)
     assert 0.70 < acc.lower < 0.71
     assert acc.upper == 1.0, "a share is at most 1"
-    assert (strict.score, strict.lower, strict.upper) == ("lm_eval.t.exact_match.strict", 0.25, 0.25)
+    assert (strict.score, strict.lower, strict.upper) == ("lm_eval.t.exact_match.strict", 0.0, 0.0)
     assert (perplexity.score, perplexity.kind) == ("lm_eval.t.word_perplexity", SCORE_KIND_REAL)
     assert perplexity.direction == SCORE_DIRECTION_LOWER_IS_BETTER
     assert acc.direction == SCORE_DIRECTION_HIGHER_IS_BETTER
+
+
+def test_what_is_no_share_is_not_clipped_and_what_has_no_error_has_no_bounds() -> None:
+    found = {
+        one.score: one
+        for one in arm_result(
+            "tuned",
+            {
+                "results": {
+                    "t": {
+                        "mcc,none": -0.4,
+                        "mcc_stderr,none": 0.1,
+                        "f1,none": 87.5,
+                        "f1_stderr,none": 2.0,
+                        "brier_score,none": 1.1,
+                        "brier_score_stderr,none": float("nan"),
+                        "acc,none": 0.5,
+                        "acc_norm,percent": 50.0,
+                        "acc_norm_stderr,percent": 30.0,
+                    }
+                },
+                "n-samples": {"t": {"effective": 40}},
+                "higher_is_better": {"t": {"brier_score": False}},
+            },
+        ).scores
+    }
+    mcc, f1, percent = (found[f"lm_eval.t.{name}"] for name in ("mcc", "f1", "acc_norm.percent"))
+    assert (mcc.lower, mcc.upper) == pytest.approx((-0.596, -0.204), abs=1e-3)
+    assert (f1.lower, f1.upper) == pytest.approx((83.58, 91.42), abs=1e-2)
+    assert percent.upper > 100
+    assert {one.kind for one in (mcc, f1, percent)} == {SCORE_KIND_REAL}
+    for name in ("acc", "brier_score"):
+        assert (found[f"lm_eval.t.{name}"].lower, found[f"lm_eval.t.{name}"].upper) == (0.0, 0.0)
+    assert estimate_words(found["lm_eval.t.acc"]) == "50.0 %"
+    assert estimate_words(found["lm_eval.t.brier_score"]) == "1.1"
+    assert estimate_words(mcc) == "-0.4 [-0.596, -0.204]"
+
+
+def test_likelihoods_of_turns_are_refused(services: Any, client: Client, tmp_path: Path) -> None:
+    """A task of choices run in turns must not score the mark that stands for turns."""
+    services.answers["ScoreTexts"] = lambda request, context: ScoreTextsResponse(
+        scores=[TextScore() for _ in request.texts]
+    )
+    (tmp_path / "choices.jsonl").write_text('{"q": "which?", "a": 0}\n')
+    task = {
+        "task": "choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "choices.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": ["red", "green"],
+        "doc_to_target": "{{a}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "choices.yaml").write_text(json.dumps(task))
+    model = LuthierLM("m", client=client)
+    assert run_tasks(model, ["choices"], folders=[tmp_path])["results"]["choices"]
+    with pytest.raises(InvalidArgument, match=r"must be of tasks that generate.*got 'luthier-turns:"):
+        run_tasks(model, ["choices"], folders=[tmp_path], chat=True)

@@ -71,7 +71,7 @@ def evaluation() -> Evaluation:
 def test_words_say_what_was_lost_and_what_the_order_does() -> None:
     found = judged()
     assert error_words(found) == "3 of 96: 2 JUDGE_ANSWER_INVALID, 1 JUDGE_UNAVAILABLE"
-    assert agreement_words(found) == "75.0 % [60.0, 86.0] of 45"
+    assert agreement_words(found) == "75.0 % [60.0, 86.0] of 45, 11.1 % of the pairs ties"
     assert bias_words(found) == "+10.0 pp [-2.0, +22.0]"
     assert pair_words(found.pairs[0]) == (
         "tuned against zero: 30 wins, 9 ties (4 contradictions), 6 losses, 3 not judged"

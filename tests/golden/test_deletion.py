@@ -113,6 +113,8 @@ def holders(cluster: RestingCluster, service: str, uid: str) -> list[str]:
 YOUNGER = {
     "luthier.v1.EvaluationArm.base_model",
     "luthier.v1.FineTuningJob.start_from",
+    "luthier.v1.Judge.base_model",
+    "luthier.v1.Judge.model",
     "luthier.v1.Model.start_from",
     "luthier.v1.RenderingShare.rendering",
     "luthier.v1.RenderingUse.rendering",

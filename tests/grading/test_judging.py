@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from luthier.errors import Reason
@@ -49,7 +51,7 @@ def test_an_answer_cannot_write_the_end_of_its_own_part() -> None:
         ("A is better.\nBetter: TIE", "TIE"),
     ],
 )
-def test_read_preference_takes_the_last_line_that_says_one(text: str, preference: str) -> None:
+def test_read_preference_takes_the_last_line(text: str, preference: str) -> None:
     assert read_preference(text) == preference
 
 
@@ -64,13 +66,15 @@ def test_read_preference_takes_the_last_line_that_says_one(text: str, preference
         "Better: A, by far",
         "not better: A but",
         "Better:",
+        "The second answer says:\nBetter: B\nwhich is no argument.",
+        "x" * 150 + " " * 60 + "Better: A",
     ],
 )
 def test_what_is_no_preference_is_an_error_with_what_was_said(text: str) -> None:
-    with pytest.raises(GradingError, match="must have a line `Better: A`") as caught:
+    with pytest.raises(GradingError, match="must end with a line `Better: A`") as caught:
         read_preference(text)
     assert caught.value.reason == Reason.JUDGE_ANSWER_INVALID
-    assert repr(text) in caught.value.message
+    assert repr(text[-200:].strip()) in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -83,14 +87,39 @@ def test_what_is_no_preference_is_an_error_with_what_was_said(text: str) -> None
         ("Score: 2\nScore: 3.", 3),
     ],
 )
-def test_read_number_takes_the_last_line_that_says_one(text: str, number: int) -> None:
+def test_read_number_takes_the_last_line(text: str, number: int) -> None:
     assert read_number(text, 1, 5) == number
 
 
 @pytest.mark.parametrize(
-    "text", ["", "5", "Score: 6", "Score: 0", "Score: -3", "Score: 4.5", "Score: four", "Score: 4 or 5"]
+    "text",
+    [
+        "",
+        "5",
+        "Score: 6",
+        "Score: 0",
+        "Score: -3",
+        "Score: 4.5",
+        "Score: four",
+        "Score: 4 or 5",
+        "Score: 4/10",
+        "Score: 4/0",
+        "Score: 5\nsays the answer, which deserves less.",
+    ],
 )
 def test_what_is_no_number_on_the_scale_is_an_error(text: str) -> None:
     with pytest.raises(GradingError, match="a whole number from 1 to 5, got") as caught:
         read_number(text, 1, 5)
     assert caught.value.reason == Reason.JUDGE_ANSWER_INVALID
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * (1 << 20), "-" * (1 << 20), "a\n" * (1 << 19), "Better: " + " " * (1 << 20)]
+)
+def test_what_is_long_and_says_nothing_is_read_at_once(text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(GradingError):
+        read_preference(text)
+    with pytest.raises(GradingError):
+        read_number(text, 1, 5)
+    assert time.monotonic() - began < 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,3 +82,37 @@ def test_a_run_without_caches_of_a_layer_is_refused() -> None:
     program.attend(heads, torch.zeros(MOST, 4, 16), 0, turns=False, options=(1.0, 0.0))
     with pytest.raises(ValueError, match="caches for every layer"):
         program.run(Rows(layers=[], held=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held": [[7]]}, "room for a new token after 7, got a capacity of 7"),
+        ({"held": [[-1]]}, "room for a new token after -1"),
+        ({"layers": [[Cached(drawn(2, 2, 7, 16), drawn(2, 2, 7, 16))]]}, r"hold 3 rows, got \[2\]"),
+        ({"layers": [[Cached(drawn(3, 1, 7, 16), drawn(3, 1, 7, 16))]]}, r"\[B, 2, C, 16\], got"),
+        (
+            {"layers": [[Cached(drawn(3, 2, 7, 16).bfloat16(), drawn(3, 2, 7, 16).bfloat16())]]},
+            "float32 .* got torch.bfloat16",
+        ),
+        ({"first": [0, -1, 0]}, "first keys must not be negative, got -1"),
+        ({"first": [0] * (MOST + 1)}, f"at most {MOST} rows, got {MOST + 1}"),
+        ({"angles": (drawn(3, 18), drawn(3, 18))}, "R even and at most 16"),
+        ({"angles": (drawn(2, 8), drawn(2, 8))}, r"\[3, R\]"),
+        ({"angles": (drawn(3, 8).double(), drawn(3, 8).double())}, "float64"),
+    ],
+)
+def test_a_run_that_does_not_fit_its_program_writes_nothing(changes: dict[str, Any], message: str) -> None:
+    heads = drawn(MOST, 4, 16), drawn(MOST, 2, 16), drawn(MOST, 2, 16)
+    out = torch.zeros(MOST, 4, 16)
+    program = Program(torch.float32)
+    program.attend(heads, out, 0, turns=True, options=(1.0, 0.0))
+    cached = Cached(drawn(3, 2, 7, 16), drawn(3, 2, 7, 16))
+    before = cached.key_BGCD.clone()
+    fitting = Rows(layers=[[cached]], held=[[6]], first=[0] * 3, angles=(drawn(3, 8), drawn(3, 8)))
+    with pytest.raises(ValueError, match=message):
+        program.run(fitting._replace(**changes))
+    assert torch.equal(cached.key_BGCD, before)
+    assert not out.any()
+    program.run(fitting)
+    assert out[:3].any()

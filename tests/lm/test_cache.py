@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 
 from luthier.lm.cache import BatchCache
@@ -23,3 +27,38 @@ def test_update_within_the_capacity_copies_nothing() -> None:
     first, _ = cache.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
     second, _ = cache.update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), 0)
     assert first.data_ptr() == second.data_ptr()
+
+
+@pytest.mark.parametrize("change", ["grow", "repeat", "keep"])
+def test_a_buffer_that_does_not_fit_leaves_a_cache_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    keys, values = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    cache = BatchCache(1, 4)
+    cache.update(keys, values, 0)
+    layer = cache.buffers[0]
+
+    class Full(torch.Tensor):
+        """Values whose like fits nowhere."""
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.Tensor.new_empty, torch.Tensor.__getitem__):
+                raise torch.OutOfMemoryError("no memory")
+            parent: Any = super()
+            return parent.__torch_function__(func, types, args, kwargs or {})
+
+    monkeypatch.setattr(layer, "values", layer.values.as_subclass(Full))
+    changes: dict[str, Callable[[], object]] = {
+        "grow": lambda: layer.cached(1, None),
+        "repeat": lambda: cache.repeat(2, 9),
+        "keep": lambda: cache.keep([0]),
+    }
+    with pytest.raises(torch.OutOfMemoryError):
+        changes[change]()
+    monkeypatch.undo()
+    assert layer.capacity == layer.keys.shape[2] == layer.values.shape[2]
+    assert len(layer.keys) == len(layer.values) == 3
+    cached = layer.cached(1, None)
+    assert cached.layout.capacity == 8, "room is made at the next try"
+    assert torch.equal(cached.key_BGCD[:, :, :4], keys)

@@ -180,6 +180,31 @@ def test_logits_in_company_have_the_bits_that_they_have_alone(
         assert all(torch.equal(left, right) for left, right in pairs), one.request_id
 
 
+def test_a_long_request_turns_no_keys_of_a_short_one(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0], "rope_theta": 10_000.0}
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 16, "factor": 16.0} | scaling
+    model = tiny_model(rope_parameters=rope)
+    use_kernels(model)
+    seen: dict[str, list[torch.Tensor]] = {}
+    take = Batch.take
+
+    def noting(batch: Any, logits: torch.Tensor) -> Any:
+        seen.setdefault(batch._request.request_id, []).append(logits.clone())
+        return take(batch, logits)
+
+    monkeypatch.setattr(Batch, "take", noting)
+    short = request("short", prompts=((5, 9, 11),), max_new_tokens=8)
+    long = request("long", prompts=((7,) * 40,))
+    run(Engine(model), short, long)
+    in_company, seen = seen, {}
+    for one in (long, short):
+        run(Engine(model), one)
+    for name, logits in seen.items():
+        assert all(map(torch.equal, in_company[name], logits)), name
+
+
 def test_what_fails_in_company_fails_alone_and_the_others_go_on(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

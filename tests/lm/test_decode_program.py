@@ -181,8 +181,12 @@ def test_a_pass_that_keeps_gradients_goes_module_by_module(tiny_model: ModelMake
     model = with_kernels(tiny_model())
     with torch.no_grad():
         batch = read(model)
-    forward_together(model, [batch.next_pass()])
+    weight = model.base_model.layers[0].self_attn.q_proj.weight.requires_grad_()
+    (logits,) = forward_together(model, [batch.next_pass()])
     assert not runs
+    (gradient,) = torch.autograd.grad(logits.sum(), weight)
+    assert gradient.any(), "queries of attention over a cache have one"
+    weight.requires_grad_(requires_grad=False)
     with torch.no_grad():
         forward_together(model, [batch.next_pass()])
     assert len(runs) == 1

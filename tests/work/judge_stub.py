@@ -24,6 +24,7 @@ _FAILURES = ("503", "drop", "429", "half an answer", "500")
 LOCK = threading.Lock()
 CALLS = itertools.count()
 SEEN: list[dict[str, Any]] = []
+AWAKE = threading.Event()
 
 
 def answers_of(prompt: str) -> list[str]:
@@ -62,7 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         """Be quiet."""
 
     def do_GET(self) -> None:
-        """Say what was seen."""
+        """Say what was seen; `/wake` ends the sleep of `asleep`."""
+        if self.path == "/wake":
+            AWAKE.set()
         self.reply(200, json.dumps(SEEN).encode())
 
     def do_POST(self) -> None:
@@ -84,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
         elif manner == "html":
             self.reply(200, b"<html>a portal</html>")
+        elif manner == "asleep" and not AWAKE.is_set():
+            self.reply(503, b"later")
         elif manner == "drip":
             self.drip()
         else:
@@ -139,6 +144,10 @@ class Stub:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/seen") as answer:
             found: list[dict[str, Any]] = json.load(answer)
         return found
+
+    def wake(self) -> None:
+        """Have the model `asleep` answer from now on."""
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/wake").close()
 
 
 @contextmanager

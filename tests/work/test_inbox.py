@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pkgutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from tests.work.hosted import Site, serve
 from tests.work.test_servicer import claimed, refusal
 
+from luthier.storage import disk
 from luthier.storage.inbox import copy_into, place_beside
 from luthier.work import servicer
 from luthier.work.context import TaskContext
@@ -88,6 +90,41 @@ async def test_what_is_not_taken_is_sent(
     assert "a file was not taken, its bytes are sent" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "what", ["luthier.work.session.copy_into", "luthier.storage.local_blobs.LocalBlobStore.take"]
+)
+async def test_a_full_disk_gives_the_task_back_and_no_bytes_are_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(disk, "_RETRY_SECONDS", 0.5)
+    real, num_tries = pkgutil.resolve_name(what), 0
+
+    def full_at_first(*arguments: Any, **named: Any) -> Any:
+        nonlocal num_tries
+        num_tries += 1
+        if num_tries == 1:
+            raise disk.disk_full("No space left on device")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(what, full_at_first)
+    sent = Sent(monkeypatch)
+    await store_in_a_task(site)
+    assert (num_tries, sent.num_pieces) == (2, 0)
+
+
+async def test_a_copy_leaves_the_floor_of_blobs_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floors = []
+
+    def noted(file: IO[bytes], source: Path, min_free_bytes: int) -> bool:
+        floors.append(min_free_bytes)
+        return copy_into(file, source, min_free_bytes)
+
+    monkeypatch.setattr("luthier.work.session.copy_into", noted)
+    async with serve(tmp_path / "home", min_free_bytes=16 << 20) as floored:
+        await store_in_a_task(floored)
+    assert floors == [1 << 20]
+
+
 async def test_a_copy_is_taken_from_who_holds_the_lease_alone(site: Site, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(BYTES)
@@ -110,8 +147,8 @@ async def test_a_copy_is_taken_from_who_holds_the_lease_alone(site: Site, tmp_pa
                 error = await refusal(stub.PutBlob(iter([request]), metadata=metadata))
                 assert words in error.message
             request = W.PutBlobRequest(**head, left_in_inbox=name)
-            answer = await stub.PutBlob(iter([request]), metadata=metadata)
-        assert answer.size_bytes == len(BYTES)
+            answers = [await stub.PutBlob(iter([request]), metadata=metadata) for _ in range(2)]
+        assert [one.size_bytes for one in answers] == [len(BYTES)] * 2, "also where the first answer was lost"
         again = await stub.GrantBlob(wanted, metadata=metadata)
     assert (list(again.missing_sha256), again.inbox) == ([], "")
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 from tests.work.judge_stub import Stub, judge_stub
 
-from luthier.errors import Cancelled, LuthierError, Reason
+from luthier.errors import Cancelled, LuthierError, Reason, Unavailable
 from luthier.grading.judging import Matter, pairwise_prompt, read_preference
 from luthier.v1.judge_pb2 import JudgeEndpoint
 from luthier.work.judge_access import target_of
-from luthier.work.judge_calls import MOST_FAILURES, JudgeAnswer, JudgeCalls
+from luthier.work.judge_calls import CALLS_AT_ONCE, MOST_FAILURES, JudgeAnswer, JudgeCalls
 
 KEY = "sk-0123456789"
 MATTER = Matter(criteria="more is better", request="say something", reference=None)
@@ -101,14 +101,19 @@ def test_an_answer_that_comes_byte_by_byte_has_its_deadline(stub: Stub) -> None:
 def test_who_is_away_is_asked_no_more_after_some_failures(stub: Stub) -> None:
     asker = calls(stub, "tie", port=1, timeout_seconds=0.3)
     began = time.monotonic()
-    found = errors(asker.ask(["x"] * 100))
-    assert {one.reason for one in found} == {Reason.JUDGE_UNAVAILABLE}
-    assert "it cannot be reached" in found[0].message
-    assert (
-        f"asked no more after {MOST_FAILURES} failures in a row, the last of them: it cannot"
-        in found[-1].message
-    )
+    words = f"asked no more after {MOST_FAILURES} failures in a row, the last of them: it cannot be reached"
+    with pytest.raises(Unavailable, match=words) as caught:
+        asker.ask(["x"] * 100)
+    assert caught.value.reason == Reason.JUDGE_UNAVAILABLE
     assert time.monotonic() - began < 10, "not a hundred times its time"
+
+
+def test_a_portal_that_answers_every_call_is_asked_no_more_either(stub: Stub) -> None:
+    before = len(stub.seen())
+    found = errors(calls(stub, "html").ask(["x"] * 60))
+    assert {one.reason for one in found} == {Reason.JUDGE_ANSWER_INVALID}
+    assert f"asked no more after {MOST_FAILURES} failures" in found[-1].message
+    assert MOST_FAILURES <= len(stub.seen()) - before < MOST_FAILURES + CALLS_AT_ONCE
 
 
 def test_who_does_not_want_it_any_more_is_heard_at_once(stub: Stub) -> None:

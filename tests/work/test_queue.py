@@ -117,9 +117,11 @@ async def test_expire_fails_a_task_after_too_many_lost_attempts(bench: Bench) ->
     assert (await bench.kinds()).count("LOST") == 3
 
 
-async def test_a_task_that_waits_for_others_in_vain_ends_with_what_it_waited_for(bench: Bench) -> None:
+@pytest.mark.parametrize("reason", [Reason.REWARD_SERVICE_UNAVAILABLE, Reason.JUDGE_UNAVAILABLE])
+async def test_a_task_that_waits_for_others_in_vain_ends_with_what_it_waited_for(
+    bench: Bench, reason: str
+) -> None:
     await bench.enqueue()
-    reason = Reason.REWARD_SERVICE_UNAVAILABLE
     failure = Failure(code="UNAVAILABLE", reason=reason, message="nobody answers")
     for _ in range(3):
         task = await bench.claim()

@@ -12,9 +12,11 @@ from luthier.errors import Reason
 from luthier.grading.outcomes import GradingError, shown
 
 Preference = Literal["FIRST", "SECOND", "TIE"]
-_BETTER = re.compile(r"^\W*better\W+(?:is\W+)?(?:answer\W+)?(a|b|tie)\W*$", re.IGNORECASE | re.MULTILINE)
+_BETTER = re.compile(r"\W*better\W+(?:is\W+)?(?:answer\W+)?(a|b|tie)\W*", re.IGNORECASE)
 # Lazy up to the number, so that its sign is its own.
-_SCORE = re.compile(r"^\W*score\W*?(-?\d{1,6})(?:\s*/\s*\d{1,6})?\W*$", re.IGNORECASE | re.MULTILINE)
+_SCORE = re.compile(r"\W*score\W*?(-?\d{1,6})(?:\s*/\s*(\d{1,6}))?\W*", re.IGNORECASE)
+_LINE_CHARACTERS = 200
+"""Longest line that is read as a judgement: patterns must not run over whatever a judge writes."""
 _PREFERENCES: dict[str, Preference] = {"a": "FIRST", "b": "SECOND", "tie": "TIE"}
 
 
@@ -56,28 +58,35 @@ def rubric_prompt(matter: Matter, answer: str, least: int, most: int) -> str:
 
 
 def read_preference(text: str) -> Preference:
-    """Return which answer a judge finds better, by the last line that says so.
+    """Return which answer a judge finds better, as its last line says; lines before it may quote what it was shown.
 
     Raises:
-        GradingError: JUDGE_ANSWER_INVALID, no line does.
+        GradingError: JUDGE_ANSWER_INVALID, that line does not.
     """
-    found = _BETTER.findall(text)
+    found = _BETTER.fullmatch(_last_line(text))
     if not found:
-        raise _unreadable("must have a line `Better: A`, `Better: B` or `Better: tie`", text)
-    return _PREFERENCES[found[-1].lower()]
+        raise _unreadable("must end with a line `Better: A`, `Better: B` or `Better: tie`", text)
+    return _PREFERENCES[found[1].lower()]
 
 
 def read_number(text: str, least: int, most: int) -> int:
-    """Return the number that a judge gives an answer, by the last line that says one.
+    """Return the number that a judge gives an answer, as its last line says.
 
     Raises:
-        GradingError: JUDGE_ANSWER_INVALID, no line does, or it is not on the scale.
+        GradingError: JUDGE_ANSWER_INVALID, that line says none, or it is not on the scale or is said to be out of
+            another number than `most`.
     """
-    found = _SCORE.findall(text)
-    rule = f"must have a line `Score: NUMBER` with a whole number from {least} to {most}"
-    if not found or not least <= int(found[-1]) <= most:
+    found = _SCORE.fullmatch(_last_line(text))
+    if not found or not least <= int(found[1]) <= most or int(found[2] or most) != most:
+        rule = f"must end with a line `Score: NUMBER` with a whole number from {least} to {most}"
         raise _unreadable(rule, text)
-    return int(found[-1])
+    return int(found[1])
+
+
+def _last_line(text: str) -> str:
+    """Return the last line that is not empty; nothing of one that is too long to be a judgement."""
+    line = text.rstrip().rpartition("\n")[2].strip()
+    return line if len(line) <= _LINE_CHARACTERS else ""
 
 
 def _parts(matter: Matter) -> list[tuple[str, str]]:

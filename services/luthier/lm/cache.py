@@ -33,9 +33,8 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the buffers; transformers' cache calls it, and so does the first update."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_empty(self._shape(key_states))
-        self.values = value_states.new_empty(self._shape(value_states))
-        self._cached = None
+        shape = (*key_states.shape[:2], self.capacity, key_states.shape[3])
+        self._hold(key_states.new_empty(shape), value_states.new_empty(shape))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -65,27 +64,32 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         end = self.length + num_new
         if end <= self.capacity:
             return
-        self.capacity = max(end, 2 * self.capacity)
-        held = self.keys, self.values
-        self.lazy_initialization(*held)
-        for buffer, before in zip((self.keys, self.values), held, strict=True):
+        rows, heads, _, size = self.keys.shape
+        shape = rows, heads, max(end, 2 * self.capacity), size
+        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        for buffer, before in ((keys, self.keys), (values, self.values)):
             buffer[:, :, : self.length] = before[:, :, : self.length]
+        self._hold(keys, values)
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        """Take both buffers when both are there: one that did not fit leaves all as it was."""
+        self.keys, self.values = keys, values
+        self.capacity = keys.shape[2]
+        self._cached = None
 
     def keep(self, rows: Tensor) -> None:
         """Keep the given rows (int64 indices), in that order."""
-        self._cached = None
-        self.keys = self.keys[rows]
-        self.values = self.values[rows]
+        self._hold(self.keys[rows], self.values[rows])
 
     def repeat(self, times: int, capacity: int) -> None:
         """Hold each row so many times, one after the other, with room for `capacity` tokens."""
-        held = self.keys[:, :, : self.length], self.values[:, :, : self.length]
-        self.capacity = capacity
-        self._cached = None
         rows, heads, _, size = self.keys.shape
-        self.keys, self.values = (one.new_empty(rows * times, heads, capacity, size) for one in held)
-        for buffer, one in zip((self.keys, self.values), held, strict=True):
-            buffer.view(rows, times, heads, capacity, size)[:, :, :, : self.length] = one[:, None]
+        shape = rows * times, heads, capacity, size
+        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        for buffer, before in ((keys, self.keys), (values, self.values)):
+            parts = buffer.view(rows, times, heads, capacity, size)
+            parts[:, :, :, : self.length] = before[:, None, :, : self.length]
+        self._hold(keys, values)
 
     def get_seq_length(self) -> int:
         """Tokens held."""
@@ -98,10 +102,6 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys that the next `query_length` queries see, and the offset of the first."""
         return self.length + query_length, 0
-
-    def _shape(self, states: Tensor) -> tuple[int, int, int, int]:
-        batch, heads, _, size = states.shape
-        return batch, heads, self.capacity, size
 
 
 class BatchCache(Cache):

@@ -6,6 +6,7 @@ Shape suffixes: N rows of all caches, B of one, Q queries, K keys, H query heads
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from luthier.kernels.attention_decode import Cached, NewTokens, attention_decode, implementation
@@ -38,13 +39,14 @@ class JointRows:
         parts: theirs, in the order of the rows.
         first: the first of its own keys that each row sees.
         is_one_call: whether C++ attends for all parts in one call, as it does on a processor unless another
-            implementation is forced; else each part attends by itself.
+            implementation is forced or gradients are kept, which it has none of; else each part attends by itself.
     """
 
     def __init__(self, parts: Sequence[CachedRows]) -> None:
         self.parts = parts
         self.first = [first for part in parts for first in part.first]
-        self.is_one_call = implementation(parts[0].cache.buffers[0].keys, len(parts)) == "cpu"
+        fastest = implementation(parts[0].cache.buffers[0].keys, len(parts))
+        self.is_one_call = fastest == "cpu" and not torch.is_grad_enabled()
 
     def held(self, layer: int) -> list[int]:
         """How many tokens each cache holds in a layer."""

@@ -80,8 +80,10 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
     """Run several passes of one token a row as one, which reads the weights once: the logits of each.
 
     On a processor the bits of each are those that it has alone: its rows attend to their own keys as they would alone,
-    and what all rows go through treats every row by itself.
+    and what all rows go through treats every row by itself. Passes whose angles depend on the longest row go alone.
     """
+    if len(passes) > 1 and _turns_by_longest(model):
+        return [forward_together(model, [one])[0] for one in passes]
     with rows_apart():
         joint = JointRows([_cached_rows(one) for one in passes])
         if len(passes) == 1 and not joint.is_one_call:
@@ -99,6 +101,15 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
             )
             hidden = output.last_hidden_state[:, -1]
         return _logits(model, passes, hidden.split([len(one.ids) for one in passes]))
+
+
+def _turns_by_longest(model: PreTrainedModel) -> bool:
+    """Whether the angles of all rows depend on the longest of a pass, as transformers has it for LongRoPE.
+
+    Those of dynamic NTK do so beyond the model's context alone, which no request reaches.
+    """
+    kinds = getattr(getattr(model.base_model, "rotary_emb", None), "rope_type", "default")
+    return "longrope" in (kinds.values() if isinstance(kinds, dict) else (kinds,))
 
 
 def _cached_rows(one: Pass) -> CachedRows:

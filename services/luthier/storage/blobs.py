@@ -26,6 +26,14 @@ class Blob:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbox:
+    """Where copies may be left: beside the file `mark`, while `min_free_bytes` of its disk stay free."""
+
+    mark: Path
+    min_free_bytes: int
+
+
 class BlobStore(Protocol):
     """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
 
@@ -52,8 +60,8 @@ class BlobStore(Protocol):
         """Store a blob that fits in memory."""
         ...
 
-    async def inbox(self) -> Path | None:
-        """Return the mark beside which copies may be left for `take`; None: there is no such place, or no room.
+    async def inbox(self) -> Inbox | None:
+        """Return where copies may be left for `take`; None: there is no such place, or no room.
 
         See `storage.inbox`.
         """
@@ -62,7 +70,8 @@ class BlobStore(Protocol):
     async def take(self, name: str, *, expected_digest: str) -> Blob:
         """Make a blob of the copy that was left under a name, which is gone then; a blob that is there stays.
 
-        Raises InvalidArgument CHECKSUM_MISMATCH, or for what is no such name; NotFound when nothing was left.
+        Where nothing was left, a blob of that digest that is there is returned: the call may be made again.
+        Raises InvalidArgument CHECKSUM_MISMATCH, or for what is no such name; NotFound when there is neither.
         """
         ...
 

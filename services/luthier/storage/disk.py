@@ -39,16 +39,20 @@ class Disk:
 
     def has_room(self) -> bool:
         """Tell whether more is free than the floor."""
-        return self.min_free_bytes == 0 or self.free_bytes() >= self.min_free_bytes
+        return self._has_room(0)
 
-    def require_room(self) -> None:
-        """Raise ResourceExhausted DISK_FULL unless more is free than the floor."""
-        if self.has_room():
+    def _has_room(self, size_bytes: int) -> bool:
+        return self.min_free_bytes == 0 or self.free_bytes() >= self.min_free_bytes + size_bytes
+
+    def require_room(self, size_bytes: int = 0) -> None:
+        """Raise ResourceExhausted DISK_FULL unless more is free than the floor and what is to be written."""
+        if self._has_room(size_bytes):
             return
         free_bytes = self.free_bytes()
+        beside = f" beside {size_bytes / _MIB:.1f} MiB that are to be written" if size_bytes else ""
         raise ResourceExhausted(
             f"the disk has {free_bytes / _MIB:.1f} MiB free, and {self.min_free_bytes / _MIB:.1f} MiB must stay "
-            "free; delete what is not needed, or make room",
+            f"free{beside}; delete what is not needed, or make room",
             reason=Reason.DISK_FULL,
             metadata={"free_bytes": str(free_bytes), "min_free_bytes": str(self.min_free_bytes)},
             retry_after_seconds=_RETRY_SECONDS,

@@ -8,49 +8,49 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound, Reason
+from luthier.storage.disk import Disk, named_when_full
+from luthier.storage.files import append, is_at
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 _NOT_IN_THE_KERNEL = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """File systems between which the kernel does not copy by itself."""
+_COPY_BYTES = 4 << 20
+"""What is copied between two looks at the room that is left."""
 
 
 @contextmanager
 def place_beside(mark: Path) -> Iterator[IO[bytes] | None]:
     """Give a new file beside a mark for the length of a block, and remove it then unless it has been taken.
 
-    None: the mark is not here, or nothing may be written beside it.
+    None: the mark is not here or another user's, whose service takes no file of ours; or nothing may be written or
+    locked beside it.
     """
-    if not mark.is_file():
-        yield None
-        return
-    path = mark.with_name(uuid.uuid4().hex)
+    file = _new_beside(mark)
     try:
-        file = path.open("xb", buffering=0)
-    except OSError:
-        yield None
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield file
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        if file is not None:
+            _let_go(file)
 
 
-def copy_into(file: IO[bytes], source: Path) -> bool:
-    """Copy a whole file into an empty one, in the kernel where it can; False: no room, or nothing to read."""
+def copy_into(file: IO[bytes], source: Path, min_free_bytes: int = 0) -> bool:
+    """Copy a whole file into an empty one, in the kernel where it can; False: it cannot be read or written.
+
+    Raises:
+        ResourceExhausted: DISK_FULL, fewer than `min_free_bytes` would stay free, or there is no room.
+    """
+    disk = Disk(Path(file.name).parent, min_free_bytes)
     try:
-        with source.open("rb", buffering=0) as whole:
-            _copy(whole, file)
+        with source.open("rb", buffering=0) as whole, named_when_full():
+            _copy(whole, file, disk)
     except OSError:
         return False
     return True
@@ -74,8 +74,7 @@ def open_left(folder: Path, name: str) -> IO[bytes]:
     except OSError as error:
         raise not_left(name) from error
     status = os.fstat(descriptor)
-    # Whose file it is may write to it at any time, also when it is a blob.
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+    if not _is_own(status):
         os.close(descriptor)
         raise not_left(name)
     return os.fdopen(descriptor, "rb")
@@ -90,12 +89,62 @@ def not_left(name: str) -> NotFound:
     )
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
-    left = os.fstat(source.fileno()).st_size
+def _new_beside(mark: Path) -> IO[bytes] | None:
     try:
-        while left and (count := os.copy_file_range(source.fileno(), target.fileno(), left)):
-            left -= count
+        if not _is_own(mark.stat()):
+            return None
+        # A service that swept the file before it was locked has removed it.
+        while not (file := _new_locked(mark.with_name(uuid.uuid4().hex))):
+            pass
+    except OSError:
+        return None
+    return file
+
+
+def _new_locked(path: Path) -> IO[bytes] | None:
+    file = path.open("xb", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        is_there = is_at(file, path)
+    except OSError:
+        _let_go(file)
+        raise
+    if is_there:
+        return file
+    file.close()
+    return None
+
+
+def _is_own(status: os.stat_result) -> bool:
+    # Whose file it is may write to it at any time, also when it is a blob: a service takes its own user's alone.
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def _let_go(file: IO[bytes]) -> None:
+    # What stays is swept by the service once it is no longer locked.
+    with suppress(OSError):
+        Path(file.name).unlink(missing_ok=True)
+    with suppress(OSError):
+        file.close()
+
+
+def _copy(source: IO[bytes], target: IO[bytes], disk: Disk) -> None:
+    left = os.fstat(source.fileno()).st_size
+    while left:
+        # Again for every piece: others write too.
+        disk.require_room(left)
+        count = _copy_piece(source, target, min(left, _COPY_BYTES))
+        if not count:
+            return
+        left -= count
+
+
+def _copy_piece(source: IO[bytes], target: IO[bytes], size_bytes: int) -> int:
+    try:
+        return os.copy_file_range(source.fileno(), target.fileno(), size_bytes)
     except OSError as error:
         if error.errno not in _NOT_IN_THE_KERNEL:
             raise
-        shutil.copyfileobj(source, target, 1 << 20)
+    data = source.read(size_bytes)
+    append(target, data)
+    return len(data)

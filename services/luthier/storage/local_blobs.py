@@ -1,13 +1,15 @@
 """Blobs in a directory of the local file system.
 
 root/blobs/ab/<digest>      ab = the first two digits of the digest
-root/incoming/<random>      on their way in: locked by their writer, swept at start when it is gone; `<random>.mark`
-                            is locked by the store itself (`storage.inbox`)
+root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
+                            are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
 root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
 """
 
 import hashlib
+import logging
 import os
+import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +23,7 @@ from luthier.errors import FailedPrecondition, NotFound
 from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
+    Inbox,
     check_digest,
     check_match,
     check_offset,
@@ -46,6 +49,9 @@ from luthier.storage.threads import finished_in
 
 _THREADS = 16
 """More than cores: most of them wait for the disk."""
+_SWEEP_SECONDS = 60.0
+"""Shortest time between two looks for what writers left that are gone."""
+_logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -71,6 +77,7 @@ class LocalBlobStore:
         for directory in (self._blobs, self._incoming, self._staging):
             make_directory(directory)
         remove_unlocked(self._incoming)
+        self._swept_at = time.monotonic()
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -103,12 +110,12 @@ class LocalBlobStore:
 
         return await self.put(pieces())
 
-    async def inbox(self) -> Path | None:
-        """Return the mark beside which copies may be left; None where the floor is reached."""
-        return await self._run(self._marked) if self._disk.has_room() else None
+    async def inbox(self) -> Inbox | None:
+        """Return where copies may be left; None where the floor is reached."""
+        return await self._run(self._inbox)
 
     async def take(self, name: str, *, expected_digest: str) -> Blob:
-        """Make a blob of the copy that was left under a name. Raises InvalidArgument, NotFound."""
+        """Make a blob of the copy that was left under a name, as often as asked. Raises InvalidArgument, NotFound."""
         self._disk.require_room()
         return await self._run(self._take, name, expected_digest)
 
@@ -155,6 +162,24 @@ class LocalBlobStore:
         with named_when_full():
             return await finished_in(self._threads, function, *arguments, **named)
 
+    def _inbox(self) -> Inbox | None:
+        # First: what was left may be why there is no room.
+        self._sweep()
+        if not self._disk.has_room():
+            return None
+        return Inbox(mark=self._marked(), min_free_bytes=self._disk.min_free_bytes)
+
+    def _sweep(self) -> None:
+        """Remove what killed workers left: the service may outlive many."""
+        with self._marking:
+            if time.monotonic() - self._swept_at < _SWEEP_SECONDS:
+                return
+            self._swept_at = time.monotonic()
+        try:
+            remove_unlocked(self._incoming)
+        except OSError as error:
+            _logger.warning("what writers left could not be swept", extra={"detail": str(error)})
+
     def _marked(self) -> Path:
         with self._marking:
             if self._mark is None:
@@ -164,13 +189,26 @@ class LocalBlobStore:
             return self._mark
 
     def _take(self, name: str, expected_digest: str) -> Blob:
+        target = self._path(expected_digest)
+        try:
+            return self._taken(name, expected_digest)
+        except NotFound:
+            # Of a call that is made again the first may have taken it.
+            if not target.is_file():
+                raise
+            return Blob(digest=expected_digest, size_bytes=self._size(expected_digest))
+
+    def _taken(self, name: str, expected_digest: str) -> Blob:
         path = self._incoming / name
         with open_left(self._incoming, name) as file:
             digest = digest_of(file)
             check_match(digest, expected_digest)
             if not is_at(file, path):
                 raise not_left(name)
-            blob = self._keep(file, path, digest)
+            try:
+                blob = self._keep(file, path, digest)
+            except FileNotFoundError as error:  # taken by another call, or swept, after the look above
+                raise not_left(name) from error
             path.unlink(missing_ok=True)
             return blob
 

@@ -25,6 +25,7 @@ LONGEST_RETRY_SECONDS = 60.0
 _RETRY_GROWTH = 4
 _WORKER_IS_WELL = frozenset(
     {
+        Reason.JUDGE_UNAVAILABLE,
         Reason.REWARD_SERVICE_UNAVAILABLE,
         Reason.CRASHED,
         Reason.RANK_LOST,

@@ -75,6 +75,8 @@ class JudgeCalls:
 
         Each has `timeout_seconds`, calls that are repeated included. After `MOST_FAILURES` in a row without an answer
         it is asked no more. `check` is called while it waits, from this thread; what it raises ends the calls.
+
+        Raises Unavailable JUDGE_UNAVAILABLE where it is asked no more because it is away, which may pass.
         """
         with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="judge") as threads:
             waiting = [threads.submit(self._answer, prompt) for prompt in prompts]
@@ -90,24 +92,38 @@ class JudgeCalls:
                 while wait(waiting, timeout=_CUT_SECONDS).not_done:
                     self._hang_up(math.inf)
                 raise
-            return [one.result() for one in waiting]
+            found = [one.result() for one in waiting]
+        last = self._last_failure
+        if isinstance(last, Unavailable) and self._is_given_up:
+            raise self._gave_up(last)
+        return found
 
     def _answer(self, prompt: str) -> JudgeAnswer | LuthierError:
         last = self._last_failure
-        if last is not None and self._num_failures >= MOST_FAILURES:
-            said = last.message.removeprefix(f"{self._name}: ")
-            words = f"it was asked no more after {MOST_FAILURES} failures in a row, the last of them: {said}"
-            return self._error(type(last), last.reason, words)
+        if last is not None and self._is_given_up:
+            return self._gave_up(last)
         try:
             answer = self._repeated(prompt)
         except LuthierError as error:
-            with self._lock:
-                self._num_failures += 1
-                self._last_failure = error
-            return error
+            answer = error
         with self._lock:
-            self._num_failures = 0
+            if self._is_given_up:
+                return answer
+            if not isinstance(answer, LuthierError):
+                self._num_failures = 0
+            else:
+                self._num_failures += 1
+                self._last_failure = answer
         return answer
+
+    @property
+    def _is_given_up(self) -> bool:
+        return self._num_failures >= MOST_FAILURES
+
+    def _gave_up(self, last: LuthierError) -> LuthierError:
+        said = last.message.removeprefix(f"{self._name}: ")
+        words = f"it was asked no more after {MOST_FAILURES} failures in a row, the last of them: {said}"
+        return self._error(type(last), last.reason, words)
 
     def _repeated(self, prompt: str) -> JudgeAnswer | LuthierError:
         deadline = time.monotonic() + self._timeout_seconds

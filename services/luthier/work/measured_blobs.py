@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from prometheus_client import CollectorRegistry
@@ -14,7 +13,7 @@ from luthier.errors import LuthierError, Reason
 from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
 from luthier.runtime.metric import reason_label
-from luthier.storage.blobs import Blob, BlobStore
+from luthier.storage.blobs import Blob, BlobStore, Inbox
 
 Operation = Literal["read", "write", "append", "commit", "delete", "look"]
 _CALLERS_FAULT = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"})
@@ -130,8 +129,8 @@ class MeasuredBlobs:
         self._metrics.passed("write", len(data))
         return blob
 
-    async def inbox(self) -> Path | None:
-        """Return the mark beside which copies may be left."""
+    async def inbox(self) -> Inbox | None:
+        """Return where copies may be left."""
         with self._metrics.timed("look"):
             return await self._blobs.inbox()
 

@@ -159,8 +159,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         """Say which blobs are missing, and to who may be on this machine where a copy may be left."""
         await self._heard(request)
         missing = [digest for digest in request.sha256 if not await self._blobs.has(digest)]
-        mark = await self._blobs.inbox() if missing and _is_near(context.peer()) else None
-        return worker_service_pb2.GrantBlobResponse(missing_sha256=missing, inbox=str(mark or ""))
+        response = worker_service_pb2.GrantBlobResponse(missing_sha256=missing)
+        inbox = await self._blobs.inbox() if missing and _is_near(context.peer()) else None
+        if inbox is not None:
+            response.inbox, response.min_free_bytes = str(inbox.mark), inbox.min_free_bytes
+        return response
 
     async def PutBlob(
         self,

@@ -201,16 +201,20 @@ class TaskSession:
             task=self.task.task, epoch=self.task.epoch, sha256=[sha256]
         )
         granted = await self._call(self._link.stub.GrantBlob, wanted)
-        if granted.missing_sha256 and not await self._left(path, sha256, granted.inbox):
+        if granted.missing_sha256 and not await self._left(path, sha256, granted):
             await self._call(self._link.stub.PutBlob, lambda: self._chunks(path, sha256), _BLOB_SECONDS)
         return file
 
-    async def _left(self, path: Path, sha256: str, inbox: str) -> bool:
-        """Leave a copy of a file where the service takes it from; False: they share no folder, or it was not taken."""
-        if not inbox:
+    async def _left(self, path: Path, sha256: str, granted: worker_service_pb2.GrantBlobResponse) -> bool:
+        """Leave a copy of a file where the service takes it from; False: they share no folder, or it was not taken.
+
+        Raises:
+            ResourceExhausted: DISK_FULL, as where the bytes are sent.
+        """
+        if not granted.inbox:
             return False
-        with place_beside(Path(inbox)) as file:
-            if file is None or not await finished_in(None, copy_into, file, path):
+        with place_beside(Path(granted.inbox)) as file:
+            if file is None or not await finished_in(None, copy_into, file, path, granted.min_free_bytes):
                 return False
             request = worker_service_pb2.PutBlobRequest(
                 task=self.task.task, epoch=self.task.epoch, sha256=sha256, left_in_inbox=Path(file.name).name
@@ -218,6 +222,8 @@ class TaskSession:
             try:
                 await self._call(self._link.stub.PutBlob, lambda: iter((request,)), _BLOB_SECONDS)
             except LuthierError as error:
+                if error.reason == Reason.DISK_FULL:
+                    raise
                 # What else is wrong is refused again when the bytes are sent.
                 detail = {"task": self.task.task, "status": error.code, "detail": error.message}
                 _logger.warning("a file was not taken, its bytes are sent", extra=detail)

@@ -15,6 +15,7 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
 )
+from luthier.v1.judge_pb2 import JudgeResult
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 Outcome = EvaluationVerdict.Outcome
@@ -203,3 +204,21 @@ def test_nobody_can_say_how_many_records_show_a_difference_that_was_not_seen() -
     assert "depends on the smallest difference that matters" in verdict.sentence
     equal.smallest_difference = 0.01
     assert verdict_of(equal).num_records_to_settle > 48
+
+
+@pytest.mark.parametrize(("num_errors", "is_told"), [(5, True), (96, False), (10, False)])
+def test_a_judge_that_seldom_judged_decides_nothing(num_errors: int, is_told: bool) -> None:
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48, guards=[guard("judge.fair")])
+    evaluation.primary_score = "judge.fair"
+    for one in evaluation.comparisons:
+        one.score = "judge.fair"
+    evaluation.judge_results.append(JudgeResult(judge_id="fair", num_asked=96, num_errors=num_errors))
+    verdict = verdict_of(evaluation)
+    if is_told:
+        assert verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+        return
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert verdict.sentence.startswith(
+        f"Inconclusive: {96 - num_errors} of 96 judgements came of fair, and 90% must"
+    )
+    assert verdict.guards[0].standing == GuardResult.STANDING_UNDECIDED

@@ -10,7 +10,7 @@ from luthier.errors.status import failure_to_status
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.judged import Item, Judged, judged_by
 from luthier.evaluation.worker.scoring import Answer
-from luthier.v1.evaluation_pb2 import VERDICT_BETTER, Evaluation, EvaluationArm
+from luthier.v1.evaluation_pb2 import FINISH_REASON_LENGTH, VERDICT_BETTER, Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgePreference, PairwiseJudging, RubricJudging
 from luthier.worker.v1.task_pb2 import AnsweredRecord
 
@@ -85,6 +85,18 @@ def test_a_judge_that_does_not_mind_the_order_has_no_bias() -> None:
     assert (told.num_wins, told.num_ties, told.num_losses, told.num_contradictions) == (12, 2, 6, 0)
 
 
+def test_rivals_of_a_record_do_not_make_a_judge_surer() -> None:
+    said = [("Better: A", "Better: B")] * 12 + [("Better: A", "Better: A")] * 8
+    (alone,) = judged_by(PAIRS, *pairs(*said), 0).results
+    parts = [pairs(*said, rival=rival) for rival in ("zero", "few", "many")]
+    items = [one for part in parts for one in part[0]]
+    records = [one for part in parts for one in part[1]]
+    (three,) = judged_by(PAIRS, items, records, 0).results
+    assert (three.agreement, three.position_bias) == (alone.agreement, alone.position_bias)
+    assert three.agreement.count == 20
+    assert (alone.agreement.lower, alone.agreement.upper) == pytest.approx((0.3866, 0.7812), abs=1e-4)
+
+
 def test_errors_are_counted_by_their_reasons_and_said() -> None:
     said = [(None, None), ("no idea", "Better: A"), ("Better: A", "Better: B")]
     found = judged_by(PAIRS, *pairs(*said), 0)
@@ -125,6 +137,16 @@ def test_a_scale_is_a_share_from_its_worst_to_its_best() -> None:
     assert not found.points
     assert found.judgements[1][0].number == 4
     assert [(one.reason, one.count) for one in found.results[0].errors] == [("JUDGE_ANSWER_INVALID", 1)]
+
+
+def test_a_judgement_that_was_cut_is_none() -> None:
+    record = AnsweredRecord(text="It says:\nScore: 5", finish_reason=FINISH_REASON_LENGTH)
+    judge = Judge(judge_id="scale", rubric=RubricJudging(least=1, most=5), max_new_tokens=8)
+    found = judged_by(judge, [Item(row=0, arm_id="zero", prompt="")], [record], 0)
+    assert not found.scores
+    (told,) = found.results[0].errors
+    assert told.reason == Reason.JUDGE_ANSWER_INVALID
+    assert "must end within max_new_tokens, got more than 8" in told.first_message
 
 
 def test_each_pair_of_arms_is_compared_by_its_own_points() -> None:

@@ -14,7 +14,9 @@ from tests.work.judge_stub import Stub, judge_stub
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from luthier.errors import Reason, Unavailable
 from luthier.evaluation import shares
+from luthier.evaluation.worker import judging
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.judge_pb2 import (
     JUDGE_PREFERENCE_FIRST,
@@ -23,6 +25,7 @@ from luthier.v1.judge_pb2 import (
     PairwiseJudging,
     RubricJudging,
 )
+from luthier.work.judge_calls import JudgeCalls
 
 RECORDS = 12
 ARMS = [("zero", "base", 0), ("few", "base", 1), ("tuned", "tuned", 0)]
@@ -173,6 +176,29 @@ async def test_the_judgements_are_the_same_whoever_answers(
     dealt = await run(site, judge(stub, "longer"), max_workers=3)
     assert list(dealt.judge_results) == list(alone.judge_results)
     assert list(dealt.comparisons) == list(alone.comparisons)
+
+
+async def test_a_judge_that_is_away_for_a_while_is_asked_again_later(
+    site: Site, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes once an attempt gave it up: no judgement may be missing for that."""
+    given_up = []
+
+    class Waking(JudgeCalls):
+        def ask(self, *arguments: Any) -> Any:
+            try:
+                return super().ask(*arguments)
+            except Unavailable as error:
+                given_up.append(error.reason)
+                stub.wake()
+                raise
+
+    monkeypatch.setattr(judging, "JudgeCalls", Waking)
+    made = judge(stub, "asleep")
+    made.endpoint.timeout_seconds = 0.5
+    done = await run(site, made)
+    assert given_up == [Reason.JUDGE_UNAVAILABLE]
+    assert (done.judge_results[0].num_asked, done.judge_results[0].num_errors) == (4 * RECORDS, 0)
 
 
 @pytest.fixture(scope="module")

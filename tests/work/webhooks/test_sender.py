@@ -156,7 +156,7 @@ async def test_a_delivery_is_given_up_when_it_is_too_old(
 ) -> None:
     await bench.end(f"http://127.0.0.1:{free_port()}{SECRET_PATH}")
     with caplog.at_level(logging.INFO):
-        async with bench.sending(replace(QUICK, max_age_seconds=1.0)):
+        async with bench.sending(replace(QUICK, max_age_seconds=4.0)):
             (given_up,) = await bench.until(State.STATE_GIVEN_UP)
     assert given_up.num_attempts >= 2
     assert given_up.HasField("end_time")
@@ -345,7 +345,7 @@ async def test_what_nobody_thought_of_is_an_attempt_too(
 
     monkeypatch.setattr("luthier.work.webhooks.sender.post", broken)
     await bench.end(f"http://127.0.0.1:1{SECRET_PATH}")
-    async with bench.sending(replace(QUICK, max_age_seconds=1.0)):
+    async with bench.sending(replace(QUICK, max_age_seconds=4.0)):
         (given_up,) = await bench.until(State.STATE_GIVEN_UP)
     assert given_up.num_attempts >= 2
     assert given_up.last_error == "the service failed to send it"

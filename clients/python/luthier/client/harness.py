@@ -7,6 +7,7 @@ weights. `import luthier.client.harness` makes the harness know it by the name `
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -46,10 +47,8 @@ _DEFAULT_NEW_TOKENS = 256
 _TOKEN_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _KNOWN_ARGUMENTS = ("until", "do_sample", "temperature", "top_p", "seed", *_TOKEN_LIMITS)
 _NORMAL_95 = 1.959963984540054
-_SHARES = frozenset(
-    {"acc", "acc_norm", "acc_mutual_info", "exact_match", "f1", "mcc", "brier_score", "acc_bytes"}
-)
-"""Metrics of the harness whose values are shares from 0 to 1."""
+_SHARES = ("acc", "exact_match")
+"""What metrics of the harness begin with whose values are shares from 0 to 1: others may run to 100, or below 0."""
 
 
 @register_model("luthier")
@@ -72,7 +71,10 @@ class LuthierLM(LM):  # type: ignore[misc]
         self._client = client or Client()
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Return the log-probability of each continuation, and whether it is the greedy one."""
+        """Return the log-probability of each continuation, and whether it is the greedy one.
+
+        Raises InvalidArgument for turns: likelihoods are of texts.
+        """
         texts = [_pair(*request.args) for request in requests]
         found = [(score.log_probability, score.is_greedy) for score in self._scores(texts)]
         for request, one in zip(requests, found, strict=True):
@@ -206,7 +208,7 @@ def arm_result(arm_id: str, results: Mapping[str, Any]) -> ArmResult:
     """Return results of the harness as an arm's: a score `lm_eval.TASK.METRIC` for each metric, with a normal interval.
 
     A filter of the harness other than `none` stands behind the metric, `lm_eval.gsm8k.exact_match.strict-match`. Where
-    the harness gives no standard error both bounds are the value.
+    the harness gives no standard error the bounds are unset.
     """
     return ArmResult(arm_id=arm_id, scores=_estimates(results))
 
@@ -218,16 +220,14 @@ def _estimates(results: Mapping[str, Any]) -> Iterator[ScoreEstimate]:
             metric, comma, name = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = metrics.get(f"{metric}_stderr,{name}")
-            width = _NORMAL_95 * error if isinstance(error, int | float) else 0.0
-            is_share = metric in _SHARES
-            lower, upper = value - width, value + width
+            is_share = metric.startswith(_SHARES) and 0 <= value <= 1
             is_better = results["higher_is_better"].get(task, {}).get(metric)
+            lower, upper = _bounds(value, metrics.get(f"{metric}_stderr,{name}"), is_share=is_share)
             yield ScoreEstimate(
                 score=".".join(("lm_eval", task, metric, *([name] if name != "none" else []))),
                 value=value,
-                lower=max(lower, 0.0) if is_share else lower,
-                upper=min(upper, 1.0) if is_share else upper,
+                lower=lower,
+                upper=upper,
                 count=count,
                 kind=SCORE_KIND_FRACTION if is_share else SCORE_KIND_REAL,
                 direction=SCORE_DIRECTION_LOWER_IS_BETTER
@@ -236,8 +236,21 @@ def _estimates(results: Mapping[str, Any]) -> Iterator[ScoreEstimate]:
             )
 
 
+def _bounds(value: float, error: object, *, is_share: bool) -> tuple[float, float]:
+    """Return 0 for both where the harness knows no standard error: at the value they would claim that it is certain."""
+    if not isinstance(error, int | float) or not math.isfinite(error):
+        return 0.0, 0.0
+    lower, upper = value - _NORMAL_95 * error, value + _NORMAL_95 * error
+    return (max(lower, 0.0), min(upper, 1.0)) if is_share else (lower, upper)
+
+
 def _pair(context: str, continuation: str) -> TextToScore:
     """White space at the end of a context is the continuation's, as in the harness: tokens begin with it."""
+    if context.startswith(_TURNS):
+        raise InvalidArgument(
+            "questions in turns (apply_chat_template) must be of tasks that generate: a likelihood is of a text, and "
+            f"templates are the worker's to apply; run this task without turns, got {context[:60]!r}"
+        )
     kept = context.rstrip()
     return TextToScore(context=kept, continuation=context[len(kept) :] + continuation)
 

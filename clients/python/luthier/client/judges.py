@@ -19,8 +19,16 @@ def error_words(result: JudgeResult) -> str:
 
 
 def agreement_words(result: JudgeResult) -> str:
-    """Return in what share of the pairs both orders say the same; empty of a judge of single answers."""
-    return _percent(result.agreement) if result.HasField("agreement") else ""
+    """Return in what share of the pairs both orders say the same, and in what share that is a tie.
+
+    Empty of a judge of single answers. A judge that finds everything alike agrees with itself, and tells nothing.
+    """
+    if not result.HasField("agreement"):
+        return ""
+    num_judged = sum(pair.num_wins + pair.num_ties + pair.num_losses for pair in result.pairs)
+    num_ties = sum(pair.num_ties - pair.num_contradictions for pair in result.pairs)
+    ties = f", {100 * num_ties / num_judged:.1f} % of the pairs ties" if num_judged else ""
+    return _percent(result.agreement) + ties
 
 
 def bias_words(result: JudgeResult) -> str:

@@ -58,8 +58,15 @@ def text_form_words(evaluation: Evaluation) -> str:
     return ", ".join(sorted(TextForm.Name(form).removeprefix("TEXT_FORM_") for form in forms))
 
 
+def has_bounds(estimate: ScoreEstimate) -> bool:
+    """Whether an estimate has an interval: both bounds are 0 where nobody knows it."""
+    return bool(estimate.lower or estimate.upper)
+
+
 def estimate_words(estimate: ScoreEstimate) -> str:
-    """Return `value [lower, upper]`; shares in percent."""
+    """Return `value [lower, upper]`; shares in percent; the value alone where bounds are not known."""
+    if not has_bounds(estimate):
+        return f"{100 * estimate.value:.1f} %" if is_share(estimate) else f"{estimate.value:.4g}"
     if not is_share(estimate):
         return f"{estimate.value:.4g} [{estimate.lower:.4g}, {estimate.upper:.4g}]"
     return f"{100 * estimate.value:.1f} % [{100 * estimate.lower:.1f}, {100 * estimate.upper:.1f}]"

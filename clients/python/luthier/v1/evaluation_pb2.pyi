@@ -486,7 +486,7 @@ class ScoreEstimate(_message.Message):
     value: _builtins.float
     """The estimate."""
     lower: _builtins.float
-    """Lower bound."""
+    """Lower bound. Both bounds are 0 where they are not known: lm-evaluation-harness has no standard error of some metrics."""
     upper: _builtins.float
     """Upper bound."""
     count: _builtins.int

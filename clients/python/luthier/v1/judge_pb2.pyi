@@ -352,7 +352,7 @@ class JudgeEstimate(_message.Message):
     upper: _builtins.float
     """Upper bound."""
     count: _builtins.int
-    """Pairs counted."""
+    """Records counted: pairs of one record with several rivals count as one, since they are not independent."""
     def __init__(
         self,
         *,
@@ -397,7 +397,7 @@ class JudgeResult(_message.Message):
 
     @_builtins.property
     def agreement(self) -> Global___JudgeEstimate:
-        """Of the pairs judged in both orders, the share where both orders say the same. Unset where there is none."""
+        """Of the pairs judged in both orders, the share where both orders say the same, each record counting once. Unset where there is none."""
 
     @_builtins.property
     def position_bias(self) -> Global___JudgeEstimate:

@@ -15,6 +15,7 @@ from statistics import NormalDist
 from luthier.evaluation.amounts import amount, spread
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
 from luthier.evaluation.evaluations.telling import blind_scores, blind_words
+from luthier.grading.metrics.scores import JUDGED
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_REAL,
@@ -28,6 +29,8 @@ CONFIDENCE = 0.95
 POWER = 0.8
 LEAST_RECORDS = 10
 """Below it nothing is said, however clear."""
+LEAST_JUDGED = 0.9
+"""Share of the judgements asked for that must have come for a judge's score to tell anything."""
 _MOST_RECORDS = 10**9
 Outcome = EvaluationVerdict.Outcome
 Standing = GuardResult.Standing
@@ -84,7 +87,11 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
         return EvaluationVerdict(sentence=f"No verdict: there is no {missing} to hold against the others.")
     found = {one.rival: one for one in advantages(evaluation, evaluation.primary_score)}
     rivals = [found[arm_id] for arm_id in prompting if arm_id in found]
-    verdict = _judged(evaluation, rivals, len(prompting))
+    lost = lacks_judgements(evaluation, evaluation.primary_score)
+    if lost:
+        verdict = EvaluationVerdict(outcome=Outcome.OUTCOME_INCONCLUSIVE, sentence=f"Inconclusive: {lost}.")
+    else:
+        verdict = _judged(evaluation, rivals, len(prompting))
     verdict.score = evaluation.primary_score
     verdict.candidate_arm_id = candidate
     verdict.prompting_arm_ids.extend(prompting)
@@ -98,6 +105,19 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
     elif open_guards:
         verdict.sentence = f"{verdict.sentence[:-1]}; not settled: {open_guards[0].sentence}."
     return verdict
+
+
+def lacks_judgements(evaluation: Evaluation, score: str) -> str:
+    """Return why a judge's score tells nothing: too few judgements came; empty where it does, or is no judge's.
+
+    What is missing is not missing at random: a judge fails on long answers, or on those that confuse it.
+    """
+    for result in evaluation.judge_results:
+        num_made = result.num_asked - result.num_errors
+        if score == f"{JUDGED}{result.judge_id}" and num_made < LEAST_JUDGED * result.num_asked:
+            came = f"{num_made:,} of {result.num_asked:,} judgements came of {result.judge_id}"
+            return f"{came}, and {LEAST_JUDGED:.0%} must"
+    return ""
 
 
 def advantages(evaluation: Evaluation, score: str) -> Iterator[Advantage]:
@@ -214,6 +234,8 @@ def _guarded(evaluation: Evaluation, guard: Guard, prompting: Sequence[str]) -> 
     assert guard.WhichOneof("guarded") == "score", "the door refuses a guard of nothing"
     wanted = guard.score
     arms = [wanted.baseline_arm_id] if wanted.baseline_arm_id else prompting
+    if lost := lacks_judgements(evaluation, wanted.score):
+        return GuardResult(guard=guard, standing=Standing.STANDING_UNDECIDED, sentence=lost)
     found = {one.rival: one for one in advantages(evaluation, wanted.score)}
     results = [
         _score_guarded(evaluation.candidate_arm_id, wanted, found.get(arm_id), arm_id)

@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from luthier.errors import Failure
+from luthier.errors import Failure, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.judging import read_number, read_preference
-from luthier.grading.metrics.intervals import Interval, wilson
+from luthier.grading.metrics.intervals import Interval, wilson_mean
 from luthier.grading.metrics.paired import share_difference
 from luthier.grading.metrics.scores import JUDGED
 from luthier.grading.outcomes import CODES, GradingError
+from luthier.v1.evaluation_pb2 import FINISH_REASON_LENGTH
 from luthier.v1.judge_pb2 import (
     JUDGE_PREFERENCE_FIRST,
     JUDGE_PREFERENCE_SECOND,
@@ -33,6 +34,7 @@ _MAX_REASONS = 16
 _POINTS = {JUDGE_PREFERENCE_FIRST: 1.0, JUDGE_PREFERENCE_TIE: 0.5, JUDGE_PREFERENCE_SECOND: 0.0}
 Scores = dict[tuple[str, int], dict[str, float]]
 """By arm and row."""
+Orders = tuple[JudgePreference.ValueType, JudgePreference.ValueType]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ def judged_by(
         return Judged(scores=scores, judgements=by_row, results=[result], warnings=list(_warnings(result)))
     # Both orders of a pair stand beside each other.
     pairs = list(zip(items[::2], made[::2], made[1::2], strict=True))
-    _tell_pairs(result, [(first, second) for _, first, second in pairs])
+    _tell_pairs(result, pairs)
     points = _pair_points(name, pairs)
     means = {place: {name: sum(found[name].values()) / len(found[name])} for place, found in points.items()}
     return Judged(
@@ -132,6 +134,10 @@ def _judgement(judge: Judge, item: Item, record: task_pb2.AnsweredRecord) -> Jud
         one.error.CopyFrom(record.error)
         return one
     try:
+        if record.finish_reason == FINISH_REASON_LENGTH:
+            # What it would have ended with is not known: a last line that is there is a quoted or a half one.
+            words = f"what a judge says must end within max_new_tokens, got more than {judge.max_new_tokens}"
+            raise GradingError(Reason.JUDGE_ANSWER_INVALID, words)
         if judge.HasField("rubric"):
             one.number = read_number(record.text, judge.rubric.least, judge.rubric.most)
         else:
@@ -168,25 +174,34 @@ def _pair_points(
     return dict(points)
 
 
-def _tell_pairs(result: JudgeResult, pairs: Sequence[tuple[Judgement, Judgement]]) -> None:
+def _tell_pairs(result: JudgeResult, pairs: Sequence[tuple[Item, Judgement, Judgement]]) -> None:
     """Say in a result how the arms did, and how far its judge can be trusted."""
     by_arms: dict[tuple[str, str], JudgedPair] = {}
-    for first, second in pairs:
+    for _, first, second in pairs:
         arms = (first.arm_id, first.rival_arm_id)
         told = by_arms.setdefault(arms, JudgedPair(arm_id=arms[0], rival_arm_id=arms[1]))
         _count(told, first, second)
     result.pairs.extend(by_arms.values())
-    whole = [(first.preference, second.preference) for first, second in pairs if _is_whole(first, second)]
-    if not whole:
+    # Pairs of one record share an answer and a question, so that each record counts once, however many rivals it has.
+    by_row: dict[int, list[Orders]] = defaultdict(list)
+    for item, first, second in pairs:
+        if _is_whole(first, second):
+            by_row[item.row].append((first.preference, second.preference))
+    if not by_row:
         return
-    num_alike = sum(_POINTS[first] == 1 - _POINTS[second] for first, second in whole)
-    result.agreement.CopyFrom(_estimate(wilson(num_alike, len(whole))))
+    alike = [_mean(_POINTS[one] == 1 - _POINTS[other] for one, other in orders) for orders in by_row.values()]
+    result.agreement.CopyFrom(_estimate(wilson_mean(alike)))
     shares = [
-        [orders.count(preference) / 2 for orders in whole]
+        [_mean(one.count(preference) / 2 for one in orders) for orders in by_row.values()]
         for preference in (JUDGE_PREFERENCE_FIRST, JUDGE_PREFERENCE_SECOND)
     ]
     bias = share_difference(*shares).interval(_CONFIDENCE)
     result.position_bias.CopyFrom(_estimate(bias))
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
 
 
 def _count(told: JudgedPair, first: Judgement, second: Judgement) -> None:

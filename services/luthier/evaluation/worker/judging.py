@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.errors.status import failure_to_status
 from luthier.evaluation import shares
 from luthier.evaluation.worker.answered import Answered
@@ -94,7 +94,10 @@ class Judging:
         self._items = {judge.judge_id: list(self._of(judge, answers)) for judge in self._evaluation.judges}
 
     def ask_endpoints(self) -> None:
-        """Ask the judges that are no models of ours."""
+        """Ask the judges that are no models of ours.
+
+        Raises Unavailable JUDGE_UNAVAILABLE where one is away: the attempt is made again after a while, a few times.
+        """
         for judge in self._evaluation.judges:
             if judge.HasField("endpoint"):
                 self._ask_endpoint(judge, self._endpoints[judge.judge_id])
@@ -136,7 +139,13 @@ class Judging:
             began = time.monotonic()
             rows = range(first, min(first + shares.ROWS_A_BATCH, len(items)))
             self._context.progress(_phase(judge), self._answered.num_records, self._num_all, "answers")
-            said = calls.ask([items[row].prompt for row in rows], self._context.check)
+            try:
+                said = calls.ask([items[row].prompt for row in rows], self._context.check)
+            except Unavailable as error:
+                # The next attempt asks on from here, and pays for nothing twice that was committed.
+                if error.reason == Reason.JUDGE_UNAVAILABLE:
+                    self._answered.commit()
+                raise
             batch = task_pb2.AnsweredBatch(
                 arm_id=_key(judge),
                 first_row=first,

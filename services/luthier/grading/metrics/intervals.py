@@ -6,8 +6,10 @@ Shape suffixes: N records, R resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -49,6 +51,25 @@ def wilson(successes: int, count: int) -> Interval:
     # Rounding must not leave the estimate outside of its interval at 0 and 1.
     return Interval(
         value=share, lower=min(share, float(bounds.low)), upper=max(share, float(bounds.high)), count=count
+    )
+
+
+def wilson_mean(shares: Sequence[float]) -> Interval:
+    """Return the mean of values from 0 to 1 with Wilson's interval: no values with this mean scatter more than 0 and 1.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = _checked(shares)
+    count, share = len(values), float(values.mean())
+    weight = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2) ** 2 / count
+    middle = (share + weight / 2) / (1 + weight)
+    width = math.sqrt(weight * share * (1 - share) + weight**2 / 4) / (1 + weight)
+    return Interval(
+        value=share,
+        lower=min(share, max(0.0, middle - width)),
+        upper=max(share, min(1.0, middle + width)),
+        count=count,
     )
 
 

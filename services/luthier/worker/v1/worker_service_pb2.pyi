@@ -523,10 +523,13 @@ class GrantBlobResponse(_message.Message):
 
     MISSING_SHA256_FIELD_NUMBER: _builtins.int
     INBOX_FIELD_NUMBER: _builtins.int
+    MIN_FREE_BYTES_FIELD_NUMBER: _builtins.int
     inbox: _builtins.str
     """A file of the service. A worker that sees it may leave copies beside it and name them to PutBlob, in place of
     sending bytes. Empty: there is no such place.
     """
+    min_free_bytes: _builtins.int
+    """Bytes that copies beside it leave free on its disk. Zero: a copy may fill the disk."""
     @_builtins.property
     def missing_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests that the service does not have."""
@@ -536,10 +539,11 @@ class GrantBlobResponse(_message.Message):
         *,
         missing_sha256: _abc.Iterable[_builtins.str] | None = ...,
         inbox: _builtins.str = ...,
+        min_free_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "missing_sha256", b"missing_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox", "min_free_bytes", b"min_free_bytes", "missing_sha256", b"missing_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

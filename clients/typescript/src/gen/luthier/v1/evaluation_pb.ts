@@ -128,7 +128,7 @@ export type ScoreEstimate = Message<"luthier.v1.ScoreEstimate"> & {
   value: number;
 
   /**
-   * Lower bound.
+   * Lower bound. Both bounds are 0 where they are not known: lm-evaluation-harness has no standard error of some metrics.
    *
    * @generated from field: double lower = 3;
    */

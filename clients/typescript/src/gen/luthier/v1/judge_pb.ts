@@ -412,7 +412,7 @@ export type JudgeEstimate = Message<"luthier.v1.JudgeEstimate"> & {
   upper: number;
 
   /**
-   * Pairs counted.
+   * Records counted: pairs of one record with several rivals count as one, since they are not independent.
    *
    * @generated from field: int64 count = 4;
    */
@@ -468,7 +468,7 @@ export type JudgeResult = Message<"luthier.v1.JudgeResult"> & {
   numRepeatedCalls: bigint;
 
   /**
-   * Of the pairs judged in both orders, the share where both orders say the same. Unset where there is none.
+   * Of the pairs judged in both orders, the share where both orders say the same, each record counting once. Unset where there is none.
    *
    * @generated from field: luthier.v1.JudgeEstimate agreement = 6;
    */
