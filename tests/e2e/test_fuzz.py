@@ -117,7 +117,8 @@ async def served(home: Path) -> AsyncIterator[Sites]:
     }
     rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
     data_config, training_config = DataConfig(**shared), TrainingConfig(**rewarded)
-    evaluation_config = EvaluationConfig(**rewarded, evaluation_address=addresses[2])
+    judged = {**rewarded, "judge_addresses": ("127.0.0.1",), "judge_keys": ()}
+    evaluation_config = EvaluationConfig(**judged, evaluation_address=addresses[2])
     async with AsyncExitStack() as stack:
         for settings, build in (
             (data.settings_of(data_config), lambda parts: data.build(parts, data_config)),

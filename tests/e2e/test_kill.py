@@ -110,8 +110,14 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> 
         ]
         # One watch over a killed service: no event missed, none twice.
         assert [event.sequence for event in watched] == list(range(1, len(watched) + 1))
-        again = [event.step for event in watched if event.HasField("metrics") and event.attempt == 2]
-        assert min(again) == INTERVAL + 1, "the second attempt repeats at most one checkpoint interval"
+        first, again = (
+            [event.step for event in watched if event.HasField("metrics") and event.attempt == attempt]
+            for attempt in (1, 2)
+        )
+        kept = [event.step for event in watched if event.HasField("checkpoint") and event.attempt == 1]
+        # A loaded machine kills late: which checkpoint that is depends on it, and one may still be on its way.
+        assert min(again) == max(kept) + 1, "the second attempt goes on from the last checkpoint"
+        assert max(first) - max(kept) < 2 * INTERVAL, "no more is repeated than the checkpoints were apart"
 
 
 def training_process(worker: int) -> int:

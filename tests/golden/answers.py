@@ -151,9 +151,9 @@ def _show_unset(message: Message, values: Any) -> None:
             continue
         held, shown = getattr(message, field.name), values[field.json_name]
         if field.message_type.GetOptions().map_entry:
-            if field.message_type.fields_by_name["value"].message_type is not None:
-                for key, one in held.items():
-                    _show_unset(one, shown[str(key)])
+            is_of_messages = field.message_type.fields_by_name["value"].message_type is not None
+            for key, one in held.items() if is_of_messages else ():
+                _show_unset(one, shown[str(key)])
         elif field.is_repeated:
             for one, one_shown in zip(held, shown, strict=True):
                 _show_unset(one, one_shown)

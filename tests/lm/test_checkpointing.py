@@ -19,6 +19,7 @@ from luthier.lm.blocks import use_kernels
 from luthier.lm.checkpointing import checkpoint_layers, checkpointed_layers
 from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.lora import LoraSpec, activate, adapter_parameters, dropping, insert_lora
+from luthier.lm.memory import give_back
 from luthier.lm.packed import WEIGHT, PackedBatch, pack
 from luthier.lm.readouts import FusedLoss, read
 
@@ -114,7 +115,7 @@ def test_only_what_is_not_kept_is_computed_again(
         return count
 
     for name, module, function in (
-        ("norm", rms_norm, "_problem"),
+        ("norm", rms_norm, "problem_of"),
         ("attention", attention, "_problem"),
         ("product", lora_linear, "product"),
     ):
@@ -180,6 +181,7 @@ def test_a_deep_model_takes_less_memory() -> None:
     with_adapter(model)
     texts = [[number % 64 for number in range(256)] for _ in range(8)]
     long = pack(texts, {WEIGHT: [[1.0] * len(text) for text in texts]})
+    give_back(torch.device("cpu"))
     grown, before = {}, resident("VmRSS")
     # From the least on: what one pass has freed the next one may find.
     for kept in reversed(CHECKPOINTINGS):

@@ -152,7 +152,7 @@ def test_what_is_done_between_two_steps_returns_and_raises_what_the_work_does(
     with pytest.raises(InvalidArgument, match="one mask for each sequence, got 0 for 1"):
         running.client.measure(replace(wanted, masks=[]))
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError(threading.current_thread().name)
 
     monkeypatch.setattr(computing, "sequence_logprobs", fail)
@@ -172,7 +172,7 @@ def measured(client: EngineClient) -> object:
 def test_a_device_that_fails_is_said_and_then_nothing_more_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch, ask: Callable[[EngineClient], object]
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError(STICKY)
 
     monkeypatch.setattr(computing, "sequence_logprobs", fail)

@@ -24,7 +24,7 @@ WANTED: dict[str, Any] = {
     "arms": [("zero", "base", 0), ("few", "base", 2), ("tuned", "tuned", 0)],
     "metrics": [evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH, evaluation_pb2.EVALUATION_METRIC_PERPLEXITY],
     # Long enough to be stopped among.
-    "max_new_tokens": 16,
+    "max_new_tokens": 48,
 }
 # The worker as it is, but with small batches that are committed at once: records enough to be killed among.
 WORKER = """

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook as Verifier
@@ -203,6 +204,30 @@ async def test_many_deliveries_to_one_receiver_are_sent_each_once(bench: Bench, 
                 await bench.until(State.STATE_DELIVERED, uid=f"u{number}")
         ids = [one["headers"]["webhook-id"] for one in receiver.received()]
     assert len(ids) == len(set(ids)) == 30
+
+
+async def test_what_arrived_while_a_lane_chose_is_not_sent_again(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane looks twice in one consistent state, in which what another lane has meanwhile settled is due still."""
+    look = outbox.first_due_of
+
+    async def slowly(*args: Any) -> outbox.Delivery | None:
+        found = await look(*args)
+        if found is None:
+            await asyncio.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(outbox, "first_due_of", slowly)
+    with receiving(tmp_path) as receiver:
+        for number in range(6):
+            await bench.end(f"{receiver.origin}/ok", uid=f"u{number}")
+        async with bench.sending():
+            for number in range(6):
+                await bench.until(State.STATE_DELIVERED, uid=f"u{number}")
+            await asyncio.sleep(0.5)
+        ids = [one["headers"]["webhook-id"] for one in receiver.received()]
+    assert len(ids) == len(set(ids)) == 6
 
 
 async def test_what_is_not_allowed_is_not_called(bench: Bench, tmp_path: Path) -> None:

@@ -169,14 +169,15 @@ async def next_due(
     was tried the fewest times.
     """
     project = deliveries.c.project
-    return await _first_due(connection, receiver, sent, project > after) or await _first_due(
+    return await first_due_of(connection, receiver, sent, project > after) or await first_due_of(
         connection, receiver, sent, project <= after
     )
 
 
-async def _first_due(
+async def first_due_of(
     connection: AsyncConnection, receiver: Receiver, sent: Collection[str], of_project: ColumnElement[bool]
 ) -> Delivery | None:
+    """Return what is due next at a receiver of some projects, less what is being sent, or None."""
     row = (await connection.execute(first_due(receiver, sent, of_project))).first()
     if row is None:
         return None

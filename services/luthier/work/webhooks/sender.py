@@ -175,8 +175,11 @@ class Sender:
             lanes.number -= 1
 
     async def _next(self, receiver: outbox.Receiver, lanes: _Lanes) -> Delivery | None:
-        async with lanes.choosing, self._database.reading() as connection:
-            delivery = await outbox.next_due(connection, receiver, lanes.sent, lanes.project)
+        async with lanes.choosing:
+            # As it was before the database is looked at: what leaves it meanwhile may be due still in what is read.
+            sent = frozenset(lanes.sent)
+            async with self._database.reading() as connection:
+                delivery = await outbox.next_due(connection, receiver, sent, lanes.project)
             if delivery is not None:
                 lanes.sent.add(delivery.delivery_id)
                 lanes.project = delivery.project
