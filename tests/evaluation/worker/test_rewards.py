@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import Site
-from tests.evaluation.tiny_models import write_adapter
+from tests.evaluation.peer_servers import thing
 
 from luthier.errors import InvalidArgument, NotFound, Reason
-from luthier.lm.adapter_files import SCORE_KEY, load_reward_adapter
+from luthier.lm.adapter_files import load_reward_adapter
 from luthier.lm.load import load_model
 from luthier.lm.lora import use_adapter
 from luthier.lm.scoring import sequence_values
@@ -29,27 +29,6 @@ from luthier.v1.model_pb2 import Model
 
 ARMS = [("zero", "base", 0), ("few", "base", 1), ("tuned", "tuned", 0)]
 METRICS = [EVALUATION_METRIC_REWARD_MODEL, EVALUATION_METRIC_EXACT_MATCH]
-
-
-@pytest.fixture(scope="session")
-def judge_folder(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Path:
-    """A random adapter of the base model with a random head."""
-    folder = tmp_path_factory.mktemp("judge") / "tuned-judge"
-    write_adapter(model_folders["base"], folder, 5)
-    weights = load_file(folder / "adapter_model.safetensors")
-    generator = torch.Generator().manual_seed(5)
-    weights[SCORE_KEY] = torch.randn((1, 32), generator=generator)
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["score"]}))
-    return folder
-
-
-@pytest.fixture
-def judged(site: Site, judge_folder: Path) -> Site:
-    site.models.folders = {**site.models.folders, "tuned-judge": judge_folder}
-    site.models.kinds["tuned-judge"] = Model.KIND_REWARD
-    return site
 
 
 async def run(site: Site, judge: str = "tuned-judge", **fields: Any) -> Evaluation:
@@ -134,6 +113,19 @@ async def test_a_reward_model_with_all_its_weights_values_too(
         answer.scores["reward"] for row in await judged.predictions(done.name) for answer in row.answers
     }
     assert len(values) > 1
+
+
+async def test_an_answer_that_does_not_fit_has_no_reward_and_is_counted(judged: Site) -> None:
+    judged.models.context_lengths["base"] = 64
+    judged.data.records["TEST"][3] = thing(3_000_000 * 10**30)
+    done = await run(judged, arms=ARMS[:1], max_new_tokens=24)
+    (said,) = (one for one in done.warnings if "gives no value" in one)
+    assert said.startswith(
+        f"arm zero: {judged.PARENT}/models/tuned-judge gives no value to 1 of 12 answers, which count in its other "
+        "scores alone; the first: an answer behind its question must have at most the 64 tokens that "
+    )
+    rewards = [row.answers[0].scores.get("reward") for row in await judged.predictions(done.name)]
+    assert [place for place, one in enumerate(rewards) if one is None] == [3]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
+from luthier.evaluation import reward_models
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
 from luthier.evaluation.evaluations.grader_rules import GRADER_LIMITS, graders_violations, require_graders
 from luthier.evaluation.evaluations.judge_rules import (
@@ -149,9 +150,7 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         path = "evaluation.drift.dataset_version"
         VERSION.parse(evaluation.drift.dataset_version, field=path)
         same_project(parent, evaluation.drift.dataset_version, path)
-    if evaluation.reward_model:
-        WEIGHTS.parse(evaluation.reward_model, field="evaluation.reward_model")
-        same_project(parent, evaluation.reward_model, "evaluation.reward_model")
+    reward_models.check_names(parent, reward_models.named_by(evaluation))
     for index, arm in enumerate(evaluation.arms):
         path = f"evaluation.arms[{index}]"
         WEIGHTS.parse(arm.model, field=f"{path}.model")
@@ -216,7 +215,7 @@ def spec(
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
         share=share,
-        reward_model=private.reward_model if private.HasField("reward_model") else None,
+        reward_models=private.reward_models,
         judges=judges,
     )
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
+from luthier.evaluation import reward_models
 from luthier.evaluation.access import Access
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
@@ -24,7 +25,6 @@ from luthier.evaluation.evaluations.judge_rules import (
 from luthier.evaluation.evaluations.metric_rules import fitted, require_measurable
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
-from luthier.evaluation.judges import pin_judge, require_reward
 from luthier.evaluation.lineage import Origins, learnt_from
 from luthier.evaluation.precision import shared_precision
 from luthier.evaluation.ready import require_askable, require_ready
@@ -44,14 +44,7 @@ from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
 from luthier.work.tasks import TaskKind
 from luthier.work.webhooks.targets import Targets
-from luthier.worker.v1.task_pb2 import (
-    AnswerShare,
-    BlobFile,
-    EvaluateResult,
-    EvaluateSpec,
-    RewardModel,
-    TrainingVersion,
-)
+from luthier.worker.v1.task_pb2 import AnswerShare, BlobFile, EvaluateResult, EvaluateSpec, TrainingVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,31 +172,16 @@ class EvaluationService:
             pin_suite(filled, suite)
         require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
-        reward_model = await self._reward_model(filled)
+        rewards = await reward_models.find(self._peers, reward_models.named_by(filled))
+        reward_models.pin(filled, rewards.values())
         private = EvaluationPrivate(
-            reward_model=reward_model,
+            reward_models=[one.told(today) for one in rewards.values()],
             askings=asked,
             judge_askings=judge_askings(filled, models, today),
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
             unknown_models=learnt.unknown,
         )
         return filled, private, learnt.versions, num_records
-
-    async def _reward_model(self, evaluation: Evaluation) -> RewardModel | None:
-        """Pin, in place, the reward model of an evaluation; return what its worker is told of it.
-
-        Raises NotFound, InvalidArgument REWARD_MODEL_EXPECTED, FailedPrecondition WRONG_STATE and Unavailable.
-        """
-        if not evaluation.reward_model:
-            return None
-        model = await self._peers.model(evaluation.reward_model)
-        require_reward(model)
-        models = {model.name: model}
-        if model.base_model:
-            models[model.base_model] = await self._peers.model(model.base_model)
-        for one in models.values():
-            require_ready(one)
-        return pin_judge(evaluation, models, datetime.now(UTC).date())
 
     async def spec(self, connection: AsyncConnection, uid: str) -> EvaluateSpec:
         """Return what a worker is to do, with the answers that earlier attempts kept."""

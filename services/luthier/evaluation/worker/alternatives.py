@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.evaluation.worker.answer_text import text_end
 from luthier.evaluation.worker.asking import Prompts
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Question, refused_by_renderer
+from luthier.evaluation.worker.turns import turns
 from luthier.text.records import SingleRecord
 from luthier.text.rendering import Rendered
 from luthier.text.units import with_text
@@ -73,12 +75,10 @@ class Meter:
     Attributes:
         engine: the base model.
         adapter: the arm's; None for the base model itself.
-        tokens_a_turn: tokens measured before interactive requests have their turn.
     """
 
     engine: EngineClient
     adapter: str | None
-    tokens_a_turn: int
 
     def add(self, record: task_pb2.AnsweredRecord, texts: Sequence[Rendered], check: Check) -> None:
         """Add what the arm finds of some texts to a record.
@@ -86,7 +86,7 @@ class Meter:
         Raises:
             FailedPrecondition: MODEL_INVALID, one of them has no finite likelihood.
         """
-        for part in self._turns(texts):
+        for part in turns(texts, lambda text: len(text.input_ids)):
             wanted = Measured(
                 adapter=self.adapter,
                 sequences=[text.input_ids for text in part],
@@ -101,18 +101,6 @@ class Meter:
                     )
                 record.alternatives.add(logprob=score.logprob, num_tokens=score.num_tokens)
 
-    def _turns(self, texts: Sequence[Rendered]) -> Iterator[list[Rendered]]:
-        part: list[Rendered] = []
-        num_tokens = 0
-        for text in texts:
-            if part and num_tokens + len(text.input_ids) > self.tokens_a_turn:
-                yield part
-                part, num_tokens = [], 0
-            part.append(text)
-            num_tokens += len(text.input_ids)
-        if part:
-            yield part
-
 
 def _without_ending(text: Rendered) -> Rendered:
     """Return a text of which what ends it is not measured.
@@ -120,11 +108,8 @@ def _without_ending(text: Rendered) -> Rendered:
     Raises:
         InvalidArgument: nothing else is.
     """
-    mask = list(text.loss_mask)
-    last = max((at for at, learnt in enumerate(mask) if learnt), default=-1)
-    while last >= 0 and mask[last] and text.input_ids[last] in text.ending_ids:
-        mask[last] = False
-        last -= 1
+    end = text_end(text)
+    mask = [learnt and at < end for at, learnt in enumerate(text.loss_mask)]
     if not any(mask):
         raise InvalidArgument("a choice must have a token besides what ends an answer, it has none")
     return replace(text, loss_mask=tuple(mask))

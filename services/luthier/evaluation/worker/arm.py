@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +17,7 @@ from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Asked, Question, Shots, ask, failure_of
+from luthier.evaluation.worker.turns import turns
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.score import SequenceScore
 from luthier.text.endings import Stops
@@ -26,9 +27,6 @@ from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
-
-TOKENS_A_TURN = 2048
-"""Tokens of references measured before interactive requests have their turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +269,7 @@ class ArmRunner:
         self, references: Mapping[int, Rendered], records: Sequence[task_pb2.AnsweredRecord]
     ) -> None:
         """Add the log-probability of their references to records."""
-        for part in _turns(records, references):
+        for part in turns(records, lambda record: len(references[record.row].input_ids)):
             self._context.check()
             scores = self._loaded.engine.measure(
                 self._measured([references[record.row] for record in part]), self._wanted
@@ -286,7 +284,7 @@ class ArmRunner:
         """Add to records what the arm finds of the given texts; one with which that is not possible fails alone."""
         if not self._manner.alternatives:
             return
-        meter = Meter(engine=self._loaded.engine, adapter=self._adapter, tokens_a_turn=TOKENS_A_TURN)
+        meter = Meter(engine=self._loaded.engine, adapter=self._adapter)
         for record in records:
             self._context.check()
             try:
@@ -320,23 +318,6 @@ def _asked_first(asked: Asked, questions: Sequence[Question], shots: Shots) -> B
     return Before.answer_of(
         with_shots(record, shots(questions[position])) if isinstance(record, ChatRecord) else record
     )
-
-
-def _turns(
-    records: Iterable[task_pb2.AnsweredRecord], references: Mapping[int, Rendered]
-) -> Iterator[list[task_pb2.AnsweredRecord]]:
-    """Cut records into parts whose references have at most `TOKENS_A_TURN` tokens, or of one that has more."""
-    part: list[task_pb2.AnsweredRecord] = []
-    num_tokens = 0
-    for record in records:
-        length = len(references[record.row].input_ids)
-        if part and num_tokens + length > TOKENS_A_TURN:
-            yield part
-            part, num_tokens = [], 0
-        part.append(record)
-        num_tokens += length
-    if part:
-        yield part
 
 
 def _set_measured(record: task_pb2.AnsweredRecord, score: SequenceScore) -> None:

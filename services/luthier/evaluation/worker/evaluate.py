@@ -23,7 +23,6 @@ from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
 from luthier.evaluation.worker.questions import Question, Shots, choose
 from luthier.evaluation.worker.references import Grading, grading_of
-from luthier.evaluation.worker.rewards import Rewards
 from luthier.evaluation.worker.shots import MAX_CANDIDATES, Similar, require_enough, same_for_all
 from luthier.evaluation.worker.splits import Pinned, Splits
 from luthier.evaluation.worker.wanted import Wanted, spec_of
@@ -101,8 +100,7 @@ class Evaluator:
                 assessed = assessing.assessed(answers)
             answered.commit()
             if not wanted.is_share:
-                valued = self._valued(context, answered, questions, answers)
-                return self._result(context, grading, questions, answers, assessed, drift, valued)
+                return self._result(context, grading, questions, answers, assessed, drift)
         except TaskCancelled as error:
             if not answered.num_records:
                 raise
@@ -242,21 +240,6 @@ class Evaluator:
             else same_for_all(examples[: arm.num_shots])
         )
 
-    def _valued(
-        self,
-        context: TaskContext,
-        answered: Answered,
-        questions: Sequence[Question],
-        answers: Mapping[str, ArmAnswers],
-    ) -> list[str]:
-        """Have a reward model value all answers where one is named; return what people should know of it."""
-        spec = spec_of(context.task)
-        if not spec.HasField("reward_model"):
-            return []
-        warnings = list(Rewards(context, answered, self._models, spec.reward_model).add(questions, answers))
-        answered.commit()
-        return warnings
-
     def _result(
         self,
         context: TaskContext,
@@ -265,7 +248,6 @@ class Evaluator:
         answers: Mapping[str, ArmAnswers],
         assessed: Assessed,
         drift: Drift | None,
-        warnings: Sequence[str],
     ) -> task_pb2.TaskResult:
         context.progress("scoring", 0, 0, "arms")
         path = context.scratch / "predictions"
@@ -273,7 +255,7 @@ class Evaluator:
         outcome = result_of(
             context.task.evaluate.evaluation, grading, questions, answers, assessed, learnt, path
         )
-        outcome.warnings.extend([*_unknown(context.task.evaluate.arms), *warnings])
+        outcome.warnings.extend(_unknown(context.task.evaluate.arms))
         if drift:
             outcome.drift_results.extend(drift.results())
             outcome.warnings.extend(drift.warnings())

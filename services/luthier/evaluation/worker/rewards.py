@@ -1,24 +1,25 @@
-"""What a reward model values the answers of an evaluation at, once all arms have answered."""
+"""What reward models value the answers of an evaluation at, once all arms have answered."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation import shares
-from luthier.evaluation.precision import precision_of
+from luthier.evaluation.bases import side_by_side
 from luthier.evaluation.worker.answered import Answered
-from luthier.evaluation.worker.arm import ArmAnswers
-from luthier.evaluation.worker.asking import Asker
-from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
-from luthier.evaluation.worker.order import Valued
-from luthier.evaluation.worker.questions import Question, refused_by_renderer
-from luthier.text.units import with_text
+from luthier.evaluation.worker.questions import Question
+from luthier.evaluation.worker.valuing import Answer, Valuer, name_of, valuing
+from luthier.evaluation.worker.wanted import spec_of
 from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
+from luthier.v1.grader_pb2 import SampleGrade
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
+
+_SECONDS_A_VALUE = 2.0
+Records = Sequence[task_pb2.AnsweredRecord]
+Values = Mapping[tuple[str, int], SampleGrade]
+"""What a reward model values answers at, by arm and record: a score, or why there is none. Failed records have none."""
 
 
 class Rewards:
@@ -28,119 +29,94 @@ class Rewards:
         context: the task.
         answered: what is known so far.
         models: the models in memory.
-        judge: the reward model.
+        questions: what was asked.
     """
 
     def __init__(
-        self, context: TaskContext, answered: Answered, models: Models, judge: task_pb2.RewardModel
+        self, context: TaskContext, answered: Answered, models: Models, questions: Sequence[Question]
     ) -> None:
         self._context = context
         self._answered = answered
         self._models = models
-        self._judge = judge
+        self._questions = questions
+        self._wanted = spec_of(context.task).reward_models
 
-    def add(self, questions: Sequence[Question], answers: Mapping[str, ArmAnswers]) -> Iterator[str]:
-        """Set the reward of each answer, in place, and yield what people should know of it.
+    @property
+    def seconds(self) -> float:
+        """The longest that valuing should take."""
+        num_answers = len(spec_of(self._context.task).arms) * len(self._questions)
+        return _SECONDS_A_VALUE * num_answers * len(self._wanted)
+
+    def valued(self, answers: Mapping[str, Records]) -> dict[str, Values]:
+        """Have all answers valued that no attempt had valued before; return what came of it by reward model.
 
         Raises:
-            LuthierError: the reward model cannot be loaded, or cannot be asked.
+            LuthierError: a reward model cannot be loaded or cannot be asked, or the task is not wanted any more.
         """
-        rows = range(len(questions))
-        wanted = {arm_id: self._answered.missing(_key(arm_id), rows) for arm_id in answers}
-        if any(wanted.values()):
-            self._value(questions, answers, wanted)
-        for arm_id, said in answers.items():
-            kept = {
-                record.row: record for batch in self._answered.of(_key(arm_id)) for record in batch.records
-            }
-            num_lost = 0
-            for record in said.records:
-                if kept[record.row].HasField("reward"):
-                    record.reward = kept[record.row].reward
-                else:
-                    num_lost += not record.HasField("error")
-            if num_lost:
-                yield (
-                    f"arm {arm_id}: the reward model has no finite value for {num_lost:,} of {len(questions):,} "
-                    "answers, which count in its other scores alone"
-                )
+        # Values are of these very answers, and must not be found by an attempt that lacks them.
+        self._answered.commit()
+        for together in side_by_side(list(self._wanted), lambda one: one.base_model.digest):
+            for one in together:
+                self._value(one, answers)
+        return {name: self._kept(name, answers) for name in map(name_of, self._wanted)}
 
-    def _value(
-        self,
-        questions: Sequence[Question],
-        answers: Mapping[str, ArmAnswers],
-        wanted: Mapping[str, Sequence[int]],
-    ) -> None:
-        judge, context = self._judge, self._context
-        has_adapter = judge.HasField("adapter")
-        with (
-            self._models.base(
-                judge.base_model,
-                lambda: context.token,
-                context.check,
-                precision=precision_of(judge.base_precision),
-                is_reward=not has_adapter,
-                log=context.log,
-            ) as loaded,
-            self._models.adapter(
-                loaded,
-                judge.adapter if has_adapter else None,
-                lambda: context.token,
-                context.check,
-                is_reward=True,
-            ) as adapter,
-        ):
-            asker = loaded.asker(judge.asking, context.check)
-            for arm_id, firsts in wanted.items():
+    def _value(self, wanted: task_pb2.RewardModel, answers: Mapping[str, Records]) -> None:
+        rows, name = range(len(self._questions)), name_of(wanted)
+        missing = {arm_id: self._answered.missing(_key(name, arm_id), rows) for arm_id in answers}
+        if not any(missing.values()):
+            return
+        context = self._context
+        with valuing(
+            self._models, wanted, lambda: context.token, context.check, log=context.log
+        ) as valuer:
+            for arm_id, firsts in missing.items():
                 for number, first in enumerate(firsts):
-                    context.progress(f"valuing answers of arm {arm_id}", number, len(firsts), "batches")
-                    together = range(first, min(first + shares.ROWS_A_BATCH, len(questions)))
-                    said = [answers[arm_id].records[row] for row in together]
-                    records = self._valued(loaded, adapter, asker, said, questions)
-                    batch = task_pb2.AnsweredBatch(arm_id=_key(arm_id), first_row=first, records=records)
+                    phase = f"reward model {name.rpartition('/')[2]}, arm {arm_id}"
+                    context.progress(phase, number, len(firsts), "batches")
+                    said = answers[arm_id][first : first + shares.ROWS_A_BATCH]
+                    records = self._records(valuer, said)
+                    batch = task_pb2.AnsweredBatch(
+                        arm_id=_key(name, arm_id), first_row=first, records=records
+                    )
                     self._answered.add(batch)
 
-    def _valued(
-        self,
-        loaded: LoadedModel,
-        adapter: str | None,
-        asker: Asker,
-        said: Sequence[task_pb2.AnsweredRecord],
-        questions: Sequence[Question],
-    ) -> list[task_pb2.AnsweredRecord]:
-        made = {record.row: task_pb2.AnsweredRecord(row=record.row) for record in said}
-        rows: list[int] = []
-        sequences: list[tuple[int, ...]] = []
+    def _records(self, valuer: Valuer, said: Records) -> list[task_pb2.AnsweredRecord]:
+        there = [record for record in said if not record.HasField("error")]
+        grades = valuer.values([self._answer(record) for record in there])
+        by_row = {record.row: grade for record, grade in zip(there, grades, strict=True)}
+        return [task_pb2.AnsweredRecord(row=record.row, grade=by_row.get(record.row)) for record in said]
+
+    def _answer(self, record: task_pb2.AnsweredRecord) -> Answer:
+        is_truncated = record.finish_reason != FINISH_REASON_STOP
+        return Answer(self._questions[record.row].record, record.text, is_truncated)
+
+    def _kept(self, name: str, arm_ids: Iterable[str]) -> Values:
+        return {
+            (arm_id, record.row): record.grade
+            for arm_id in arm_ids
+            for batch in self._answered.of(_key(name, arm_id))
+            for record in batch.records
+            if record.HasField("grade")
+        }
+
+
+def set_rewards(name: str, values: Values, answers: Mapping[str, Records]) -> Iterator[str]:
+    """Set the reward of each answer, in place, to the value of a model; yield what people should know of it."""
+    for arm_id, said in answers.items():
+        lost: list[SampleGrade] = []
         for record in said:
-            if not record.HasField("error") and (ids := _written(asker, record, questions[record.row])):
-                rows.append(record.row)
-                sequences.append(ids)
-        if sequences:
-            values = loaded.engine.values(Valued(adapter=adapter, sequences=sequences), self._context.check)
-            for row, value in zip(rows, values, strict=True):
-                if math.isfinite(value):
-                    made[row].reward = value
-        return [made[record.row] for record in said]
+            grade = values.get((arm_id, record.row))
+            if grade is not None and grade.HasField("score"):
+                record.reward = grade.score
+            elif grade is not None:
+                lost.append(grade)
+        if lost:
+            yield (
+                f"arm {arm_id}: {name} gives no value to {len(lost):,} of {len(said):,} answers, which count in its "
+                f"other scores alone; the first: {lost[0].error.message}"
+            )
 
 
-def _written(asker: Asker, record: task_pb2.AnsweredRecord, question: Question) -> tuple[int, ...]:
-    """Return an answer behind its question as the reward model's rows are written; one that was cut has no end.
-
-    Empty where its template refuses the answer.
-    """
-    try:
-        with refused_by_renderer():
-            text = asker.answer(with_text(question.record, record.text))
-    except (InvalidArgument, FailedPrecondition) as error:
-        if error.reason == Reason.LEASE_LOST:
-            raise
-        return ()
-    if record.finish_reason == FINISH_REASON_STOP:
-        return text.input_ids
-    ends = [at for at in range(text.num_asking, len(text.input_ids)) if text.input_ids[at] in text.ending_ids]
-    return text.input_ids[: ends[-1]] if ends else text.input_ids
-
-
-def _key(arm_id: str) -> str:
+def _key(name: str, arm_id: str) -> str:
     """Return under which name values are kept: none that an arm may have."""
-    return f"reward/{arm_id}"
+    return f"reward/{name}/{arm_id}"
