@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from tests.evaluation.conftest import Site
 from tests.evaluation.peer_servers import thing
-from tests.evaluation.tiny_models import TEMPLATE
+from tests.evaluation.tiny_models import TEMPLATE, write_base, write_tokenizer
 from tests.evaluation.worker.test_graders import ARMS, RECORDS, VOWEL, JobDesk, run, tried
 from tokenizers import Tokenizer
 
@@ -164,9 +164,13 @@ async def test_an_evaluation_a_job_and_a_trial_value_the_same_answer_alike(
     assert {one.name.rpartition("/")[2] for one in done.references} >= {"tuned-judge", "base"}
 
 
-async def test_arms_of_any_tokenizer_are_valued_by_the_models_own(judged: Site) -> None:
-    done = await run(judged, VALUED, arms=[("zero", "base", 0), ("other", "other", 0)])
+async def test_arms_of_any_tokenizer_are_valued_by_the_models_own(judged: Site, tmp_path: Path) -> None:
+    write_base(tmp_path / "alien", 9)
+    write_tokenizer(tmp_path / "alien", "quite some other words of another world")
+    judged.models.folders["alien"] = tmp_path / "alien"
+    done = await run(judged, VALUED, arms=[("zero", "base", 0), ("alien", "alien", 0)])
     rows = await judged.predictions(done.name)
+    assert len({answer.grades["valued"].score for row in rows for answer in row.answers}) > 12
     async with judged.worker():
         assert [answer.grades["valued"] for row in rows for answer in row.answers] == await tried(
             judged, VALUED, samples_of(rows)

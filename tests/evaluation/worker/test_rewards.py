@@ -118,7 +118,7 @@ async def test_a_reward_model_with_all_its_weights_values_too(
 async def test_an_answer_that_does_not_fit_has_no_reward_and_is_counted(judged: Site) -> None:
     judged.models.context_lengths["base"] = 64
     judged.data.records["TEST"][3] = thing(3_000_000 * 10**30)
-    done = await run(judged, arms=ARMS[:1], max_new_tokens=24)
+    done = await run(judged, arms=ARMS[:1], max_new_tokens=2)
     (said,) = (one for one in done.warnings if "gives no value" in one)
     assert said.startswith(
         f"arm zero: {judged.PARENT}/models/tuned-judge gives no value to 1 of 12 answers, which count in its other "
