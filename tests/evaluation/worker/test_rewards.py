@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import Site
 from tests.evaluation.peer_servers import thing
 
-from luthier.errors import InvalidArgument, NotFound, Reason
+from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
+from luthier.evaluation import shares
+from luthier.evaluation.worker.engine import EngineClient
+from luthier.evaluation.worker.order import Valued
 from luthier.lm.adapter_files import load_reward_adapter
 from luthier.lm.load import load_model
 from luthier.lm.lora import use_adapter
@@ -26,6 +29,7 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
 )
 from luthier.v1.model_pb2 import Model
+from luthier.work.limited import Check
 
 ARMS = [("zero", "base", 0), ("few", "base", 1), ("tuned", "tuned", 0)]
 METRICS = [EVALUATION_METRIC_REWARD_MODEL, EVALUATION_METRIC_EXACT_MATCH]
@@ -113,6 +117,22 @@ async def test_a_reward_model_with_all_its_weights_values_too(
         answer.scores["reward"] for row in await judged.predictions(done.name) for answer in row.answers
     }
     assert len(values) > 1
+
+
+async def test_a_lost_attempt_has_nothing_valued_again(judged: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "ROWS_A_BATCH", 4)
+    own, valued = EngineClient.values, list[int]()
+
+    def values(engine: EngineClient, wanted: Valued, check: Check) -> list[float]:
+        valued.append(len(wanted.sequences))
+        if len(valued) == 4:
+            raise Unavailable("its process is gone", reason=Reason.CRASHED)
+        return own(engine, wanted, check)
+
+    monkeypatch.setattr(EngineClient, "values", values)
+    done = await run(judged)
+    assert {one.count for arm in done.arm_results for one in arm.scores if one.score == "reward"} == {12}
+    assert valued == [4] * 10, "each answer once, and again those that were lost"
 
 
 async def test_an_answer_that_does_not_fit_has_no_reward_and_is_counted(judged: Site) -> None:
