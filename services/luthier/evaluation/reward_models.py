@@ -18,6 +18,9 @@ from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import ModelReference, RewardModel
 
+MAX_REWARD_MODELS = 8
+"""Of one evaluation, or of one grader that is tried: each is loaded in its turn."""
+
 
 class Models(Protocol):
     """Where reward models are found."""
@@ -61,10 +64,15 @@ def named_by_grader(grader: Grader) -> Iterator[tuple[str, str]]:
 
 
 def check_names(parent: str, named: Iterable[tuple[str, str]]) -> None:
-    """Raise InvalidArgument unless what is named are models or checkpoints of a project."""
+    """Raise InvalidArgument unless what is named are models or checkpoints of a project, `MAX_REWARD_MODELS` at most."""
+    known: set[str] = set()
     for field, name in named:
         WEIGHTS.parse(name, field=field)
         same_project(parent, name, field)
+        known.add(name)
+        if len(known) > MAX_REWARD_MODELS:
+            description = f"must be one of at most {MAX_REWARD_MODELS} reward models in all, got one more: {name!r}"
+            raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
 
 async def find(models: Models, named: Iterable[tuple[str, str]]) -> dict[str, FoundReward]:

@@ -256,6 +256,22 @@ async def test_what_is_no_reward_model_is_refused_with_its_field(
         assert caught.value.reason == reason
 
 
+async def test_more_reward_models_than_are_loaded_for_one_call_are_refused(judged: Site) -> None:
+    several = [
+        Grader(name=f"g{number}", reward_model=RewardModelGrader(model=f"{Site.PARENT}/models/judge-{number}"))
+        for number in range(9)
+    ]
+    grader = Grader(
+        name="all",
+        multi=MultiGrader(graders={one.name: one for one in several}, calculate_output="g0"),
+    )
+    place = r"multi.graders\['g8'\].reward_model.model: must be one of at most 8 reward models in all, got one more"
+    with pytest.raises(InvalidArgument, match=rf"grader\.{place}"):
+        await tried(judged, grader, [Sample(item_json="{}", output_text="a")])
+    with pytest.raises(InvalidArgument, match=rf"evaluation\.graders\[0\]\.{place}"):
+        await judged.evaluate(arms=ARMS, graders=[grader])
+
+
 async def test_a_reward_model_that_is_not_ready_or_no_worker_is_told(judged: Site) -> None:
     sample = Sample(item_json='{"prompt": "a"}', output_text="b")
     with pytest.raises(Unavailable, match="no evaluation worker takes orders") as caught:
