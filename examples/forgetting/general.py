@@ -1,6 +1,6 @@
 """General questions for replay, made of things and forms, and what the base model itself answers to them.
 
-None of them is of the general suite that drift is measured with, nor asks what it asks: what the suite tells is not learnt.
+None of them is of the general suite that drift is measured with, nor asks what that asks: it is not learnt by heart.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What is forgotten, for real: an adapter and all weights, each alone and with 20 % replay of general answers, in one table.
+"""What is forgotten, for real: an adapter and all weights, each alone and with 20 % replay, in one table.
 
 A model learns to turn earnings news into JSON (examples/earnings) four times, in as many steps. Replay is what the base
 model itself answers to general questions. One evaluation asks all of them the same held-out records, and measures drift
-(docs/evaluations.md): what is retained of the general suite, the divergence from the base, and general text. Exit status
-0 only if all four learnt the task: the paired interval of whole records right, minus the base, lies above 0.
+(docs/evaluations.md): what is retained of the general suite, the divergence from the base, and general text. Exit
+status 0 only if all four learnt the task: the paired interval of whole records right, minus the base, lies above 0.
 
     make example NAME=forgetting [FAST=1]
 """
@@ -81,12 +81,21 @@ def run(stage: Stage) -> bool:
         tune(stage, arm, rendering, replayed, budget)
 
     say("\n4  Asked the same held-out records, and the general suite")
-    limits = ["--max-records", str(budget.records), "--max-new-tokens", "96", "--metric", "field-match", "--drift"]
+    limits = [
+        "--max-records",
+        str(budget.records),
+        "--max-new-tokens",
+        "96",
+        "--metric",
+        "field-match",
+        "--drift",
+    ]
     limits += ["--set", f"drift.max_questions={budget.questions}"] if budget.questions else []
     models = {BASE: MODEL, **{arm: f"{arm}-{stamp}" for arm in ARMS}}
     done = before_and_after(stage.shell, stage.client, version, f"forgetting-{stamp}", models, *limits)
     say(f"\n{table(done)}")
-    return all([have_learnt(done, arm) for arm in ARMS])
+    learnt = {arm: have_learnt(done, arm) for arm in ARMS}
+    return all(learnt.values())
 
 
 def replay_version(stage: Stage, folder: Path, budget: Budget) -> str:

@@ -35,7 +35,8 @@ def evaluated(lower: float = 0.1) -> Evaluation:
         for arm in ARMS
     ]
     compared = [
-        Comparison(score=RECORD_SCORE, candidate_arm_id=arm, baseline_arm_id=BASE, lower=lower) for arm in ARMS
+        Comparison(score=RECORD_SCORE, candidate_arm_id=arm, baseline_arm_id=BASE, lower=lower)
+        for arm in ARMS
     ]
     return Evaluation(
         arm_results=[ArmResult(arm_id=arm, scores=[share(0.2)]) for arm in (BASE, *ARMS)],
@@ -53,9 +54,7 @@ def test_general_questions_differ_and_none_is_of_the_suite(budget: Budget) -> No
 
 
 def test_the_table_has_a_row_for_each_arm_and_what_it_kept() -> None:
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table(evaluated()).splitlines()
-    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table(evaluated()).splitlines()]
     assert rows[0] == ["", "whole records right", "retained", "divergence", "general text, bits a byte"]
     assert rows[2] == [BASE, "20.0 % [15.0, 25.0]", "", "", ""]
     assert [row[0] for row in rows[3:]] == ["lora", "full", "lora-replay", "full-replay"]

@@ -64,14 +64,16 @@ def named_by_grader(grader: Grader) -> Iterator[tuple[str, str]]:
 
 
 def check_names(parent: str, named: Iterable[tuple[str, str]]) -> None:
-    """Raise InvalidArgument unless what is named are models or checkpoints of a project, `MAX_REWARD_MODELS` at most."""
+    """Raise InvalidArgument unless all are models or checkpoints of a project, `MAX_REWARD_MODELS` at most."""
     known: set[str] = set()
     for field, name in named:
         WEIGHTS.parse(name, field=field)
         same_project(parent, name, field)
         known.add(name)
         if len(known) > MAX_REWARD_MODELS:
-            description = f"must be one of at most {MAX_REWARD_MODELS} reward models in all, got one more: {name!r}"
+            description = (
+                f"must be one of at most {MAX_REWARD_MODELS} reward models in all, got one more: {name!r}"
+            )
             raise InvalidArgument.of_fields(FieldViolation(field=field, description=description))
 
 

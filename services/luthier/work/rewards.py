@@ -169,9 +169,7 @@ class _Asker:
         return RewardError(reason=reason, message=f"reward service {self.address}: {what}")
 
 
-def batches(
-    samples: Sequence[Sample], most: int, most_bytes: int = BATCH_BYTES
-) -> Iterator[list[Sample]]:
+def batches(samples: Sequence[Sample], most: int, most_bytes: int = BATCH_BYTES) -> Iterator[list[Sample]]:
     """Cut samples into batches of `most` and of `most_bytes` at most, or of one that has more."""
     batch: list[Sample] = []
     size_bytes = 0

@@ -151,8 +151,8 @@ async def test_an_evaluation_a_job_and_a_trial_value_the_same_answer_alike(
             of_ended = [one.score for one in await tried(taught, grader, ended)]
             wanted = rewarded(taught, tmp_path, grader, [*samples, *ended])
             assert [*(one.score for one in grades), *of_ended] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
-            differ = [one.score for one in grades[::2]]
-            assert [a for a, b, s in zip(of_ended, differ, samples[::2], strict=True) if s.is_truncated and a == b] == []
+            of_cut = zip(of_ended, grades[::2], samples[::2], strict=True)
+            assert all(score != grade.score for score, grade, one in of_cut if one.is_truncated)
     assert [grade.part_scores["deep"] for grade in grades] == [
         answer.grades["valued"].score for row in rows for answer in row.answers
     ]
@@ -193,12 +193,16 @@ async def test_what_has_no_value_is_an_error_of_its_answer(judged: Site) -> None
     assert failures[0].message.startswith(
         "grader valued: to be valued the record must be one that asks, as those of dataset versions do: it must have"
     )
-    assert "must have at most the 64 tokens that projects/default/models/tuned-judge reads" in failures[1].message
+    assert (
+        "must have at most the 64 tokens that projects/default/models/tuned-judge reads"
+        in failures[1].message
+    )
 
 
 async def test_many_samples_are_valued_in_orders_of_their_size(judged: Site) -> None:
     samples = [
-        Sample(item_json='{"prompt": "one and one is "}', output_text=f"{number % 7}") for number in range(150)
+        Sample(item_json='{"prompt": "one and one is "}', output_text=f"{number % 7}")
+        for number in range(150)
     ]
     async with judged.worker():
         grades = await tried(judged, VALUED, samples)
@@ -216,7 +220,11 @@ async def test_values_are_the_same_whoever_answers_and_in_whatever_order(
     alone = await run(judged, VALUED)
     dealt = await run(judged, VALUED, arms=ARMS[::-1], max_workers=2)
     told = [
-        {(row.row, one.arm_id): one.grades["valued"].score for row in await judged.predictions(done.name) for one in row.answers}
+        {
+            (row.row, one.arm_id): one.grades["valued"].score
+            for row in await judged.predictions(done.name)
+            for one in row.answers
+        }
         for done in (alone, dealt)
     ]
     assert told[0] == told[1]
@@ -258,7 +266,9 @@ async def test_what_is_no_reward_model_is_refused_with_its_field(
 
 async def test_more_reward_models_than_are_loaded_for_one_call_are_refused(judged: Site) -> None:
     several = [
-        Grader(name=f"g{number}", reward_model=RewardModelGrader(model=f"{Site.PARENT}/models/judge-{number}"))
+        Grader(
+            name=f"g{number}", reward_model=RewardModelGrader(model=f"{Site.PARENT}/models/judge-{number}")
+        )
         for number in range(9)
     ]
     grader = Grader(

@@ -22,7 +22,8 @@ from luthier.text.records import (
 from luthier.text.units import reference_record, with_text
 
 USER, ANSWER, OTHER = (
-    Message(role=role, content=content) for role, content in (("user", "?"), ("assistant", "a"), ("assistant", "b"))
+    Message(role=role, content=content)
+    for role, content in (("user", "?"), ("assistant", "a"), ("assistant", "b"))
 )
 CALL: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 RECORDS: list[Record] = [
@@ -74,7 +75,10 @@ def test_a_conversation_without_its_answer_and_fields_of_its_own_ask_too(item: d
         ('{"messages": [{"content": "?"}]}', r"messages\[0\].role must be a text"),
         ('{"messages": [{"role": "user", "content": "?", "name": 1}]}', r"messages\[0\].name must be a text"),
         ('{"messages": [{"role": "user", "content": "?"}], "tools": [1]}', "tools must be a list of objects"),
-        ('{"messages": [{"role": "user", "content": "?"}], "chosen": ["a"]}', "chosen must be a list of objects"),
+        (
+            '{"messages": [{"role": "user", "content": "?"}], "chosen": ["a"]}',
+            "chosen must be a list of objects",
+        ),
         ("[]", "the record must be a JSON object"),
         ("{", "must be JSON"),
     ],

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.evaluation import reward_models
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
-from luthier.evaluation import reward_models
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
 from luthier.evaluation.evaluations.grader_rules import GRADER_LIMITS, graders_violations, require_graders
 from luthier.evaluation.evaluations.judge_rules import (

@@ -66,9 +66,7 @@ class Rewards:
         if not any(missing.values()):
             return
         context = self._context
-        with valuing(
-            self._models, wanted, lambda: context.token, context.check, log=context.log
-        ) as valuer:
+        with valuing(self._models, wanted, lambda: context.token, context.check, log=context.log) as valuer:
             for arm_id, firsts in missing.items():
                 for number, first in enumerate(firsts):
                     phase = f"reward model {name.rpartition('/')[2]}, arm {arm_id}"
