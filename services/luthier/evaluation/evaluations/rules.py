@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
-from luthier.evaluation import reward_models
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES
 from luthier.evaluation.bases import base_name
 from luthier.evaluation.evaluations.drift_rules import require_drift, resolve_drift
@@ -30,6 +29,7 @@ from luthier.evaluation.evaluations.verdict_rules import (
 )
 from luthier.evaluation.evaluations.verdicts import verdict_of
 from luthier.evaluation.names import VERSION, WEIGHTS
+from luthier.evaluation.reward_models import check_names, named_by
 from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
     Limit,
@@ -150,7 +150,7 @@ def check_references(parent: str, evaluation: Evaluation) -> None:
         path = "evaluation.drift.dataset_version"
         VERSION.parse(evaluation.drift.dataset_version, field=path)
         same_project(parent, evaluation.drift.dataset_version, path)
-    reward_models.check_names(parent, reward_models.named_by(evaluation))
+    check_names(parent, named_by(evaluation))
     for index, arm in enumerate(evaluation.arms):
         path = f"evaluation.arms[{index}]"
         WEIGHTS.parse(arm.model, field=f"{path}.model")
