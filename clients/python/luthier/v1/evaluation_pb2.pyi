@@ -1271,8 +1271,8 @@ class Evaluation(_message.Message):
     @_builtins.property
     def graders(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Grader]:
         """Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
-        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
-        of them, nor in one. Empty: none grades.
+        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. Empty: none
+        grades.
         """
 
     @_builtins.property

@@ -1180,7 +1180,7 @@ Global___ArmModel: _TypeAlias = ArmModel  # noqa: Y015
 
 @_typing.final
 class RewardModel(_message.Message):
-    """RewardModel is what values the answers of an evaluation."""
+    """RewardModel is what values answers."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1188,8 +1188,11 @@ class RewardModel(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     ASKING_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What that base model is held in. Unset: BFLOAT16."""
+    context_length: _builtins.int
+    """Longest sequence that it reads, in tokens. 0: it does not say."""
     @_builtins.property
     def adapter(self) -> Global___ModelReference:
         """Its adapter. Unset where it has all its weights."""
@@ -1209,10 +1212,11 @@ class RewardModel(_message.Message):
         base_model: Global___ModelReference | None = ...,
         asking: Global___Asking | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        context_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "context_length", b"context_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1231,7 +1235,7 @@ class EvaluateSpec(_message.Message):
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
-    REWARD_MODEL_FIELD_NUMBER: _builtins.int
+    REWARD_MODELS_FIELD_NUMBER: _builtins.int
     JUDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
@@ -1264,8 +1268,8 @@ class EvaluateSpec(_message.Message):
         """What of it is to be answered. Unset: everything, and the outcome is wanted."""
 
     @_builtins.property
-    def reward_model(self) -> Global___RewardModel:
-        """What values answers. Unset: nothing does."""
+    def reward_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardModel]:
+        """What values answers: the metric's reward model, and those of graders, each once. Empty: nothing does."""
 
     @_builtins.property
     def judges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
@@ -1281,12 +1285,12 @@ class EvaluateSpec(_message.Message):
         training_versions: _abc.Iterable[Global___TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         share: Global___AnswerShare | None = ...,
-        reward_model: Global___RewardModel | None = ...,
+        reward_models: _abc.Iterable[Global___RewardModel] | None = ...,
         judges: _abc.Iterable[Global___ArmModel] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "reward_model", b"reward_model", "share", b"share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "reward_model", b"reward_model", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "reward_models", b"reward_models", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1463,7 +1467,7 @@ class AnsweredRecord(_message.Message):
     num_prompt_tokens: _builtins.int
     """Tokens that stood before the answer. 0 when the record failed, and in answers older than this field."""
     reward: _builtins.float
-    """What the evaluation's reward model values the answer at. Unset where nobody asks, and where it is no finite number."""
+    """What the metric's reward model values the answer at. Unset where nobody asks, and where there is no value."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the record failed. Unset when it did not."""
@@ -1478,7 +1482,7 @@ class AnsweredRecord(_message.Message):
 
     @_builtins.property
     def grade(self) -> _grader_pb2.SampleGrade:
-        """What a grader made of an answer. Unset in an answer itself, and where there was none to grade."""
+        """What a grader made of an answer, or what a reward model values it at. Unset in an answer itself, and where there was none to grade."""
 
     def __init__(
         self,

@@ -1081,8 +1081,8 @@ export type Evaluation = Message<"luthier.v1.Evaluation"> & {
 
   /**
    * Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
-   * have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
-   * of them, nor in one. Empty: none grades.
+   * have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. Empty: none
+   * grades.
    *
    * @generated from field: repeated luthier.v1.Grader graders = 118;
    */
