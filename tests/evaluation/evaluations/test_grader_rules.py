@@ -58,7 +58,9 @@ async def test_a_verdict_and_guards_may_be_about_what_a_grader_that_is_there_giv
     assert (made.primary_score, list(made.graders)) == ("grader.short", graders)
     _, spec = await bench.claim()
     assert list(spec.evaluate.evaluation.graders) == graders
-    with pytest.raises(InvalidArgument, match=r"\(exact_match, grader.short\), got 'grader.long'") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"\(exact_match, perplexity, grader.short\), got 'grader.long'"
+    ) as caught:
         await bench.create(arms=ARMS, graders=[short()], primary_score="grader.long")
     assert caught.value.violations[0].reason == Reason.METRIC_NOT_MEASURED
 

@@ -137,7 +137,7 @@ async def test_a_lost_attempt_has_nothing_valued_again(judged: Site, monkeypatch
 
 async def test_an_answer_that_does_not_fit_has_no_reward_and_is_counted(judged: Site) -> None:
     judged.models.context_lengths["base"] = 64
-    judged.data.records["TEST"][3] = thing(3_000_000 * 10**30)
+    judged.data.records["TEST"][3] = thing(10**60)
     done = await run(judged, arms=ARMS[:1], max_new_tokens=2)
     (said,) = (one for one in done.warnings if "gives no value" in one)
     assert said.startswith(

@@ -105,7 +105,7 @@ class Assessing:
         """Have what the arms said valued, graded and judged; the metric's reward is set in what they said."""
         records = {arm_id: said.records for arm_id, said in answers.items()}
         values = self._rewards.valued(records) if self._rewards else {}
-        metric = spec_of(self._context.task).evaluation.reward_model
+        metric = self._rewards.metric if self._rewards else ""
         return Assessed(
             graded=self._graders.graded(records, values) if self._graders else NOTHING_GRADED,
             judged=self._judged(self._judging, records) if self._judging else NOBODY_JUDGED,

@@ -42,6 +42,11 @@ class Rewards:
         self._wanted = spec_of(context.task).reward_models
 
     @property
+    def metric(self) -> str:
+        """The reward model of the metric; empty where graders alone ask some."""
+        return spec_of(self._context.task).evaluation.reward_model
+
+    @property
     def seconds(self) -> float:
         """The longest that valuing should take."""
         num_answers = len(spec_of(self._context.task).arms) * len(self._questions)
