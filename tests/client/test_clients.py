@@ -52,7 +52,9 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "aliases.list": (),
     "aliases.move": ("a", "m"),
     "generate": ("m", "hello"),
+    "learning_curve": (FineTuningJob(base_model="m", rendering="r"), Evaluation()),
 }
+KEYWORDS = {"learning_curve": {"curve_id": "c"}}
 
 
 def _methods(resource: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,13 +113,13 @@ async def test_both_clients_make_the_same_calls_and_know_every_rpc(
 
 
 def _call(method: Any, name: str) -> None:
-    result = method(*_arguments(name))
+    result = method(*_arguments(name), **KEYWORDS.get(name, {}))
     assert isinstance(result, Stream), name
     next(result)
 
 
 async def _call_async(method: Any, name: str) -> None:
-    result = method(*_arguments(name))
+    result = method(*_arguments(name), **KEYWORDS.get(name, {}))
     await (anext(result) if isinstance(result, AsyncStream) else result)
 
 
