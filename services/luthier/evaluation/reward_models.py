@@ -12,7 +12,6 @@ from luthier.evaluation.asking import as_taught
 from luthier.evaluation.names import WEIGHTS
 from luthier.evaluation.ready import require_ready
 from luthier.grading.asked import reward_model_names
-from luthier.runtime.names import same_project
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
@@ -63,12 +62,11 @@ def named_by_grader(grader: Grader) -> Iterator[tuple[str, str]]:
     return reward_model_names(grader, "grader")
 
 
-def check_names(parent: str, named: Iterable[tuple[str, str]]) -> None:
-    """Raise InvalidArgument unless all are models or checkpoints of a project, `MAX_REWARD_MODELS` at most."""
+def check_names(named: Iterable[tuple[str, str]]) -> None:
+    """Raise InvalidArgument unless all are models or checkpoints, `MAX_REWARD_MODELS` at most."""
     known: set[str] = set()
     for field, name in named:
         WEIGHTS.parse(name, field=field)
-        same_project(parent, name, field)
         known.add(name)
         if len(known) > MAX_REWARD_MODELS:
             description = (

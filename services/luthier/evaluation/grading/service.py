@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from luthier.evaluation.grading import rules
 from luthier.evaluation.grading.samples import SampleGrader, grading_pool, value_of
 from luthier.evaluation.reward_models import FoundReward, check_names, named_by_grader
 from luthier.grading.asked import remote_addresses, remote_graders, reward_model_graders
-from luthier.runtime.names import require_project
+from luthier.runtime.names import PROJECT
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Sample, SampleGrade
 from luthier.work.limited import Check, LimitReached, ProcessBroken
@@ -47,10 +47,9 @@ class Valuing(Protocol):
 class GradingService:
     """Grades samples. Nothing is stored. Memory: what one request holds, and the processes."""
 
-    def __init__(self, allowed: RewardAddresses, projects: Container[str], values: Valuing) -> None:
+    def __init__(self, allowed: RewardAddresses, values: Valuing) -> None:
         self._allowed = allowed
         self._values = values
-        self._projects = projects
         self._pool = grading_pool(_PROCESSES, _WAIT_SECONDS)
         # Threads of its own: they wait for processes and for reward services, and the event loop's are for short work.
         self._threads = ThreadPoolExecutor(MAX_GRADINGS, thread_name_prefix="grading")
@@ -63,16 +62,15 @@ class GradingService:
             InvalidArgument: a field is not valid, ADDRESS_NOT_ALLOWED, REWARD_MODEL_EXPECTED; GRADING_LIMIT_REACHED, a
                 sample takes too much.
             NotFound, FailedPrecondition: a reward model does not exist, or is not READY.
-            PermissionDenied: there is no such project.
             ResourceExhausted: OVERLOADED, too many others grade, or wait for a worker.
             Unavailable: the service stops; NO_WORKER, there is none to value samples.
         """
-        project = require_project(request.parent, self._projects)
+        project = PROJECT.parse(request.parent, field="parent")["project"]
         rules.check(request)
         for field, address in remote_addresses(request.grader, "grader"):
             self._allowed.require(address, field)
         named = list(named_by_grader(request.grader))
-        check_names(request.parent, named)
+        check_names(named)
         if self._running >= MAX_GRADINGS:
             raise ResourceExhausted(
                 f"{self._running} calls grade samples already, the limit is {MAX_GRADINGS}",
