@@ -98,7 +98,7 @@ async def test_both_clients_make_the_same_calls_and_know_every_rpc(
     async_methods = dict(_methods(async_client))
     known = dict(services.answers)
     for name, method in _methods(client):
-        # Whose events or rows are asked for is known before they are; what begins with a `get` alone meets a service without it.
+        # Whose events or rows are asked for is known before: what begins with a `get` meets a service without it.
         services.answers = {} if name.endswith((".get", ".handle", "learning_curve")) else known
         with pytest.raises(NotImplementedError):
             _call(method, name)
