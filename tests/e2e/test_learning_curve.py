@@ -10,7 +10,7 @@ from tests.e2e.conftest import WAIT, Shared, job
 from tests.e2e.test_own_file import luthier
 
 from luthier.client.report import collect_report, render_report
-from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from luthier.errors import AlreadyExists, InvalidArgument
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN
 from luthier.v1.evaluation_pb2 import EVALUATION_METRIC_FIELD_MATCH, Evaluation, EvaluationArm
 
@@ -105,5 +105,3 @@ def test_what_cannot_be_a_curve_is_refused(whole: Shared) -> None:
         mixed.mixed_renderings.add(rendering=whole.rendering, share=0.5)
         with pytest.raises(InvalidArgument, match="mixed_renderings: must be empty"):
             client.learning_curve(mixed, wanted(), curve_id="no")
-        with pytest.raises(FailedPrecondition, match="is needed by"):
-            client.datasets.versions.delete("more/p25")
