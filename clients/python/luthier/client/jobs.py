@@ -8,6 +8,7 @@ from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
+from luthier.client.graders import name_reward_models
 from luthier.client.job_handles import AsyncJobHandle, JobHandle
 from luthier.client.metric_table import MetricTable
 from luthier.client.sync_driver import SyncResource, method, stream_method
@@ -20,7 +21,6 @@ from luthier.v1.fine_tuning_job_pb2 import (
     FineTuningPlan,
     MetricPoint,
 )
-from luthier.v1.grader_pb2 import Grader
 from luthier.v1.rollout_pb2 import Rollout
 from luthier.v1.webhook_pb2 import WebhookDelivery
 
@@ -177,15 +177,8 @@ def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
     for mixed in resolved.mixed_renderings:
         mixed.rendering = names.child(scope.project, "renderings", mixed.rendering)
     if resolved.HasField("reinforcement"):
-        _name_reward_models(scope, resolved.reinforcement.grader)
+        name_reward_models(scope.project, resolved.reinforcement.grader)
     return resolved
-
-
-def _name_reward_models(scope: Scope, grader: Grader) -> None:
-    if grader.reward_model.model:
-        grader.reward_model.model = names.weights(scope.project, grader.reward_model.model)
-    for inner in grader.multi.graders.values():
-        _name_reward_models(scope, inner)
 
 
 class Jobs(SyncResource):

@@ -14,7 +14,7 @@ from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmRunner, Manner
 from luthier.evaluation.worker.judged import Item, Judged, judged_by
 from luthier.evaluation.worker.loaded_model import LoadedModel
-from luthier.evaluation.worker.questions import Question, failure_of
+from luthier.evaluation.worker.questions import Question, failure_of, no_shots
 from luthier.grading.judging import Matter, pairwise_prompt, rubric_prompt
 from luthier.text.records import ChatRecord, Message, SingleRecord
 from luthier.text.rendering import reference_text
@@ -116,7 +116,7 @@ class Judging:
             num_answers=self._num_all,
         )
         if items:
-            runner.run(_key(judge), _questions(items), (), range(len(items)))
+            runner.run(_key(judge), _questions(items), no_shots, range(len(items)))
 
     def judged(self) -> Judged:
         """Return what came of it."""

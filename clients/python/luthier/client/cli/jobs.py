@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from luthier.client.cli.completing import complete_names
+from luthier.client.cli.curves import learning_curve
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
@@ -32,7 +33,7 @@ def jobs() -> None:
     """Plan, start, watch and cancel fine-tuning jobs."""
 
 
-for command in (rollouts, logs, open_job):
+for command in (rollouts, logs, open_job, learning_curve):
     jobs.add_command(command)
 
 
