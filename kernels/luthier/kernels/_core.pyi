@@ -62,6 +62,7 @@ class Program:
         self,
         *,
         terms: Sequence[_Term | _Part],
+        num_rows: int,
         num_columns: int,
         bias: int,
         addend: _Rows,
@@ -78,7 +79,7 @@ class Program:
         num_rows: int,
         layers: Sequence[Sequence[_Cache]],
         first: Sequence[int],
-        angles: tuple[int, int, int],
+        angles: tuple[int, int, int, int, bool],
         isa: str,
         num_threads: int,
     ) -> None: ...
