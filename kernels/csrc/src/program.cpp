@@ -20,7 +20,9 @@ bool are_apart(int64_t stride, int64_t size, int64_t num_rows) { return num_rows
 void require_term(const Term& term, const Product& product) {
   const int64_t columns = std::min(term.num_columns, product.num_columns);
   const int64_t matrix_rows = term.transposed ? columns : term.contracted;
-  require(term.rows && term.matrix, "a term of a product lacks an address");
+  const Codes& codes = term.quantised;
+  const bool has_codes = codes.codes && codes.scales && codes.block > 0;
+  require(term.rows && (term.matrix || has_codes), "a term of a product lacks an address");
   require(term.contracted > 0 && columns > 0 && term.first_row >= 0,
           "a term of a product must contract at least 1 column into at least 1, from row 0 on");
   require(are_apart(term.rows_stride, term.contracted, product.num_rows) &&

@@ -15,7 +15,7 @@ from luthier.kernels.attention_decode import Cached
 from luthier.kernels.attention_decode import cpu as attention_decode
 from luthier.kernels.gated_activation import cpu as gated_activation
 from luthier.kernels.operands import DTYPES, row_pointer, settings
-from luthier.kernels.products import Term
+from luthier.kernels.products import Matrix, Term, matrix_of
 from luthier.kernels.rms_norm import cpu as rms_norm
 
 
@@ -39,7 +39,7 @@ class Program:
     """A sequence of operators, for any number of rows up to that of its tensors.
 
     All tensors are on the processor, dense along their rows, and of one type, bfloat16 or float32, but for float32 ones
-    that are rounded to it. The program holds them, and reads and writes them where they are: whoever tells it keeps
+    that are rounded to it; matrices of products may be quantised. The program holds them, and reads and writes them where they are: whoever tells it keeps
     weights in their place. What tells it raises ValueError where a tensor is none of these or does not fit the others;
     all numbers are checked in C++ besides, before anything is read or written.
     """
@@ -51,7 +51,7 @@ class Program:
         self._program = _core.Program()
         self._bfloat16 = dtype == torch.bfloat16
         self._dtype = dtype
-        self._held: list[Tensor] = []
+        self._held: list[object] = []
 
     def product(
         self,
@@ -64,14 +64,16 @@ class Program:
         num_rows, num_columns = out_MN.shape
         self._hold(out_MN.shape, out_MN, addend_MN)
         self._hold((num_columns,), bias_N)
-        for rows, matrix, turned in terms:
-            contracted = rows.shape[1]
-            self._hold((num_rows, contracted), rows)
-            self._hold((num_columns, contracted) if turned else (contracted, num_columns), matrix)
+        for rows, _, _ in terms:
+            self._hold((num_rows, rows.shape[1]), rows)
+        shapes = [
+            (num_columns, rows.shape[1]) if turned else (rows.shape[1], num_columns)
+            for rows, _, turned in terms
+        ]
         self._program.product(
             terms=[
-                (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned)
-                for rows, matrix, turned in terms
+                (*row_pointer(rows), *self._matrix(shape, matrix).place, rows.shape[1], turned)
+                for (rows, matrix, turned), shape in zip(terms, shapes, strict=True)
             ],
             num_rows=num_rows,
             num_columns=num_columns,
@@ -166,17 +168,22 @@ class Program:
     def _hold(self, shape: Sequence[int], *tensors: Tensor | None) -> None:
         """Hold tensors, which have to be of a shape, of the program's type, and dense along their rows."""
         for one in tensors:
-            if one is None:
-                continue
-            is_dense = one.stride(-1) == 1 or one.shape[-1] == 1
-            if (
-                one.dtype != self._dtype
-                or one.device.type != "cpu"
-                or not is_dense
-                or one.shape != torch.Size(shape)
-            ):
-                raise ValueError(
-                    f"a tensor must be {self._dtype} {tuple(shape)} on the processor, dense along its rows, got "
-                    f"{one.dtype} {tuple(one.shape)} on {one.device} with strides {one.stride()}"
-                )
-            self._held.append(one)
+            if one is not None:
+                self._require(shape, one)
+                self._held.append(one)
+
+    def _require(self, shape: Sequence[int], one: Tensor) -> None:
+        is_dense = one.stride(-1) == 1 or one.shape[-1] == 1
+        is_fit = one.dtype == self._dtype and one.device.type == "cpu" and one.shape == torch.Size(shape)
+        if not (is_dense and is_fit):
+            raise ValueError(
+                f"a tensor must be {self._dtype} {tuple(shape)} on the processor, dense along its rows, got "
+                f"{one.dtype} {tuple(one.shape)} on {one.device} with strides {one.stride()}"
+            )
+
+    def _matrix(self, shape: Sequence[int], matrix: Tensor) -> Matrix:
+        """A matrix of a shape where it stands, held."""
+        self._require(shape, matrix)
+        found = matrix_of(matrix)
+        self._held += [matrix, found.owner]
+        return found

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.kernels.dequantise import is_quantised
 from luthier.kernels.products import Term
 from luthier.kernels.program import Program, Rows
 from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm
@@ -43,6 +44,7 @@ class DecodeProgram:
 
     It computes what the model does as long as nothing has changed of `seen`, which is told all that is read off the
     model, also where it turns out to be unfit. Plain settings of a module, as a norm's epsilon, are taken to stay.
+    Weights of linear layers may be quantised.
 
     Memory: hidden states of `num_rows` rows in one layer, and the adapter's factors in the model's type.
 
@@ -117,10 +119,9 @@ class DecodeProgram:
     def _weight(self, held: dict[str, Any], name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of a module that has to stay where it is, of the model's type unless another one is said."""
         found = self._seen.weight(held, name)
-        is_plain = (
-            type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu" and found.is_contiguous()
-        )
-        if not is_plain or found.dtype != (dtype or self._dtype):
+        is_known = type(found) in (Tensor, nn.Parameter) or is_quantised(found)
+        is_here = found.device.type == "cpu" and found.is_contiguous()
+        if not (is_known and is_here) or found.dtype != (dtype or self._dtype):
             raise UnfitError(f"{name} is a {found.dtype} {type(found).__name__} on {found.device}")
         return found
 

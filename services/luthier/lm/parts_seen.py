@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from luthier.kernels.dequantise import is_quantised
+from luthier.kernels.dequantise.cpu import address_of
+
 
 class PartsSeen:
     """Modules that were looked at, in the places where they stood, with their hooks, weights and settings.
@@ -23,6 +26,8 @@ class PartsSeen:
         self._found: list[Any] = []
         self._tensors: list[Tensor] = []
         self._addresses: list[int] = []
+        self._quantised: list[Tensor] = []
+        self._quantised_addresses: list[int] = []
         self._counted: list[dict[Any, Any]] = []
         self._counts: list[int] = []
 
@@ -32,6 +37,7 @@ class PartsSeen:
             all(map(is_, map(dict.get, self._holders, self._names), self._found))
             and all(map(eq, map(len, self._counted), self._counts))
             and all(map(eq, map(Tensor.data_ptr, self._tensors), self._addresses))
+            and all(map(eq, map(address_of, self._quantised), self._quantised_addresses))
         )
 
     def look(self, holder: dict[str, Any], name: str) -> Any:
@@ -55,6 +61,9 @@ class PartsSeen:
         if type(found) in (Tensor, nn.Parameter):
             self._tensors.append(found)
             self._addresses.append(found.data_ptr())
+        elif is_quantised(found):
+            self._quantised.append(found)
+            self._quantised_addresses.append(address_of(found))
         return found
 
     def child(self, module: nn.Module, name: str) -> Any:
