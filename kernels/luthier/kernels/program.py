@@ -39,9 +39,9 @@ class Program:
     """A sequence of operators, for any number of rows up to that of its tensors.
 
     All tensors are on the processor, dense along their rows, and of one type, bfloat16 or float32, but for float32 ones
-    that are rounded to it; matrices of products may be quantised. The program holds them, and reads and writes them where they are: whoever tells it keeps
-    weights in their place. What tells it raises ValueError where a tensor is none of these or does not fit the others;
-    all numbers are checked in C++ besides, before anything is read or written.
+    that are rounded to it; matrices of products may be quantised. The program holds them, and reads and writes them
+    where they are: whoever tells it keeps weights in their place. What tells it raises ValueError where a tensor is no
+    such one or does not fit the others; all numbers are checked in C++ besides, before anything is read or written.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
