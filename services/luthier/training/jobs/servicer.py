@@ -48,6 +48,8 @@ class TrainingServicer:
             ),
         )
         self.CancelFineTuningJob = standard.cancel(family.cancel)
+        self.PauseFineTuningJob = standard.change(jobs.pausing.pause)
+        self.ResumeFineTuningJob = standard.change(jobs.pausing.resume)
         self.DeleteFineTuningJob = standard.delete(jobs.delete)
         self.WatchFineTuningJob = standard.watch(family.watch)
         self.ListFineTuningJobEvents = standard.events(
