@@ -131,9 +131,7 @@ def test_a_job_that_pauses_while_its_service_and_its_worker_are_killed_ends_with
     cluster, rendering = tuning.cluster, tuning.rendering
     with cluster.client() as client:
         alone = undisturbed(client, rendering)
-        handle = client.jobs.start(
-            job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="paused"
-        )
+        handle = client.jobs.start(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="paused")
 
         def pause_and_kill() -> None:
             handle.pause()

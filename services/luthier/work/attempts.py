@@ -87,7 +87,7 @@ class Attempts:
             return await self._tasks.change(connection, task.task_id, attempt_traceparent=span.traceparent)
 
     async def conclude(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        """End an attempt as its worker says: lost or given back where the failure passes, paused, or over with its task.
+        """End an attempt as its worker says: lost or given back where the failure passes, paused, or with its task.
 
         Raises InvalidArgument for a result of another kind of task.
         """
@@ -131,9 +131,7 @@ class Attempts:
             )
             await self._close(connection, task, Outcome(failure=failure))
         else:
-            await self._queue_again(
-                connection, task, losses, self._retry_seconds(losses) if counts else 0.0
-            )
+            await self._queue_again(connection, task, losses, self._retry_seconds(losses) if counts else 0.0)
 
     async def _queue_again(
         self, connection: AsyncConnection, task: Task, losses: int, seconds: float

@@ -239,7 +239,7 @@ class Tasks:
         )
 
     async def pause(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
-        """Put a task where it is given to nobody until it is queued again; what its resource said of waiting is over."""
+        """Let a task be given to nobody until it is queued again; what its resource said of waiting is over."""
         now_us = _now_us()
         return await self.change(
             connection, task_id, state=TaskState.PAUSED, queued_at_us=now_us, losses=losses, said=""

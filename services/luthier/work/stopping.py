@@ -35,8 +35,9 @@ class Stopping:
                 await self.attempts.end(connection, task, Outcome(cancelled=True))
 
     async def pause(self, connection: AsyncConnection, uid: str) -> None:
-        """Have the tasks of a resource given to nobody: at once those that are queued, once their workers have given
-        them back those that are leased.
+        """Have the tasks of a resource given to nobody.
+
+        At once those that are queued, and those that are leased once their workers have given them back.
         """
         for seen in await self._tasks.of_resource(connection, uid):
             if seen.state in (TaskState.DONE, TaskState.PAUSED):

@@ -252,9 +252,7 @@ async def test_what_has_ended_or_is_stopping_is_not_paused(
 
 
 @pytest.mark.parametrize("bring", [queued, preparing, running, cancelling, cancelled, succeeded, failed])
-async def test_what_is_not_paused_is_not_resumed(
-    bench: Any, bring: Callable[[Any], Awaitable[None]]
-) -> None:
+async def test_what_is_not_paused_is_not_resumed(bench: Any, bring: Callable[[Any], Awaitable[None]]) -> None:
     await bring(bench)
     before = await bench.job(JOB)
     state = State.Name(before.state).removeprefix("STATE_")

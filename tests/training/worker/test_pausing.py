@@ -60,7 +60,7 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wanted(**hyperparameters: Any) -> FineTuningJob:
-    """A job of some 30 steps with validations between, and no checkpoint of its own before its end."""
+    """A job of some five steps an epoch, with validations between, and no checkpoint of its own before its end."""
     job = job_of(**{"num_epochs": 6, **hyperparameters})
     job.checkpoint_interval_steps = 1000
     return job
@@ -93,7 +93,7 @@ async def seen(site: Site, name: str) -> AsyncIterator[Event]:
 async def until_state(site: Site, name: str, state: State.ValueType) -> None:
     """Wait until a job is in a state."""
     async with asyncio.timeout(90):
-        while (await found(site, name)).state != state:
+        while (await found(site, name)).state != state:  # noqa: ASYNC110 - a service brings it about
             await asyncio.sleep(0.05)
 
 
@@ -159,7 +159,11 @@ async def test_a_job_that_paused_twice_ends_with_the_same_bits(site: Site, model
     assert [text for text in logs if "after step" in text] == [
         f"{word} after step {step}" for step in (first, second) for word in ("paused", "resuming")
     ]
-    assert 0.0 < ended.paused_seconds < (ended.end_time.ToMicroseconds() - ended.start_time.ToMicroseconds()) / 1e6
+    assert (
+        0.0
+        < ended.paused_seconds
+        < (ended.end_time.ToMicroseconds() - ended.start_time.ToMicroseconds()) / 1e6
+    )
 
 
 async def test_reinforcement_that_paused_ends_with_the_same_bits(prompts: Site, model_folder: Path) -> None:
@@ -179,7 +183,7 @@ async def test_reinforcement_that_paused_ends_with_the_same_bits(prompts: Site, 
 async def test_two_ranks_pause_after_the_same_step_and_end_with_the_same_bits(
     site: Site, model_folder: Path, children: Children
 ) -> None:
-    asked = wanted(micro_batch_tokens=48, num_epochs=60)
+    asked = wanted(micro_batch_tokens=48, num_epochs=30)
     asked.ranks.CopyFrom(RankRange(min_ranks=2, max_ranks=2))
     crew = Torchrun(children, Crew(num_ranks=2, num_threads=1))
     async with site.worker(compute=crew, equipment=Equipment(num_ranks=2)):
@@ -250,7 +254,7 @@ async def test_a_cancel_overtakes_a_pause(site: Site, model_folder: Path) -> Non
 
 
 async def test_a_worker_that_is_killed_while_pausing_changes_nothing(site: Site, model_folder: Path) -> None:
-    asked = wanted(num_epochs=60)
+    asked = wanted(num_epochs=20)
     asked.checkpoint_interval_steps = 20
     with real_worker(site, "first") as running:
         await registered(site, model_folder)

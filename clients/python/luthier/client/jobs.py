@@ -86,7 +86,7 @@ def pause(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
 
 
 def resume(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
-    """Queue a paused job again, to go on from its last checkpoint. Raises FailedPrecondition for one that is not PAUSED."""
+    """Queue a paused job again, to go on from its last checkpoint. Raises FailedPrecondition for any other."""
     request = api.ResumeFineTuningJobRequest(name=_name(scope, name), etag=etag)
     return call(scope, lambda stubs: stubs.training.ResumeFineTuningJob, request)
 

@@ -45,9 +45,7 @@ class OnRay:
                 f"trains on {num_ranks} of this worker's {self._fleet.num_ranks} ranks: ranks.max_ranks says no more"
             )
         calls: Calls = {**calls_of(desk), "checkpoint_ready": _unless_stored(context)}
-        result: TrainEnd = self._children.run(
-            RayOrder(order=order, fleet=self._fleet), calls, context, STEP
-        )
+        result: TrainEnd = self._children.run(RayOrder(order=order, fleet=self._fleet), calls, context, STEP)
         return result
 
 

@@ -11,7 +11,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Add the column: of the tasks that are there none was asked."""
-    op.add_column("tasks", sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.false()))
+    op.add_column(
+        "tasks", sa.Column("pause_requested", sa.Boolean, nullable=False, server_default=sa.false())
+    )
 
 
 def downgrade() -> None:
