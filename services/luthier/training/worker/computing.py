@@ -140,9 +140,8 @@ def _train(
             graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
         result = made_steps(desk, corpus, settings, run, begun, loss, rollouts)
-    if isinstance(result, Paused):
-        return result
-    if records is None and not spec.job.HasField("reward_model") and weights.shards is None:
+    can_score = records is None and not spec.job.HasField("reward_model") and weights.shards is None
+    if can_score and not isinstance(result, Paused):
         recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
 
