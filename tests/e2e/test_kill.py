@@ -125,40 +125,51 @@ def until_paused(client: Client, name: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_job_that_pauses_while_its_service_and_its_worker_are_killed_ends_with_the_same_bits(
+def test_a_job_that_pauses_while_its_worker_and_its_service_are_killed_ends_with_the_same_bits(
     tuning: Shared,
 ) -> None:
     cluster, rendering = tuning.cluster, tuning.rendering
+    # A worker trains on while its service is away: up to the checkpoint after the next.
+    long = job(rendering, 3 * STEPS, checkpoint_interval_steps=INTERVAL)
     with cluster.client() as client:
-        alone = undisturbed(client, rendering)
-        handle = client.jobs.start(job(rendering, STEPS, checkpoint_interval_steps=INTERVAL), job_id="paused")
-
-        def pause_and_kill() -> None:
-            handle.pause()
-            cluster.kill("training")
-
-        when_step(client, "paused", INTERVAL + 5, pause_and_kill)
-        time.sleep(0.5)
-        cluster.start("training")
-        until_paused(client, "paused")
-        handle.resume()
+        whole = client.jobs.start(long, job_id="never-paused")
+        whole.wait(timeout_seconds=WAIT)
+        handle = client.jobs.start(long, job_id="paused")
 
         def pause_unheard() -> None:
             os.kill(cluster.pid("training-worker"), signal.SIGSTOP)
             assert handle.pause().state == FineTuningJob.STATE_PAUSING
             cluster.kill("training-worker")
 
-        when_step(client, "paused", 2 * INTERVAL + 5, pause_unheard)
+        when_step(client, "paused", INTERVAL + 5, pause_unheard)
         cluster.start("training-worker")
         until_paused(client, "paused")
-        assert client.jobs.get("paused").num_attempts == 2
         handle.resume()
-        assert handle.wait(timeout_seconds=WAIT).num_attempts == 3
-        one, other = (list(client.jobs.checkpoints(name))[-1] for name in (alone, "paused"))
+
+        next(
+            event for event in client.jobs.watch("paused") if event.attempt == 2 and event.HasField("metrics")
+        )
+        handle.pause()
+        cluster.kill("training")
+        time.sleep(0.5)
+        cluster.start("training")
+        until_paused(client, "paused")
+        assert handle.refresh().num_attempts == 2
+        handle.resume()
+        handle.wait(timeout_seconds=WAIT)
+        assert attempts(list(client.jobs.watch("paused"))) == [
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_LOST,
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_PAUSED,
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_SUCCEEDED,
+        ]
+        one, other = (list(client.jobs.checkpoints(name))[-1] for name in ("never-paused", "paused"))
         assert (one.step, one.digest) == (other.step, other.digest)
-        metrics = [without_clock(list(client.jobs.metrics(name))) for name in (alone, "paused")]
+        metrics = [without_clock(list(client.jobs.metrics(name))) for name in ("never-paused", "paused")]
         assert metrics[0] == metrics[1]
-        assert weights_of(client, alone) == weights_of(client, "paused") != {}
+        assert weights_of(client, "never-paused") == weights_of(client, "paused") != {}
 
 
 def training_process(worker: int) -> int:

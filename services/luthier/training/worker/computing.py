@@ -140,10 +140,15 @@ def _train(
             graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
         result = made_steps(desk, corpus, settings, run, begun, loss, rollouts)
-    can_score = records is None and not spec.job.HasField("reward_model") and weights.shards is None
-    if can_score and not isinstance(result, Paused):
+    if _is_scored(spec.job, engine, result):
         recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
+
+
+def _is_scored(job: fine_tuning_job_pb2.FineTuningJob, engine: Engine, result: TrainEnd) -> bool:
+    """Whether held-out tokens are looked at: at the end, by a model of words that each rank has whole."""
+    has_words = not (job.HasField("reinforcement") or job.HasField("reward_model"))
+    return has_words and engine.weights.shards is None and not isinstance(result, Paused)
 
 
 def _fit(
