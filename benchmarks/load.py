@@ -8,8 +8,9 @@ A Data service is started as a process of its own in an empty home; this process
 sustainable is measured first, with four calls at a time. At a multiple of it calls are sent when they are due,
 answered or not. `admitted` are calls that were answered OK, `refused` those that got RESOURCE_EXHAUSTED with a time
 to come back; anything else is counted under its code. Times are in milliseconds, as the generator sees them:
-when it falls behind its own schedule, `late_ms_p99` says so. Uploads are files of random bytes, one after the other,
-sent by the SDK from hashing to the service's word that all is stored; a MB is 10^6 bytes.
+when it falls behind its own schedule, `late_ms_p99` says so. `floor` is a server that only refuses
+(`load_floor.py`). Uploads are files of random bytes, one after the other, sent by the SDK from hashing to the
+service's word that all is stored; a MB is 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from load_floor import floor
 
 from luthier.client import AsyncClient, ConfigArguments
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, event_pb2, upload_pb2
@@ -178,8 +180,11 @@ async def offered(call: Call, lines: list[Line], rate: float, seconds: float) ->
     }
 
 
-async def overload(lines: list[Line], plan: Plan) -> dict[str, Any]:
-    """Measure every kind of call at every multiple of what is sustainable, and one second after the worst."""
+async def overload(lines: list[Line], home: Path, plan: Plan) -> dict[str, Any]:
+    """Measure every kind of call at every multiple of what is sustainable, and one second after the worst.
+
+    Beside it the floor: the largest rate of all, offered to a server that does nothing but refuse.
+    """
     result: dict[str, Any] = {}
     for name, call in CALLS.items():
         rate = await sustainable(call, lines, plan.seconds / 2)
@@ -187,6 +192,9 @@ async def overload(lines: list[Line], plan: Plan) -> dict[str, Any]:
         for multiple in plan.multiples:
             result[name][f"{multiple:g}x"] = await offered(call, lines, multiple * rate, plan.seconds)
         result[name]["after"] = await offered(call, lines, rate / 2, 1.0)
+    most = max(plan.multiples) * max(found["sustainable_per_second"] for found in result.values())
+    async with floor() as address, lines_to(address, home, plan) as others:
+        result["floor"] = await offered(get_dataset, others, most, plan.seconds)
     return result
 
 
@@ -337,18 +345,21 @@ def cpu_seconds(pid: int) -> float:
 
 @asynccontextmanager
 async def lines_to(address: str, home: Path, plan: Plan) -> AsyncIterator[list[Line]]:
-    """Open connections to a service that has datasets to read."""
+    """Open connections to a service."""
     # Channels of one process share a connection unless told not to.
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [aio.insecure_channel(address, options=options) for _ in range(plan.num_channels)]
-    lines = [Line(channel, home) for channel in channels]
-    for number in range(plan.num_datasets):
-        request = data_service_pb2.CreateDatasetRequest(parent=PARENT, dataset_id=f"d{number}")
-        await lines[0].data.CreateDataset(request, metadata=lines[0].key)
     try:
-        yield lines
+        yield [Line(channel, home) for channel in channels]
     finally:
         await asyncio.gather(*(channel.close() for channel in channels))
+
+
+async def fill(line: Line, plan: Plan) -> None:
+    """Create datasets to read."""
+    for number in range(plan.num_datasets):
+        request = data_service_pb2.CreateDatasetRequest(parent=PARENT, dataset_id=f"d{number}")
+        await line.data.CreateDataset(request, metadata=line.key)
 
 
 async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -357,8 +368,9 @@ async def measured(plan: Plan, parts: tuple[str, ...]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         async with service(home) as (address, pid), lines_to(address, home, plan) as lines:
+            await fill(lines[0], plan)
             measures: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
-                "overload": partial(overload, lines, plan),
+                "overload": partial(overload, lines, home, plan),
                 "watchers": partial(watching, lines, plan),
                 "uploads": partial(uploading, address, home, plan),
             }

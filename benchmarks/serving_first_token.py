@@ -145,7 +145,7 @@ def _begun(client: Client, version: str, size: Size) -> str:
     )
     name = client.evaluations.create(wanted).name
     for event in client.evaluations.watch(name):
-        if ": arm " in event.progress.phase:
+        if event.progress.total:
             break
     return name
 

@@ -40,7 +40,11 @@ T* at(uintptr_t address) {
 
 // (address, row stride, address, row stride, contracted, transposed)
 using TermTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, bool>;
-// The same, and of which rows [first, end) it is a term, and of how many columns.
+// (addresses of codes, levels or 0, and scales; elements of a block; row length)
+using CodesTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+// The same of a quantised matrix.
+using QuantisedTuple = std::tuple<uintptr_t, int64_t, CodesTuple, int64_t, bool>;
+// The first, and of which rows [first, end) it is a term, and of how many columns.
 using PartTuple = std::tuple<TermTuple, int64_t, int64_t, int64_t>;
 // (address of left, row stride, address of right, row stride, rows, rank, columns, scale, address of out, transposed)
 using GramTuple = std::tuple<uintptr_t, int64_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, float, uintptr_t, bool>;
@@ -54,7 +58,15 @@ luthier::Term term_of(const TermTuple& tuple) {
   return {at<void>(rows), rows_stride, at<void>(matrix), matrix_stride, contracted, transposed};
 }
 
-using AnyTermTuple = std::variant<TermTuple, PartTuple>;
+luthier::Term term_of(const QuantisedTuple& tuple) {
+  const auto& [rows, rows_stride, matrix, contracted, transposed] = tuple;
+  const auto& [codes, levels, scales, block, length] = matrix;
+  luthier::Term term{at<void>(rows), rows_stride, nullptr, length, contracted, transposed};
+  term.quantised = {at<const void>(codes), at<const float>(levels), at<const float>(scales), block};
+  return term;
+}
+
+using AnyTermTuple = std::variant<TermTuple, QuantisedTuple, PartTuple>;
 // (address, row stride)
 using RowsTuple = std::pair<uintptr_t, int64_t>;
 
@@ -64,6 +76,8 @@ std::vector<luthier::Term> terms_of(const std::vector<AnyTermTuple>& tuples) {
     if (const auto* part = std::get_if<PartTuple>(&tuple)) {
       terms.push_back(term_of(std::get<0>(*part)));
       std::tie(std::ignore, terms.back().first_row, terms.back().end_row, terms.back().num_columns) = *part;
+    } else if (const auto* quantised = std::get_if<QuantisedTuple>(&tuple)) {
+      terms.push_back(term_of(*quantised));
     } else {
       terms.push_back(term_of(std::get<TermTuple>(tuple)));
     }

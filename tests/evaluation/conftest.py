@@ -26,7 +26,7 @@ from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.room import Room
-from luthier.runtime.auth import Authenticator, Kind
+from luthier.runtime.auth import Authenticator, Role
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
@@ -124,7 +124,7 @@ class Site:
         data = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
         model = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
         training = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
-        tasks: frozenset[Kind] = frozenset({"task"})
+        tasks: frozenset[Role] = frozenset({"task"})
         running = await self._stack.enter_async_context(
             serving(
                 ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),

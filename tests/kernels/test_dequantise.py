@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchao.quantization import Int8Tensor, PerRow, to_nf4
 
+from luthier.kernels import products
 from luthier.kernels.dequantise import dense, dequantise, is_quantised
-from luthier.kernels.dequantise.cpu import dense_for_product
 from luthier.kernels.dispatch import Isa
 from luthier.kernels.grouped_lora_linear import LoraAdapter, Segment, grouped_lora_linear
 from luthier.kernels.linear import linear
@@ -52,19 +51,34 @@ def test_cpu_bits_do_not_depend_on_threads(
     same_for_threads(lambda: [dequantise(weight, impl="cpu")])
 
 
-def test_products_share_the_memory_of_what_they_multiply_with_and_threads_do_not() -> None:
-    large, small, plain = held("int8", 64, 96), held("nf4", 32, 96), torch.ones(4, 4)
-    first = dense_for_product([large, plain, small])
-    assert first[1] is plain
-    for weight, found in zip((large, small), first[::2], strict=True):
-        assert torch.equal(found, dequantise(weight, impl="eager"))
-        assert found.data_ptr() % 64 == 0, "C++ loads whole lines"
-    [again] = dense_for_product([small])
-    assert again.data_ptr() == first[0].data_ptr()
-    with ThreadPoolExecutor(1) as other:
-        [elsewhere] = other.submit(dense_for_product, [large]).result()
-    assert torch.equal(again, dequantise(small, impl="eager")), "another thread's product changes nothing"
-    assert torch.equal(elsewhere, dequantise(large, impl="eager"))
+@pytest.mark.parametrize("rows", [1, 5, 16, 70, 300, 900])
+@pytest.mark.parametrize("shape", [(256, 33), (132, 64), (96, 2304), (36, 4160)], ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_is_made_within_a_product_is_what_is_made_before_it(
+    isa: Isa, name: str, shape: tuple[int, int], rows: int, dtype: torch.dtype
+) -> None:
+    """Panels cut rows and blocks anywhere, long rows are made in parts, and rows are many enough to be packed once."""
+    weight = held(name, *shape, dtype=dtype)
+    numbers = dequantise(weight, impl="eager")
+    generator = torch.Generator().manual_seed(rows)
+    x, grad = (torch.randn(rows, size, generator=generator).to(dtype) for size in shape[::-1])
+    for given, is_transposed, size in ((x, True, shape[0]), (grad, False, shape[1])):
+        outs = [
+            products.product([(given, one, is_transposed)], torch.empty(rows, size, dtype=dtype))
+            for one in (weight, numbers)
+        ]
+        assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_products_with_codes_do_not_depend_on_threads_or_other_rows(
+    isa: Isa, name: str, same_for_threads: Callable[..., None]
+) -> None:
+    weight, x = held(name, 160, 192), torch.randn(70, 192).to(torch.bfloat16)
+    same_for_threads(lambda: [linear(x, weight, impl="cpu")])
+    alone = torch.cat([linear(x[row : row + 1], weight, impl="cpu") for row in range(len(x))])
+    assert torch.equal(alone, linear(x, weight, impl="cpu"))
 
 
 def test_what_is_not_quantised_stays_as_it_is() -> None:

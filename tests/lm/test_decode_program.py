@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,8 @@ from luthier.lm.decoding import Batch
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.lora import muted, use_adapter
 from luthier.lm.passes import forward_together
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import quantise_linears
 
 ModelMaker = Callable[..., Any]
 Runs = list[tuple[int, DecodeProgram]]
@@ -116,6 +119,31 @@ def test_a_program_computes_what_modules_compute(
     assert (found - wanted).norm() <= close * wanted.norm()
     base = logits_of(model)
     assert torch.equal(base, found) == (adapter is None)
+
+
+@pytest.mark.parametrize("adapter", [None, "a"])
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_a_program_multiplies_with_quantised_weights_as_modules_do(
+    tiny_model: ModelMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: Runs,
+    precision: Precision,
+    adapter: str | None,
+) -> None:
+    model = tiny_model().to(torch.bfloat16)
+    plain = logits_of(with_kernels(deepcopy(model), torch.bfloat16))
+    runs.clear()
+    quantise_linears(model, precision, "cpu")
+    use_kernels(model)
+    if adapter is not None:
+        with_adapter(model, adapter, 1)
+    with use_adapter(model, adapter):
+        wanted = by_modules(monkeypatch, lambda: logits_of(model))
+        assert not runs
+        found = logits_of(model)
+    assert [rows for rows, _ in runs] == [len(PROMPTS)] * 3
+    assert (found - wanted).norm() <= 0.06 * wanted.norm()
+    assert not torch.equal(found, plain)
 
 
 def test_a_program_is_made_once_and_anew_for_more_rows(tiny_model: ModelMaker, runs: Runs) -> None:

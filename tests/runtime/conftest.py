@@ -89,6 +89,7 @@ def add_echo(echo: Echo, server: aio.Server) -> None:
         ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_registered_method_handlers(SERVICE, handlers)
 
 
 class Site:
@@ -127,8 +128,8 @@ class Site:
 
 
 POLICY: Policy = {
-    f"/{SERVICE}/Create": frozenset({"key", "task"}),
-    f"/{SERVICE}/Stream": frozenset({"key"}),
+    f"/{SERVICE}/Create": frozenset({"writer", "task"}),
+    f"/{SERVICE}/Stream": frozenset({"reader"}),
 }
 
 

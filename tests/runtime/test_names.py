@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.errors import InvalidArgument, LuthierError, PermissionDenied
+from luthier.errors import InvalidArgument, LuthierError
 from luthier.runtime.filters import parse_filter, parse_order_by
-from luthier.runtime.names import Pattern, check_id, new_id, project_of, require_project, same_project
+from luthier.runtime.names import Pattern, check_id, new_id, project_named, project_of
 from luthier.runtime.paging import PageTokens, fingerprint, page_size
 
 DATASET = Pattern("projects/{project}/datasets/{dataset}")
@@ -45,17 +45,25 @@ def test_new_ids_differ_and_keep_the_rule() -> None:
     assert all(check_id(one, field="id") for one in made)
 
 
-def test_references_stay_in_their_project() -> None:
-    same_project("projects/a", "projects/a/models/m", "model")
-    with pytest.raises(InvalidArgument, match="must be in projects/a, got 'projects/b/models/m'") as caught:
-        same_project("projects/a", "projects/b/models/m", "model")
-    assert caught.value.reason == "CROSS_PROJECT_REFERENCE"
-
-
-def test_a_project_that_is_not_there_cannot_be_told_from_one_that_is_closed() -> None:
-    assert require_project("projects/a", {"a"}) == "a"
-    with pytest.raises(PermissionDenied):
-        require_project("projects/b", {"a"})
+@pytest.mark.parametrize(
+    ("name", "project"),
+    [
+        ("projects/a", "a"),
+        ("projects/a/models/m", "a"),
+        ("projects/-", None),
+        ("projects/-/models/m", None),
+        ("projects/a\n", None),
+        ("projects/A/models/m", None),
+        ("/projects/a", None),
+        ("a", None),
+        ("", None),
+    ],
+)
+def test_what_no_resource_can_have_as_a_name_names_no_project(name: str, project: str | None) -> None:
+    assert project_named(name) == project
+    if project is None:
+        with pytest.raises(InvalidArgument, match="must start with projects/"):
+            project_of(name)
 
 
 def test_page_sizes_keep_aip_158() -> None:

@@ -15,8 +15,9 @@ from tests.work.keepers import dataset
 from luthier.data.datasets.repository import datasets
 from luthier.data.schema import MIGRATIONS
 from luthier.errors import FailedPrecondition, NotFound, PermissionDenied, Reason
+from luthier.runtime.auth import HOLDER
 from luthier.storage.database import Database
-from luthier.work import elsewhere, schema
+from luthier.work import schema
 from luthier.work.elsewhere import GrpcKeeper, Hold
 from luthier.work.families import delete_free
 from luthier.work.holds import GRACE_SECONDS, Holds
@@ -179,7 +180,7 @@ async def test_a_field_of_a_hold_that_is_not_valid_is_named(
     held = await dataset(parts.database, "held")
     wanted: dict[str, Any] = {"name": held.message.name, "uid": held.uid, "holder": JOB, "seconds": 60.0}
     wanted |= {"hold": str(uuid.uuid4()), **changes}
-    token = parts.task_tokens.mint("p", (held.message.name,), 0, elsewhere.HOLDER, 60.0)
+    token = parts.task_tokens.mint("p", (held.message.name,), 0, HOLDER, 60.0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = hold_service_pb2_grpc.HoldServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -202,4 +203,4 @@ async def test_a_workers_token_holds_and_releases_nothing(hosted: tuple[Parts, i
             await stub.ReleaseHold(release, metadata=bearer(token), timeout=10)
     error = error_of(caught.value)
     assert isinstance(error, PermissionDenied)
-    assert "only another service may hold a resource" in error.message
+    assert "only another service may" in error.message

@@ -14,13 +14,13 @@ import pytest
 from luthier.data.peers import ModelPeer
 from luthier.errors import LuthierError, NotFound, Reason, Unavailable
 from luthier.evaluation.peers import GrpcPeers
-from luthier.runtime.auth import Authenticator, Kind, TaskTokens
+from luthier.runtime.auth import Authenticator, Role, TaskTokens
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.training.peers import DataRenderings
-from luthier.v1 import data_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
+from luthier.v1 import data_service_pb2, data_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from luthier.work.peers import aio_channel, bearer, channel
 from luthier.work.requests import SqlRequestLog
 from luthier.work.retry import retrying
@@ -76,26 +76,25 @@ async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
     """The address and the keys of a server with the Data and the Model service, open to tasks."""
     keys = read_or_create_keys(tmp_path / "theirs")
     database = Database(f"sqlite+aiosqlite:///{tmp_path / 'peer.db'}")
-    services = ("luthier.v1.DataService", "luthier.v1.ModelService")
-    methods = (
-        ("GetDatasetVersion", "GetRendering", "ReadRendering"),
-        ("GetModel", "ListModelFiles"),
+    services = (
+        data_service_pb2.DESCRIPTOR.services_by_name["DataService"],
+        model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     )
-    tasks: frozenset[Kind] = frozenset({"task"})
+    tasks: frozenset[Role] = frozenset({"task"})
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         running = await stack.enter_async_context(
             serving(
                 ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
                 [
-                    Registration(add=add, servicer=servicer(), name=name)
-                    for (add, servicer), name in zip(REGISTRATIONS, services, strict=True)
+                    Registration(add=add, servicer=servicer(), name=service.full_name)
+                    for (add, servicer), service in zip(REGISTRATIONS, services, strict=True)
                 ],
                 authenticator=Authenticator(keys),
                 policy={
-                    f"/{service}/{method}": tasks
-                    for service, named in zip(services, methods, strict=True)
-                    for method in named
+                    f"/{service.full_name}/{method.name}": tasks
+                    for service in services
+                    for method in service.methods
                 },
                 request_log=SqlRequestLog(database),
                 metrics=MetricsServer("127.0.0.1:0"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.work.things import NAME, PARENT, State, Things, things_in
 
-from luthier.errors import InvalidArgument, NotFound, PermissionDenied, Reason
+from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.runtime.names import Pattern
 from luthier.runtime.paging import PageTokens
 from luthier.runtime.server import of_families
@@ -32,7 +32,7 @@ class ThingsServicer:
 
     def __init__(self, things: Things) -> None:
         family = things.family
-        standard = StandardMethods(pattern=PATTERN, tokens=TOKENS, projects=frozenset({"p"}))
+        standard = StandardMethods(pattern=PATTERN, tokens=TOKENS)
         self.GetEvaluation = standard.get(family.message)
         self.ListEvaluations = standard.list(
             family.page,
@@ -98,23 +98,20 @@ async def test_a_page_of_great_resources_holds_fewer(things: Things, servicer: T
 
 
 async def test_names_and_parents_of_others_are_refused(servicer: ThingsServicer) -> None:
-    for name, error in (
-        ("projects/p/models/m", InvalidArgument),
-        ("projects/q/evaluations/a", PermissionDenied),
-    ):
-        with pytest.raises(error):
+    for name in ("projects/p/models/m", "projects/-/evaluations/a"):
+        with pytest.raises(InvalidArgument):
             await servicer.GetEvaluation(api.GetEvaluationRequest(name=name), CONTEXT)
-        with pytest.raises(error):
+        with pytest.raises(InvalidArgument):
             await servicer.CancelEvaluation(api.CancelEvaluationRequest(name=name), CONTEXT)
-        with pytest.raises(error):
+        with pytest.raises(InvalidArgument):
             await servicer.DeleteEvaluation(api.DeleteEvaluationRequest(name=name), CONTEXT)
-        with pytest.raises(error):
+        with pytest.raises(InvalidArgument):
             await servicer.ListEvents(ListFineTuningJobEventsRequest(parent=name), CONTEXT)
         async with watched(servicer, api.WatchEvaluationRequest(name=name)) as events:
-            with pytest.raises(error):
+            with pytest.raises(InvalidArgument):
                 await anext(events)
-    for parent, error in (("projects/p/models/m", InvalidArgument), ("projects/q", PermissionDenied)):
-        with pytest.raises(error, match=r"parent: must be|no access to"):
+    for parent in ("projects/p/models/m", "projects/-"):
+        with pytest.raises(InvalidArgument, match="parent: must be"):
             await servicer.ListEvaluations(api.ListEvaluationsRequest(parent=parent), CONTEXT)
 
 

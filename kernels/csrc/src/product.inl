@@ -1,5 +1,6 @@
 // product and gram: the matrix products of a linear layer with a low-rank update, and of its gradients.
 #pragma once
+#include "dequantise.inl"
 #include "luthier/product.hpp"
 #include "matrix.inl"
 
@@ -66,16 +67,50 @@ struct WideRows {
   }
 };
 
-// Packs steps [k, k + part) of the columns [column, column + columns) of a term.
+// Steps [step, step + steps) of the columns [column, column + columns) of a term.
+struct Piece {
+  int64_t column, columns, step, steps;
+};
+
+// Where elements stand, and how far their rows lie apart.
+template <class Scalar>
+struct Elements {
+  const Scalar* at;
+  int64_t stride;
+};
+
+// The elements of a piece as they lie in the matrix; of a quantised one they are made, in `space`.
+template <class Scalar>
+Elements<Scalar> elements_of(const Term& term, const Piece& piece, Scalar* space) {
+  const int64_t row = term.transposed ? piece.column : piece.step, column = term.transposed ? piece.step : piece.column;
+  if (!term.quantised.codes)
+    return {static_cast<const Scalar*>(term.matrix) + row * term.matrix_stride + column, term.matrix_stride};
+  const int64_t rows = term.transposed ? piece.columns : piece.steps;
+  const int64_t columns = term.transposed ? piece.steps : piece.columns;
+  dequantise_part(term.quantised, term.matrix_stride, row, rows, column, columns, space);
+  return {space, columns};
+}
+
+// The elements that `elements_of` makes at a time.
 template <class Path>
-void pack_panel(const Term& term, int64_t column, int64_t k, int64_t part, int64_t columns, int vectors,
+int64_t made_elements(const Product& p) {
+  int64_t most = 0;
+  for (int t = 0; t < p.num_terms; ++t) {
+    const int64_t steps =
+        p.terms[t].contracted < kContractedBlock<Path> ? p.terms[t].contracted : kContractedBlock<Path>;
+    if (p.terms[t].quantised.codes && steps * P > most) most = steps * P;
+  }
+  return most;
+}
+
+template <class Path>
+void pack_piece(const Term& term, const Piece& piece, int vectors, typename Path::Scalar* space,
                 typename Path::Item* panel) {
-  const auto* matrix = static_cast<const typename Path::Scalar*>(term.matrix);
-  const int64_t stride = term.matrix_stride;
+  const auto elements = elements_of(term, piece, space);
   if (term.transposed)
-    pack_rows<Path>(matrix + column * stride + k, stride, part, columns, vectors, panel);
+    pack_rows<Path>(elements.at, elements.stride, piece.steps, piece.columns, vectors, panel);
   else
-    pack_columns<Path>(matrix + k * stride + column, stride, part, columns, vectors, panel);
+    pack_columns<Path>(elements.at, elements.stride, piece.steps, piece.columns, vectors, panel);
 }
 
 // The panels of all terms, packed once for all blocks of rows, of which each would pack them again. Only where products
@@ -110,7 +145,13 @@ struct PackedPanels {
     const Term& term = p.terms[t];
     const int64_t column = index % num_panels() * P, rest = p.num_columns - column < P ? p.num_columns - column : P;
     const int64_t columns = term.num_columns - column < rest ? term.num_columns - column : rest;
-    if (columns > 0) pack_panel<Path>(term, column, 0, term.contracted, columns, vectors_for(rest), at(t, column));
+    if (columns <= 0) return;
+    auto* space = reinterpret_cast<Scalar*>(scratch(made_elements<Path>(p) * int64_t{sizeof(Scalar)}));
+    const int vectors = vectors_for(rest);
+    for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
+      const int64_t part = term.contracted - k < kContractedBlock<Path> ? term.contracted - k : kContractedBlock<Path>;
+      pack_piece<Path>(term, {column, columns, k, part}, vectors, space, at(t, column) + k * vectors * L);
+    }
   }
 };
 
@@ -171,6 +212,7 @@ struct ProductTask {
     Cutter cutter{nullptr};
     for (int pass = 0; pass < 2; ++pass) {
       Item* panel = cutter.take<Item>(packed.memory ? 0 : most_panel_items(vectors));
+      Scalar* made = cutter.take<Scalar>(packed.memory ? 0 : made_elements<Path>(p));
       Item* space = cutter.take<Item>(most_row_items(rows));
       float* sums = cutter.take<float>(rows * P);
       if (pass == 0) {
@@ -181,7 +223,7 @@ struct ProductTask {
       bool accumulate = !begins_whole();
       if (accumulate) std::memset(sums, 0, rows * P * sizeof(float));
       for (int t = 0; t < p.num_terms; ++t)
-        add(t, {row, rows, column, columns}, vectors, panel, space, sums, accumulate);
+        add(t, {row, rows, column, columns}, vectors, {panel, made, space, sums}, accumulate);
       finish({row, rows, column, columns}, sums, !accumulate);
     }
   }
@@ -190,22 +232,30 @@ struct ProductTask {
     int64_t row, rows, column, columns;
   };
 
-  void add(int t, const Window& w, int vectors, Item* panel, Item* space, float* sums, bool& accumulate) const {
+  // What a task writes on its way: a packed panel, numbers of a quantised matrix, copied rows, sums.
+  struct Room {
+    Item* panel;
+    Scalar* made;
+    Item* rows;
+    float* sums;
+  };
+
+  void add(int t, const Window& w, int vectors, const Room& room, bool& accumulate) const {
     const Term& term = p.terms[t];
     const int64_t first = w.row > term.first_row ? w.row : term.first_row;
     const int64_t end = w.row + w.rows < term.end_row ? w.row + w.rows : term.end_row;
     const int64_t columns = term.num_columns - w.column < w.columns ? term.num_columns - w.column : w.columns;
     if (first >= end || columns <= 0) return;
     const Scalar* a = static_cast<const Scalar*>(term.rows) + first * term.rows_stride;
-    float* own_sums = sums + (first - w.row) * P;
+    float* own_sums = room.sums + (first - w.row) * P;
     for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
       const int64_t part = term.contracted - k < kContractedBlock<Path> ? term.contracted - k : kContractedBlock<Path>;
-      const Item* columns_of = panel;
+      const Item* columns_of = room.panel;
       if (packed.memory)
         columns_of = packed.at(t, w.column) + k * vectors * L;
       else
-        pack_panel<Path>(term, w.column, k, part, columns, vectors, panel);
-      const Rows<Path> operand = row_operand_at(t, first, k, a, end - first, part, space);
+        pack_piece<Path>(term, {w.column, columns, k, part}, vectors, room.made, room.panel);
+      const Rows<Path> operand = row_operand_at(t, first, k, a, end - first, part, room.rows);
       multiply<Path>(operand, columns_of, vectors, steps_for<Path>(part), own_sums, P, end - first, accumulate);
       accumulate = true;
     }

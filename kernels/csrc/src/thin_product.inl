@@ -46,16 +46,18 @@ struct ThinProduct {
   void run(int64_t index) const {
     [[maybe_unused]] const typename Path::Session session{};
     const int64_t column = index * P, columns = p.num_columns - column < P ? p.num_columns - column : P;
-    float* sums = reinterpret_cast<float*>(scratch(2 * P * P * int64_t{sizeof(float)}));
+    const int64_t made = made_elements<Path>(p) * int64_t{sizeof(Scalar)};
+    float* sums = reinterpret_cast<float*>(scratch(2 * P * P * int64_t{sizeof(float)} + made));
     float* turned = sums + P * P;
+    auto* space = reinterpret_cast<Scalar*>(turned + P * P);
     bool accumulate = false;
     for (int t = 0; t < p.num_terms; ++t) {
       const Term& term = p.terms[t];
-      const Scalar* matrix = static_cast<const Scalar*>(term.matrix) + column * term.matrix_stride;
       for (int64_t k = 0; k < term.contracted; k += kContractedBlock<Path>) {
         const int64_t left = term.contracted - k;
         const int64_t part = left < kContractedBlock<Path> ? left : kContractedBlock<Path>;
-        const Rows<Path> rows = row_operand<Path>(matrix + k, term.matrix_stride, columns, part, nullptr);
+        const Elements<Scalar> elements = elements_of(term, {column, columns, k, part}, space);
+        const Rows<Path> rows = row_operand<Path>(elements.at, elements.stride, columns, part, nullptr);
         multiply<Path>(rows, memory + items(t) + k * vectors * L, vectors, steps_for<Path>(part), sums, P, columns,
                        accumulate);
         accumulate = true;

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "luthier/parallel.hpp"
-#if LUTHIER_LANES == 16
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 

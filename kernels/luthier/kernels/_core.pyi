@@ -6,6 +6,8 @@ from typing import Any
 _Rows = tuple[int, int]
 _Heads = tuple[int, int, int]
 _Term = tuple[int, int, int, int, int, bool]
+_Codes = tuple[int, int, int, int, int]
+_Quantised = tuple[int, int, _Codes, int, bool]
 _Part = tuple[_Term, int, int, int]
 _Rounding = tuple[int, int, int, float]
 _Cache = tuple[int, ...]
@@ -14,7 +16,7 @@ _Gram = tuple[int, int, int, int, int, int, int, float, int, bool]
 def supports(isa: str) -> bool: ...
 def product(
     *,
-    terms: Sequence[_Term | _Part],
+    terms: Sequence[_Term | _Quantised | _Part],
     num_rows: int,
     num_columns: int,
     bias: int,
@@ -61,7 +63,7 @@ class Program:
     def product(
         self,
         *,
-        terms: Sequence[_Term | _Part],
+        terms: Sequence[_Term | _Quantised | _Part],
         num_columns: int,
         bias: int,
         addend: _Rows,

@@ -16,7 +16,7 @@ from luthier.kernels.attention_decode import Cached
 from luthier.kernels.attention_decode import cpu as attention_decode
 from luthier.kernels.gated_activation import cpu as gated_activation
 from luthier.kernels.operands import row_pointer, settings
-from luthier.kernels.products import Term
+from luthier.kernels.products import Matrix, Term, matrix_of
 from luthier.kernels.rms_norm import cpu as rms_norm
 
 
@@ -40,15 +40,15 @@ class Program:
     """A sequence of operators, for any number of rows up to that of its tensors.
 
     All tensors are on the processor, dense along their rows, and of one type, bfloat16 or float32, but for float32 ones
-    that are rounded to it. The program holds them, and reads and writes them where they are: whoever tells it keeps
-    weights in their place.
+    that are rounded to it; matrices of products may be quantised. The program holds them, and reads and writes them
+    where they are: whoever tells it keeps weights in their place.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._program = _core.Program()
         self._bfloat16 = dtype == torch.bfloat16
         self._dtype = dtype
-        self._held: list[Tensor] = []
+        self._owners: list[object] = []
         self._most_rows = sys.maxsize
         self._attended: list[tuple[int, tuple[int, int], bool]] = []
 
@@ -61,10 +61,10 @@ class Program:
     ) -> None:
         """Sum of the terms' matrix products + bias + addend, as `products.product`; `out_MN` may be the addend."""
         self._hold_rows(out_MN, *(rows for rows, _, _ in terms), *(() if addend_MN is None else (addend_MN,)))
-        self._hold(bias_N, *(matrix for _, matrix, _ in terms))
+        self._hold(bias_N)
         self._program.product(
             terms=[
-                (*row_pointer(rows), *row_pointer(matrix), rows.shape[1], turned)
+                (*row_pointer(rows), *self._matrix(matrix).place, rows.shape[1], turned)
                 for rows, matrix, turned in terms
             ],
             num_columns=out_MN.shape[1],
@@ -177,10 +177,16 @@ class Program:
                 f"got {cos.dtype} {tuple(cos.shape)} and {sin.dtype} {tuple(sin.shape)}"
             )
 
+    def _matrix(self, matrix: Tensor) -> Matrix:
+        """A matrix where it stands, held."""
+        found = matrix_of(matrix)
+        self._owners.append(found.owner)
+        return found
+
     def _hold_rows(self, *tensors: Tensor) -> None:
         """Hold tensors that have as many rows as a run may have."""
         self._most_rows = min(self._most_rows, *map(len, tensors))
         self._hold(*tensors)
 
     def _hold(self, *tensors: Tensor | None) -> None:
-        self._held += [one for one in tensors if one is not None]
+        self._owners += [one for one in tensors if one is not None]

@@ -117,6 +117,29 @@ def fetch_demo_model() -> None:
         _say(f"next: luthier models register {MODEL_ID} --gguf {path}")
 
 
+@main.command(name="grant-key")
+@click.argument("name")
+@click.option(
+    "--project", "projects", multiple=True, required=True, help="A project; '*' for all. Repeatable."
+)
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    help="reader: read; generator: have models answer and answers graded; writer: create, change, delete. Repeatable.",
+)
+def grant_key(name: str, projects: tuple[str, ...], roles: tuple[str, ...]) -> None:
+    """Print a new API key of some projects and roles; it is stored nowhere. NAME is how logs call it.
+
+    Services know it once they have started again. Who deletes its entry in api-keys.toml of the home takes it back.
+    """
+    with _clear_errors():
+        from luthier.runtime import granted_keys
+
+        print(granted_keys.grant_key(read(Config, section="DAEMON").home, name, projects, roles))
+
+
 @main.command(name="webhook-secret")
 @click.argument("url")
 @click.option(

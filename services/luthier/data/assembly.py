@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,10 +56,6 @@ class Parts(Protocol):
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
-    @property
-    def projects(self) -> Container[str]:
-        """Ids of the projects that are served."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataService:
@@ -81,9 +77,9 @@ def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_b
     datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
     renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere)
     registered = registration(
-        DatasetsServicer(datasets, reader, parts.page_tokens, parts.projects),
-        UploadsServicer(uploads, parts.page_tokens, parts.projects),
-        RenderingsServicer(renderings, reader, token_texts, parts.page_tokens, parts.projects),
+        DatasetsServicer(datasets, reader, parts.page_tokens),
+        UploadsServicer(uploads, parts.page_tokens),
+        RenderingsServicer(renderings, reader, token_texts, parts.page_tokens),
     )
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.BUILD_VERSION: BuildVersionHandler(datasets),

@@ -5,18 +5,46 @@ from __future__ import annotations
 from luthier.data.datasets.servicer import DatasetsServicer
 from luthier.data.renderings.servicer import RenderingsServicer
 from luthier.data.uploads.servicer import UploadsServicer
-from luthier.runtime.auth import Kind
+from luthier.runtime.auth import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc
 
 SERVICE = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
-_FOR_TASKS = frozenset({"GetDatasetVersion", "ReadRecords", "GetRendering", "ReadRendering"})
-_KEY: frozenset[Kind] = frozenset({"key"})
-_KEY_OR_TASK: frozenset[Kind] = frozenset({"key", "task"})
-POLICY = {
-    f"/{SERVICE.full_name}/{method.name}": _KEY_OR_TASK if method.name in _FOR_TASKS else _KEY
-    for method in SERVICE.methods
-}
+POLICY = policy_of(
+    SERVICE,
+    reads=(
+        "GetDataset",
+        "ListDatasets",
+        "GetUpload",
+        "GetDatasetVersion",
+        "ListDatasetVersions",
+        "WatchDatasetVersion",
+        "ListDatasetVersionErrors",
+        "ListRecords",
+        "ReadRecords",
+        "GetRendering",
+        "ListRenderings",
+        "WatchRendering",
+        "ListRenderingErrors",
+        "PreviewRendering",
+        "ReadRendering",
+    ),
+    changes=(
+        "CreateDataset",
+        "DeleteDataset",
+        "StartUpload",
+        "WriteUpload",
+        "CancelUpload",
+        "DeleteUpload",
+        "CreateDatasetVersion",
+        "CancelDatasetVersion",
+        "DeleteDatasetVersion",
+        "CreateRendering",
+        "CancelRendering",
+        "DeleteRendering",
+    ),
+    tasks=("GetDatasetVersion", "ReadRecords", "GetRendering", "ReadRendering"),
+)
 
 
 def registration(

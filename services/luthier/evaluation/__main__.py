@@ -43,14 +43,14 @@ def build(parts: Parts, config: Config) -> Hosted:
     outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, access=access)
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
-    generations = GenerationService(exchange, peers, aliases, parts.task_tokens, config.projects)
-    grading = GradingService(rewards, config.projects)
+    generations = GenerationService(exchange, peers, aliases, parts.task_tokens)
+    grading = GradingService(rewards)
     parts.at_end(grading.close)
     registered = registration(
-        EvaluationsServicer(evaluations, parts.page_tokens, config.projects),
+        EvaluationsServicer(evaluations, parts.page_tokens),
         GenerationServicer(generations),
         GradingServicer(grading),
-        AliasesServicer(aliases, parts.page_tokens, config.projects),
+        AliasesServicer(aliases, parts.page_tokens),
     )
     return Hosted(
         registrations=[registered],

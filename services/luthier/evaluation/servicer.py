@@ -6,12 +6,33 @@ from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.evaluations.servicer import EvaluationsServicer
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.grading.servicer import GradingServicer
-from luthier.runtime.auth import Policy
+from luthier.runtime.auth import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.v1 import evaluation_service_pb2, evaluation_service_pb2_grpc
 
 SERVICE = evaluation_service_pb2.DESCRIPTOR.services_by_name["EvaluationService"]
-POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"key"}) for method in SERVICE.methods}
+POLICY = policy_of(
+    SERVICE,
+    reads=(
+        "GetEvaluation",
+        "ListEvaluations",
+        "WatchEvaluation",
+        "ListPredictions",
+        "ListEvaluationDeliveries",
+        "GetModelAlias",
+        "ListModelAliases",
+        "ListModelAliasMoves",
+    ),
+    generates=("GenerateText", "ScoreTexts", "GradeSamples"),
+    changes=(
+        "CreateEvaluation",
+        "CancelEvaluation",
+        "DeleteEvaluation",
+        "CreateModelAlias",
+        "MoveModelAlias",
+        "DeleteModelAlias",
+    ),
+)
 
 
 def registration(

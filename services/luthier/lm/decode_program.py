@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.kernels.dequantise import is_quantised
+from luthier.kernels.dequantise.cpu import address_of
 from luthier.kernels.products import Term
 from luthier.kernels.program import Program, Rows
 from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm
@@ -40,6 +42,8 @@ class UnfitError(Exception):
 
 class DecodeProgram:
     """The layers and the last norm of a model, with the adapter that is active when it is made.
+
+    Weights of linear layers may be quantised.
 
     Memory: hidden states of `num_rows` rows in one layer, and the adapter's factors in the model's type.
 
@@ -69,7 +73,7 @@ class DecodeProgram:
     def is_current(self) -> bool:
         """Whether all weights are the tensors that it was made of, and lie where they lay."""
         return all(
-            held.get(name) is tensor and tensor.data_ptr() == address
+            held.get(name) is tensor and _address(tensor) == address
             for held, name, tensor, address in self._places
         )
 
@@ -105,12 +109,11 @@ class DecodeProgram:
     def _weight(self, held: Mapping[str, Any], name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of a module that has to stay where it is, of the model's type unless another one is said."""
         found: Tensor = held[name]
-        is_plain = (
-            type(found) in (Tensor, nn.Parameter) and found.device.type == "cpu" and found.is_contiguous()
-        )
-        if not is_plain or found.dtype != (dtype or self._dtype):
+        is_known = type(found) in (Tensor, nn.Parameter) or is_quantised(found)
+        is_here = found.device.type == "cpu" and found.is_contiguous()
+        if not (is_known and is_here) or found.dtype != (dtype or self._dtype):
             raise UnfitError(f"{name} is a {found.dtype} {type(found).__name__} on {found.device}")
-        self._places.append((held, name, found, found.data_ptr()))
+        self._places.append((held, name, found, _address(found)))
         return found
 
     def _tell_layer(self, layer: Any) -> None:
@@ -192,6 +195,10 @@ class DecodeProgram:
             self._weight(factors._parameters, name, torch.float32) for factors in (layer.lora_A, layer.lora_B)
         )
         return _Update(a_RK, b_OR, layer.scales[name])
+
+
+def _address(tensor: Tensor) -> int:
+    return address_of(tensor) if is_quantised(tensor) else tensor.data_ptr()
 
 
 class _Update(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Literal
 
 from google.protobuf import descriptor_pool
 from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Series
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, current_principal
@@ -105,6 +106,7 @@ class AdmissionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refused = calls.REFUSED.counter(registry)
+        self._overloaded: dict[str, Series] = {}
         self.running = calls.RUNNING.gauge(registry)
         self.waiting = calls.WAITING.gauge(registry)
 
@@ -112,9 +114,13 @@ class AdmissionMetrics:
         """Count a refusal at the door of a pool, or by whoever answers a call that came in (no pool)."""
         self._refused.labels(pool, reason_label(reason)).inc()
 
+    def overloaded(self, pool: Pool) -> None:
+        """Count a refusal at the door of a pool, of which many come."""
+        self._overloaded[pool].inc()
+
     def follow(self, pool: Pool, gate: Gate) -> None:
         """Create a pool's series, and show its gate whenever somebody looks."""
-        self._refused.labels(pool, str(Reason.OVERLOADED))
+        self._overloaded[pool] = self._refused.labels(pool, str(Reason.OVERLOADED))
         self.running.labels(pool).set_function(lambda: gate.running)
         self.waiting.labels(pool).set_function(lambda: gate.waiting)
 
@@ -317,7 +323,7 @@ class Admission:
 
     def refused(self, gate: Gate) -> None:
         """Count a refusal that no stage of a call sees."""
-        self._metrics.refused(gate.pool, Reason.OVERLOADED)
+        self._metrics.overloaded(gate.pool)
 
     @asynccontextmanager
     async def stage(self, call: Call) -> AsyncIterator[None]:

@@ -1,4 +1,8 @@
-"""Who calls, and what they may call: API keys, the worker key, task tokens, and one policy for every method."""
+"""Who calls, what they may call, and about which projects: all that is authorised is authorised here.
+
+A credential is a principal with roles and projects. `permit` holds its roles against the policy of the method, and
+`confine` what a request names against its projects, before anybody looks whether it exists. No servicer does either.
+"""
 
 import base64
 import binascii
@@ -6,29 +10,58 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from luthier.errors import PermissionDenied, Reason, Unauthenticated
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+
+from luthier.errors import FieldViolation, InvalidArgument, PermissionDenied, Reason, Unauthenticated
+from luthier.runtime.granted_keys import ALL_PROJECTS, KEY_ROLES, GrantedKey, KeyRole
 from luthier.runtime.keys import Keys
+from luthier.runtime.named_resources import references_of, subject_of
+from luthier.runtime.names import project_named
 
 Kind = Literal["key", "worker", "task"]
+Role = KeyRole | Literal["worker", "task", "service"]
 
-Policy = Mapping[str, frozenset[Kind]]
-"""Which kinds of principal may call a method, by its full name (`/luthier.v1.DataService/GetDataset`)."""
+Policy = Mapping[str, frozenset[Role]]
+"""Roles of which who calls a method needs one, by its full name (`/luthier.v1.DataService/GetDataset`)."""
+
+HOLDER = "holds"
+"""Task that a service's own tokens for holds name; no worker's token does."""
 
 _TOKEN_PREFIX = "lt_"
+_MOST_VIOLATIONS = 20
+_WHO: Mapping[Role, str] = {
+    "reader": "a key with the role reader",
+    "generator": "a key with the role generator",
+    "writer": "a key with the role writer",
+    "worker": "a worker",
+    "task": "a task",
+    "service": "another service",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who calls. `project` None means every project; a task may only touch `resources` and what lies below."""
+    """Who calls.
+
+    Attributes:
+        kind: what was shown: an API key, the key of workers, or the token of a task or a service.
+        subject: tells it from others of its kind.
+        roles: what it may call.
+        projects: ids of those that it may name; None: whichever.
+        resources: all that a task may touch, with what lies below.
+    """
 
     kind: Kind
     subject: str
-    project: str | None = None
+    roles: frozenset[Role] = frozenset()
+    projects: frozenset[str] | None = None
     resources: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -90,7 +123,8 @@ class TaskTokens:
         return Principal(
             kind="task",
             subject=f"{claims['task']}@{claims['epoch']}",
-            project=claims["project"],
+            roles=frozenset({"service" if claims["task"] == HOLDER else "task"}),
+            projects=frozenset({claims["project"]}),
             resources=tuple(claims["resources"]),
         )
 
@@ -101,10 +135,32 @@ class TaskTokens:
 class Authenticator:
     """Finds who calls from the `authorization` metadata. Keeps digests of the keys, not the keys."""
 
-    def __init__(self, keys: Keys, task_tokens: TaskTokens | None = None) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        task_tokens: TaskTokens | None = None,
+        *,
+        projects: Collection[str] | None = None,
+        granted: Iterable[GrantedKey] = (),
+    ) -> None:
+        """Take the secrets of a home, who checks its tasks' tokens, and the keys of some projects and roles.
+
+        `projects` are the ids of those that are served, which nobody gets beyond; None: whichever.
+        """
         self._tokens = task_tokens or TaskTokens(keys.token_secret)
-        kinds: tuple[tuple[Kind, str], ...] = (("key", keys.api_key), ("worker", keys.worker_key))
-        self._known = tuple((_sha256(secret), kind) for kind, secret in kinds)
+        self._served = None if projects is None else frozenset(projects)
+        api, worker = _sha256(keys.api_key), _sha256(keys.worker_key)
+        known: list[tuple[bytes, Principal]] = [
+            (api, Principal(kind="key", subject=api.hex()[:12], roles=frozenset(KEY_ROLES))),
+            (worker, Principal(kind="worker", subject=worker.hex()[:12], roles=frozenset({"worker"}))),
+        ]
+        for one in granted:
+            projects_of = None if ALL_PROJECTS in one.projects else one.projects
+            principal = Principal(
+                kind="key", subject=one.name, roles=frozenset(one.roles), projects=projects_of
+            )
+            known.append((one.digest, principal))
+        self._known = tuple((digest, self._where_served(principal)) for digest, principal in known)
 
     def authenticate(self, authorization: str | None) -> Principal:
         """Return who calls. Raises Unauthenticated CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
@@ -117,34 +173,113 @@ class Authenticator:
         if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated("`authorization` must be `Bearer <key>`")
         if secret.startswith(_TOKEN_PREFIX):
-            return self._tokens.verify(secret)
+            return self._where_served(self._tokens.verify(secret))
         digest = _sha256(secret)
         # Every key is compared, and in constant time: the time taken tells nothing of any key.
-        found = [kind for known, kind in self._known if hmac.compare_digest(digest, known)]
+        found = [principal for known, principal in self._known if hmac.compare_digest(digest, known)]
         if not found:
             raise Unauthenticated("the key is not known here")
-        return Principal(kind=found[0], subject=digest.hex()[:12])
+        return found[0]
+
+    def _where_served(self, principal: Principal) -> Principal:
+        if self._served is None:
+            return principal
+        own = self._served if principal.projects is None else principal.projects & self._served
+        return replace(principal, projects=own)
+
+
+def policy_of(
+    service: ServiceDescriptor,
+    *,
+    reads: Iterable[str],
+    changes: Iterable[str],
+    generates: Iterable[str] = (),
+    tasks: Iterable[str] = (),
+) -> Policy:
+    """Return the policy of a public service: what each of its methods does to what it is about; tasks may call some.
+
+    Raises AssertionError unless each method of the service, and no other, is of just one manner.
+    """
+    manners: tuple[tuple[Role, Iterable[str]], ...] = (
+        ("reader", reads),
+        ("generator", generates),
+        ("writer", changes),
+    )
+    said = [(name, role) for role, names in manners for name in names]
+    of_tasks = set(tasks)
+    known = {method.name for method in service.methods}
+    times = Counter(name for name, _ in said)
+    wrong = {name for name in known | times.keys() if times[name] != 1 or name not in known}
+    wrong |= of_tasks - known
+    if wrong:
+        raise AssertionError(f"{service.full_name} must say once what each method does, see {sorted(wrong)}")
+    return {
+        f"/{service.full_name}/{name}": frozenset({role, "task"} if name in of_tasks else {role})
+        for name, role in said
+    }
 
 
 def permit(principal: Principal, method: str, policy: Policy) -> None:
-    """Raise PermissionDenied unless this kind of principal may call the method; one without a policy nobody may."""
-    if principal.kind not in policy.get(method, frozenset()):
+    """Raise PermissionDenied unless a principal has a role that the method needs; one without a policy nobody may."""
+    allowed = policy.get(method, frozenset())
+    if principal.roles.isdisjoint(allowed):
+        who = "only " + " or ".join(_WHO[role] for role in sorted(allowed)) if allowed else "nobody"
+        has = (
+            f" with the roles {', '.join(sorted(principal.roles)) or 'none'}"
+            if principal.kind == "key"
+            else ""
+        )
         raise PermissionDenied(
-            f"a {principal.kind} may not call {method}", metadata={"method": method, "kind": principal.kind}
+            f"a {principal.kind}{has} may not call {method}, {who} may",
+            metadata={"method": method, "kind": principal.kind},
         )
 
 
-def confine(principal: Principal, request: Any | None) -> None:
-    """Raise PermissionDenied when a task calls about what its token does not name.
+def confine(principal: Principal, request: Message) -> None:
+    """Raise unless everything that a request names is the principal's to name. No other code checks projects.
 
-    `request` is the message of a unary request, whose `name` or `parent` says what it is about; None for a stream.
+    What a request refers to must be of the project that it is about, whoever asks: that is told first, as it tells
+    nothing of the other project. A name of no project is let pass: no resource has it, and whoever handles the request
+    says what it must be.
+
+    Raises:
+        PermissionDenied: a project that is not the principal's, or not served: it cannot tell which; or a task's
+            request about what its token does not name.
+        InvalidArgument: CROSS_PROJECT_REFERENCE.
     """
-    if principal.kind != "task":
+    if principal.kind == "worker":
         return
-    named = getattr(request, "name", "") or getattr(request, "parent", "")
-    if not any(named == resource or named.startswith(f"{resource}/") for resource in principal.resources):
+    _, subject = subject_of(request)
+    if principal.kind == "task":
+        _require_granted(principal, subject)
+    project = project_named(subject)
+    if project is not None:
+        _require_project(principal, project)
+    crossing = []
+    for path, name in references_of(request):
+        other = project_named(name)
+        if other is None or other == project:
+            continue
+        if project is None:
+            _require_project(principal, other)
+            continue
+        description = f"must be in projects/{project}, got {name!r}"
+        violation = FieldViolation(field=path, description=description, reason=Reason.CROSS_PROJECT_REFERENCE)
+        crossing.append(violation)
+    if crossing:
+        raise InvalidArgument.of_fields(*crossing[:_MOST_VIOLATIONS])
+
+
+def _require_project(principal: Principal, project: str) -> None:
+    if principal.projects is not None and project not in principal.projects:
+        raise PermissionDenied(f"no access to projects/{project}", metadata={"project": project})
+
+
+def _require_granted(principal: Principal, subject: str) -> None:
+    if not any(subject == resource or subject.startswith(f"{resource}/") for resource in principal.resources):
         raise PermissionDenied(
-            f"the task may not touch {named or 'what its token does not name'}", metadata={"resource": named}
+            f"the task may not touch {subject or 'what its token does not name'}",
+            metadata={"resource": subject},
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,7 +28,10 @@ Exemplar = dict[str, str]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Method:
-    """The series of one method, found once and not for each call."""
+    """The series of one method, found once and not for each call.
+
+    `shed` calls were refused as they came; the counters have `told_shed` of them.
+    """
 
     labels: tuple[str, str, str]
     started: Counter
@@ -38,12 +42,17 @@ class _Method:
     sent_bytes: Histogram
     handled: dict[grpc.StatusCode, Counter] = field(default_factory=dict)
     in_flight: int = 0
+    shed: int = 0
+    told_shed: int = 0
 
 
 class CallMetrics(Collector):
     """Counts and times calls. For one event loop; it is read from any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # Before its counters: it is read first, and brings them up to date.
+        registry.register(self)
+        self._telling = threading.Lock()
         self._started = calls.STARTED.counter(registry)
         self._handled = calls.HANDLED.counter(registry)
         self._failed = calls.FAILED.counter(registry)
@@ -54,14 +63,16 @@ class CallMetrics(Collector):
         self._received_bytes = calls.RECEIVED_BYTES.histogram(registry)
         self._sent_bytes = calls.SENT_BYTES.histogram(registry)
         self._methods: dict[str, _Method] = {}
-        registry.register(self)
 
     def describe(self) -> Iterator[Family]:
         """Yield what `collect` does, without series."""
         yield calls.IN_FLIGHT.family()
 
     def collect(self) -> Iterator[Family]:
-        """Yield the calls in progress by method."""
+        """Yield the calls in progress by method; count what was shed since somebody looked last."""
+        with self._telling:
+            for method in list(self._methods.values()):
+                self._tell_shed(method)
         family = calls.IN_FLIGHT.family()
         for method in list(self._methods.values()):
             family.add_metric(method.labels, method.in_flight)
@@ -80,12 +91,20 @@ class CallMetrics(Collector):
         call.measure_sent = method.sent_bytes.observe
 
     def shed(self, method: str, call_type: CallType) -> None:
-        """Count a call that was refused as it came."""
-        found = self._method(method, call_type)
-        found.started.inc()
-        self._count_handled(found, grpc.StatusCode.RESOURCE_EXHAUSTED)
-        self._count_failed(found, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED)
-        found.seconds.observe(0.0)
+        """Count a call that was refused as it came.
+
+        In a flood there is no time for five counters a call: they are told when they are read. It is not timed: what is
+        refused in no time would make the answers of others look quick.
+        """
+        self._method(method, call_type).shed += 1
+
+    def _tell_shed(self, method: _Method) -> None:
+        number = method.shed - method.told_shed
+        if number:
+            method.told_shed += number
+            method.started.inc(number)
+            self._count_handled(method, grpc.StatusCode.RESOURCE_EXHAUSTED, number)
+            self._count_failed(method, grpc.StatusCode.RESOURCE_EXHAUSTED, Reason.OVERLOADED, number=number)
 
     def handled(self, call: Call, seconds: float) -> None:
         """Count a call that ended after `seconds`."""
@@ -105,9 +124,15 @@ class CallMetrics(Collector):
         counter.inc(number)
 
     def _count_failed(
-        self, method: _Method, code: grpc.StatusCode, reason: str, exemplar: Exemplar | None = None
+        self,
+        method: _Method,
+        code: grpc.StatusCode,
+        reason: str,
+        exemplar: Exemplar | None = None,
+        number: int = 1,
     ) -> None:
-        self._failed.labels(method.labels[1], CODES[code], reason_label(reason)).inc(exemplar=exemplar)
+        counter = self._failed.labels(method.labels[1], CODES[code], reason_label(reason))
+        counter.inc(number, exemplar=exemplar)
 
     def _method(self, name: str, call_type: CallType) -> _Method:
         found = self._methods.get(name)

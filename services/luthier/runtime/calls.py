@@ -43,8 +43,8 @@ class Call:
     """A call in progress. Stages fill in what later stages, the log and the metrics need.
 
     `shed_by` names the pool that had no slot for it, `detail` says why it failed; `trace_id` is of the trace that keeps
-    it; `measure_received` and `measure_sent` are told the size of each
-    message.
+    it; `measure_received` and `measure_sent` are told the size of each message; `examine` raises for a message of the
+    request that who calls may not send.
     """
 
     method: str
@@ -68,6 +68,7 @@ class Call:
     steps_aside: StepsAside | None = None
     measure_received: Measure = lambda _: None
     measure_sent: Measure = lambda _: None
+    examine: Callable[[Any], None] = lambda _: None
     trailers: dict[str, str] = field(default_factory=dict)
 
     async def receive(self) -> None:
@@ -101,7 +102,10 @@ class Call:
             yield self.decoded(data)
 
     def decoded(self, data: bytes) -> Any:
-        """Return one message of the request, as the door lets it in. Raises InvalidArgument for bytes that are none."""
+        """Return one message of the request, as the door lets it in.
+
+        Raises InvalidArgument for bytes that are none, and what `examine` raises.
+        """
         self.measure_received(len(data))
         try:
             message = self.deserialize(data)
@@ -111,6 +115,7 @@ class Call:
                 metadata={"method": self.method},
             ) from error
         admit(message)
+        self.examine(message)
         return message
 
     def metadata(self, key: str) -> str | None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from grpc import aio
 from luthier.errors import Internal, LuthierError, ResourceExhausted, Unavailable, Unimplemented
 from luthier.errors.reasons import Reason
 from luthier.runtime.admission import HEALTH_SERVICE, AdmissionMetrics
-from luthier.runtime.auth import Authenticator, Policy, confine, current_principal, permit, set_principal
+from luthier.runtime.auth import Authenticator, Policy, confine, permit, set_principal
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
@@ -210,7 +211,10 @@ async def _ended_by_status(call: Call) -> AsyncIterator[None]:
 
 
 def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
-    """Return the stage that lets pass who may make the call. Health checks need no credential."""
+    """Return the stage that lets pass who may make the call, about what it is. Health checks need no credential.
+
+    What a call is about stands in its messages, of a stream in each: they are looked at as they come.
+    """
 
     @asynccontextmanager
     async def stage(call: Call) -> AsyncIterator[None]:
@@ -221,10 +225,11 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
         call.principal = str(principal)
         permit(principal, call.method, policy)
         set_principal(principal)
-        if principal.project is None:
+        call.examine = partial(confine, principal)
+        if principal.kind != "task":
             yield
             return
-        with bind(project=principal.project):
+        with bind(project=", ".join(principal.projects or ())):
             yield
 
     return stage
@@ -232,11 +237,8 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
 
 @asynccontextmanager
 async def request_stage(call: Call) -> AsyncIterator[None]:
-    """Read the request, and refuse a task's when it is about what the task's token does not name."""
+    """Read the request."""
     await call.receive()
-    principal = current_principal()
-    if principal is not None:
-        confine(principal, call.request)
     yield
 
 

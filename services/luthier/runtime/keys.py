@@ -40,6 +40,14 @@ def read_key(path: Path) -> str:
 
     Raises NotFound when there is none, FailedPrecondition when others than the owner may read it or it is empty.
     """
+    key = read_private(path).strip()
+    if not key:
+        raise FailedPrecondition(f"{path} must hold a key, got an empty file", metadata={"path": str(path)})
+    return key
+
+
+def read_private(path: Path) -> str:
+    """Return a file's text. Raises NotFound; FailedPrecondition when others than the owner may read it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -51,10 +59,7 @@ def read_key(path: Path) -> str:
                 f"{path} must be readable by its owner alone (mode 0600), got mode {mode:04o}; run chmod 600 {path}",
                 metadata={"path": str(path)},
             )
-        key = file.read().strip()
-    if not key:
-        raise FailedPrecondition(f"{path} must hold a key, got an empty file", metadata={"path": str(path)})
-    return key
+        return file.read()
 
 
 def read_or_create_key(path: Path, kind: str) -> str:

@@ -3,17 +3,17 @@
 import re
 import secrets
 import string
-from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
-from luthier.errors import FieldViolation, InvalidArgument, PermissionDenied, Reason
+from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.runtime.field_limits import matching
 
 ID_RULE = "1 to 63 lowercase letters, digits and hyphens, starting with a letter, not ending with a hyphen"
 
 _ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 ID_LIMIT = matching(re.compile(_ID), ID_RULE)
+_PROJECT = re.compile(rf"projects/({_ID})(?:/|\Z)")
 _PLACE = re.compile(r"\{(\w+)\}")
 _ALPHABET = string.ascii_lowercase + string.digits
 
@@ -84,44 +84,18 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{''.join(secrets.choice(_ALPHABET) for _ in range(12))}"
 
 
+def project_named(name: str) -> str | None:
+    """Return the project's id in the name of a resource or a project; None for what no resource can have as a name."""
+    match = _PROJECT.match(name)
+    return None if match is None else match.group(1)
+
+
 def project_of(name: str) -> str:
-    """Return the project's id in the name of a resource or a project."""
-    collection, _, rest = name.partition("/")
-    project = rest.partition("/")[0]
-    if collection != "projects" or not re.fullmatch(_ID, project):
+    """Return the project's id in the name of a resource or a project. Raises InvalidArgument where there is none."""
+    project = project_named(name)
+    if project is None:
         raise InvalidArgument(f"a resource name must start with projects/{{project}}, got {name!r}")
     return project
-
-
-def same_project(parent: str, reference: str, field: str) -> None:
-    """Raise InvalidArgument CROSS_PROJECT_REFERENCE unless a reference stays in its resource's project."""
-    project, other = project_of(parent), project_of(reference)
-    if project != other:
-        raise InvalidArgument.of_fields(
-            FieldViolation(
-                field=field,
-                description=f"must be in projects/{project}, got {reference!r}",
-                reason=Reason.CROSS_PROJECT_REFERENCE,
-            )
-        )
-
-
-def require_project(parent: str, projects: Container[str], *, field: str = "parent") -> str:
-    """Return the id of a parent project that exists here.
-
-    Raises InvalidArgument when `parent` is no project name; PermissionDenied when there is no such project:
-    who may not see a project cannot tell whether it exists.
-    """
-    project = PROJECT.parse(parent, field=field)["project"]
-    if project not in projects:
-        raise PermissionDenied(f"no access to projects/{project}", metadata={"project": project})
-    return project
-
-
-def check_name(pattern: Pattern | AnyOf, name: str, projects: Container[str], *, field: str = "name") -> None:
-    """Raise InvalidArgument for a malformed name, PermissionDenied for a project that is not served."""
-    ids = pattern.parse(name, field=field)
-    require_project(f"projects/{ids['project']}", projects, field=field)
 
 
 def child_name(parent: str, collection: str, chosen_id: str, *, field: str, prefix: str) -> str:

@@ -20,9 +20,10 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime import tracing
 from luthier.runtime.addresses import is_loopback
-from luthier.runtime.admission import Admission, AdmissionMetrics, Limits
+from luthier.runtime.admission import HEALTH_SERVICE, Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator, Policy
 from luthier.runtime.calls import CallType, StagedInterceptor, call_type
+from luthier.runtime.granted_keys import KEY_ROLES
 from luthier.runtime.health import Health
 from luthier.runtime.idempotency import Idempotency, RequestLog
 from luthier.runtime.interceptors import (
@@ -120,10 +121,11 @@ async def serving(
     Raises:
         InvalidArgument: the address is not host:port, or not on loopback.
         FailedPrecondition: the port is taken.
+        AssertionError: a method has no policy, or a policy no method.
     """
     check_loopback(options.address)
     in_flight = InFlight()
-    policy = {**policy, _REFLECTION: frozenset({"key"})}
+    policy = {**policy, _REFLECTION: frozenset(KEY_ROLES)}
     interceptor = _interceptor(options, in_flight, metrics, authenticator, policy, request_log)
     server = aio.server(
         interceptors=[interceptor],
@@ -140,6 +142,7 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(health, methods)
     for registration in registrations:
         registration.add(registration.servicer, methods)
+    methods.require_policies(policy)
     for method in (*policy, _HEALTH_CHECK, _HEALTH_WATCH):
         metrics.calls.prepare(method, methods.type_of(method))
     async with AsyncExitStack() as stack:
@@ -213,18 +216,32 @@ async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -
 
 
 class _Methods:
-    """A server that servicers are added to, knowing of which kind each method is."""
+    """A server that servicers are added to, knowing of which kind each method is, and that each has a policy."""
 
     def __init__(self, server: aio.Server) -> None:
         self._server = server
         self._handlers: list[grpc.GenericRpcHandler] = []
+        self._methods: dict[str, list[str]] = {}
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         self._handlers += handlers
         self._server.add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        self._methods[service] = [f"/{service}/{method}" for method in handlers]
         self._server.add_registered_method_handlers(service, handlers)
+
+    def require_policies(self, policy: Policy) -> None:
+        """Raise AssertionError for a method without a policy, and for a service that does not tell its methods."""
+        named = [method for methods in self._methods.values() for method in methods]
+        without = sorted(
+            method for method in named if method not in policy and not method.startswith(HEALTH_SERVICE)
+        )
+        if without or len(self._methods) != len(self._handlers):
+            raise AssertionError(
+                f"every method must have a policy, without one are {without}; of {len(self._handlers)} services "
+                f"{len(self._methods)} tell their methods"
+            )
 
     def type_of(self, method: str) -> CallType:
         details = _Details(method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,10 +63,6 @@ class Parts(Protocol):
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
-    @property
-    def projects(self) -> Container[str]:
-        """Ids of the projects that are served."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -114,8 +110,8 @@ def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training
         TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released, jobs.rollouts),
     }
     return Training(
-        jobs=TrainingServicer(jobs, parts.page_tokens, parts.projects),
-        models=ModelServicer(models, making, checkpoints, parts.page_tokens, parts.projects),
+        jobs=TrainingServicer(jobs, parts.page_tokens),
+        models=ModelServicer(models, making, checkpoints, parts.page_tokens),
         handlers=handlers,
         families={"models": model_rows.models(), "checkpoints": checkpoints},
         released=released,

@@ -24,7 +24,7 @@ from sqlalchemy import Executable, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import LuthierError, NotFound
-from luthier.runtime.auth import TaskTokens
+from luthier.runtime.auth import HOLDER, TaskTokens
 from luthier.runtime.names import project_of
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
@@ -33,8 +33,6 @@ from luthier.work.peers import bearer, service_error_of
 from luthier.work.schema import held_elsewhere
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
-HOLDER = "holds"
-"""Task that a service's own tokens for holds name; no worker's token does."""
 TAKEN_SECONDS = 600.0
 KEPT_SECONDS = 24 * 3600.0
 RENEW_SECONDS = 1800.0

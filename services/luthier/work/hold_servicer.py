@@ -10,15 +10,14 @@ import grpc.aio
 from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FieldViolation, InvalidArgument, NotFound, PermissionDenied
-from luthier.runtime.auth import Policy, current_principal
+from luthier.errors import FieldViolation, InvalidArgument, NotFound
+from luthier.runtime.auth import Policy
 from luthier.storage.database import Database
-from luthier.work.elsewhere import HOLDER
 from luthier.work.holds import Holds
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 SERVICE = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
-POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"task"}) for method in SERVICE.methods}
+POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"service"}) for method in SERVICE.methods}
 _HOLD = re.compile(r"[0-9a-f-]{36}")
 _MOST_CHARACTERS = 1000
 _MOST_SECONDS = 7 * 24 * 3600.0
@@ -53,7 +52,6 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.CreateHoldRequest, context: Context
     ) -> hold_service_pb2.CreateHoldResponse:
         """Hold a resource."""
-        _require_service()
         _require_valid(request, "hold", *(["uid"] if request.uid else []))
         async with self._database.transaction(makes_room=True) as connection:
             rows = self._families.get(request.name.split("/")[-2] if "/" in request.name else "")
@@ -69,18 +67,10 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.ReleaseHoldRequest, context: Context
     ) -> hold_service_pb2.ReleaseHoldResponse:
         """Let a resource go."""
-        _require_service()
         _require_valid(request, "hold")
         async with self._database.transaction(makes_room=True) as connection:
             await self._holds.release(connection, request.hold)
         return hold_service_pb2.ReleaseHoldResponse()
-
-
-def _require_service() -> None:
-    """Only services mint tokens: one that names holds in place of a task comes from a service's own code."""
-    principal = current_principal()
-    if principal is None or principal.subject.partition("@")[0] != HOLDER:
-        raise PermissionDenied("only another service may hold a resource")
 
 
 def _require_valid(request: Message, *uuids: str) -> None:

@@ -14,6 +14,7 @@ import grpc.aio
 
 from luthier.errors import ResourceExhausted
 from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.granted_keys import read_granted
 from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
@@ -103,7 +104,6 @@ class Parts:
         blobs = LocalBlobStore(settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
         self.blobs: BlobStore = MeasuredBlobs(blobs, BlobMetrics(registry))
         self.log = EventLog(database)
-        self.projects = frozenset(settings.projects)
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())
         self.work_metrics = WorkMetrics(registry, settings.kinds)
@@ -212,7 +212,9 @@ async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]
             serving(
                 ServerOptions(address=settings.address),
                 [*hosted.registrations, *_internal(parts, hosted)],
-                authenticator=Authenticator(keys, parts.task_tokens),
+                authenticator=Authenticator(
+                    keys, parts.task_tokens, projects=settings.projects, granted=read_granted(settings.home)
+                ),
                 policy={**hosted.policy, **WORKER_POLICY, **HOLD_POLICY},
                 request_log=request_log,
                 metrics=parts.metrics,

@@ -8,14 +8,14 @@ A servicer makes its methods of them, by name and typed, each of the function th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
 
-from luthier.runtime.names import Pattern, check_name
+from luthier.runtime.names import Pattern
 from luthier.runtime.paging import PageTokens
 from luthier.v1.event_pb2 import Event
 from luthier.v1.webhook_pb2 import WebhookDelivery
@@ -92,20 +92,17 @@ class Telling(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandardMethods:
-    """Makes the methods of one family: who may ask for a name is looked at here, the rest is done by what is given.
+    """Makes the methods of one family: what is a name of it is looked at here, the rest is done by what is given.
 
-    Every method raises InvalidArgument for a name, or a parent, that is none of the family, and PermissionDenied for
-    one of a project that is not served.
+    Every method raises InvalidArgument for a name, or a parent, that is none of the family.
 
     Attributes:
         pattern: of the family's names.
         tokens: makes page tokens.
-        projects: ids of the projects that are served.
     """
 
     pattern: Pattern
     tokens: PageTokens
-    projects: Container[str]
 
     def get(self, read: Callable[[str], Awaitable[A]]) -> Unary[NameRequest, A]:
         """Return a method that reads one resource."""
@@ -129,7 +126,7 @@ class StandardMethods:
             return answer(values, token), len(values)
 
         async def list_(request: PagedRequest, context: Context) -> A:  # noqa: ARG001
-            check_name(parent, request.parent, self.projects, field="parent")
+            parent.parse(request.parent, field="parent")
             return await page_that_fits(request, read)
 
         return list_
@@ -190,5 +187,5 @@ class StandardMethods:
         return deliveries
 
     def check(self, name: str, *, field: str = "name") -> None:
-        """Raise InvalidArgument for a name that is none of the family, PermissionDenied for another project."""
-        check_name(self.pattern, name, self.projects, field=field)
+        """Raise InvalidArgument for a name that is none of the family."""
+        self.pattern.parse(name, field=field)

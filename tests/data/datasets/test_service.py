@@ -159,7 +159,6 @@ async def test_create_version_checks_its_uploads_and_leaves_nothing_behind(bench
     cases: list[tuple[str, type[LuthierError], str]] = [
         (incomplete, FailedPrecondition, Reason.UPLOAD_INCOMPLETE),
         (f"{PROJECT}/uploads/nothing", NotFound, Reason.RESOURCE_NOT_FOUND),
-        ("projects/other/uploads/nothing", InvalidArgument, Reason.CROSS_PROJECT_REFERENCE),
         ("uploads/nothing", InvalidArgument, Reason.INVALID_FIELD),
         ("", InvalidArgument, Reason.FIELD_REQUIRED),
     ]

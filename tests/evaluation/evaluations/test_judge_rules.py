@@ -137,7 +137,7 @@ async def test_a_model_that_judges_must_be_there_and_have_a_chat_template(bench:
     with pytest.raises(NotFound, match="does not exist"):
         await bench.create(arms=[ZERO, TUNED_ARM], judges=[judge(model=f"{BASE}-gone")])
     with pytest.raises(InvalidArgument) as caught:
-        await bench.create(arms=[ZERO, TUNED_ARM], judges=[judge(model="projects/other/models/m")])
+        await bench.create(arms=[ZERO, TUNED_ARM], judges=[judge(model="m")])
     assert caught.value.violations[0].field == "evaluation.judges[0].model"
     bench.peers.templates = False
     with pytest.raises(InvalidArgument, match="must be a model with a chat template") as caught:

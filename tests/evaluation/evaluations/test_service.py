@@ -128,11 +128,6 @@ async def test_an_adapter_alone_brings_its_base_model(bench: Bench) -> None:
         ({"arms": [EvaluationArm(arm_id="a", model="m")]}, InvalidArgument, "got 'm'"),
         ({"max_records": -1}, InvalidArgument, "got -1"),
         ({"max_new_tokens": 10_000}, InvalidArgument, "must be in 1..8192, got 10000"),
-        (
-            {"dataset_version": "projects/x/datasets/d/versions/v"},
-            InvalidArgument,
-            "must be in projects/default",
-        ),
         ({"arms": [EvaluationArm(arm_id="a", model=f"{PARENT}/models/none")]}, NotFound, "does not exist"),
         (
             {

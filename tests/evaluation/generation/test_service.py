@@ -105,7 +105,7 @@ class Bench:
         return "".join(piece.text for piece in await self.pieces(request))
 
     async def pieces(self, request: GenerateTextRequest) -> list[GenerateTextResponse]:
-        service = GenerationService(self.exchange, self.peers, self.peers, self.tokens, ("default",))
+        service = GenerationService(self.exchange, self.peers, self.peers, self.tokens)
         worker = asyncio.create_task(self.say_yes())
         await asyncio.sleep(0)
         try:
@@ -136,7 +136,7 @@ async def test_an_order_names_both_models_and_its_token_opens_only_them(bench: B
     assert order.adapter == ModelReference(name=TUNED, digest=f"digest of {TUNED}")
     assert (order.conversation, order.temperature, order.top_p, order.seed) == (HI, 0.5, 0.9, 3)
     principal = bench.tokens.verify(order.token)
-    assert (principal.kind, principal.project) == ("task", "default")
+    assert (principal.kind, principal.projects) == ("task", frozenset({"default"}))
     assert set(principal.resources) == {BASE, TUNED}
 
 
@@ -250,7 +250,7 @@ async def scored(bench: Bench, request: ScoreTextsRequest, *, knows: bool = True
             )
             await bench.exchange.push(piece)
 
-    service = GenerationService(bench.exchange, bench.peers, bench.peers, bench.tokens, ("default",))
+    service = GenerationService(bench.exchange, bench.peers, bench.peers, bench.tokens)
     worker = asyncio.create_task(answer())
     await asyncio.sleep(0)
     try:

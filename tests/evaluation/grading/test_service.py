@@ -298,7 +298,7 @@ async def test_hostile_samples_get_a_score_or_an_error_of_their_own(site: Site) 
 async def test_what_takes_too_much_is_refused_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(cpu_seconds=1, memory_bytes=1 << 30, wall_seconds=60.0)
     monkeypatch.setattr(samples_module, "SAMPLE_LIMITS", limits)
-    grading = GradingService(RewardAddresses([]), ("default",))
+    grading = GradingService(RewardAddresses([]))
     grader, long = heavy(14)
     grader = summed({"first": grader, "second": grader})  # more than the limit on fast processors too
     light = sample("x", "x")

@@ -152,13 +152,17 @@ def environment(site: Any, name: str = "") -> dict[str, str]:
 
 @contextmanager
 def process(site: Any, name: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """A real evaluation worker."""
-    with (site.home / "worker.log").open("ab") as log:
+    """A real evaluation worker; what it said is told when the block fails."""
+    path = site.home / "worker.log"
+    with path.open("ab") as log:
         running = subprocess.Popen(
             [sys.executable, "-c", WORKER], env=environment(site, name), stdout=log, stderr=log
         )
     try:
         yield running
+    except BaseException:
+        print(f"the worker ended with {running.poll()} and said:", path.read_text()[-8000:], sep="\n")
+        raise
     finally:
         running.kill()
         running.wait()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.training import conftest
-from tests.training.jobs.test_pages import PROJECTS, TOKENS
+from tests.training.jobs.test_pages import TOKENS
 from tests.training.jobs.test_starts import CONFIG, full_files
 from tests.work.checkpoints import checkpoint_of
 
@@ -28,7 +28,7 @@ CONTEXT: Any = None
 
 @pytest.fixture
 def models(bench: Any) -> ModelServicer:
-    return ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS)
+    return ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS)
 
 
 async def commit(bench: Any, task: Any, step: int, files: list[task_pb2.BlobFile], **metrics: float) -> None:

@@ -23,7 +23,6 @@ from luthier.work.tasks import Outcome
 
 JOB = "projects/default/fineTuningJobs/one"
 TOKENS = PageTokens(b"k" * 16)
-PROJECTS = ("default",)
 
 
 async def ended_with_pages(bench: Any) -> None:
@@ -50,7 +49,7 @@ async def ended_with_pages(bench: Any) -> None:
 async def test_a_token_of_a_deleted_job_is_refused_for_the_new_one_of_its_name(
     bench: Any, method: str, request_of: Any
 ) -> None:
-    call = getattr(TrainingServicer(bench.jobs, TOKENS, PROJECTS), method)
+    call = getattr(TrainingServicer(bench.jobs, TOKENS), method)
     await ended_with_pages(bench)
     request_of.page_token = (await call(request_of, None)).next_page_token
     assert request_of.page_token
@@ -67,9 +66,7 @@ async def test_a_token_of_a_deleted_job_is_refused_for_the_new_one_of_its_name(
 
 
 async def test_a_download_does_not_go_on_in_another_model_of_the_name(bench: Any) -> None:
-    download = ModelServicer(
-        bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS
-    ).DownloadModelFile
+    download = ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS).DownloadModelFile
     context: Any = None
     uid = (await bench.model(bench.MODEL)).uid
     request = DownloadModelFileRequest(name=bench.MODEL, path="tokenizer.json", start_offset=3, uid=uid)
@@ -84,7 +81,7 @@ async def test_a_download_does_not_go_on_in_another_model_of_the_name(bench: Any
 
 
 async def test_a_token_of_a_deleted_models_files_is_refused_for_the_new_one_of_its_name(bench: Any) -> None:
-    list_files = ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS, PROJECTS).ListModelFiles
+    list_files = ModelServicer(bench.models, bench.making, bench.checkpoints, TOKENS).ListModelFiles
     request: Any = ListModelFilesRequest(parent=bench.MODEL, page_size=1)
     context: Any = None
     first = await list_files(request, context)

@@ -142,21 +142,9 @@ async def test_a_model_of_another_kind_is_refused_with_what_would_be_right(bench
             Reason.INVALID_FIELD,
             "must be projects/{project}/fineTuningJobs/{fine_tuning_job}/checkpoints/{checkpoint}, each id",
         ),
-        (
-            "projects/other/fineTuningJobs/judge/checkpoints/step-5",
-            InvalidArgument,
-            Reason.CROSS_PROJECT_REFERENCE,
-            "must be in projects/default, got 'projects/other/fineTuningJobs/judge/checkpoints/step-5'",
-        ),
-        (
-            "projects/other/models/judge",
-            InvalidArgument,
-            Reason.CROSS_PROJECT_REFERENCE,
-            "must be in projects/default, got 'projects/other/models/judge'",
-        ),
     ],
 )
-async def test_what_is_no_model_of_the_project_is_refused_by_field(
+async def test_what_is_no_name_of_a_model_is_refused_by_field(
     bench: Any, named: str, kind: type[InvalidArgument], reason: Reason, message: str
 ) -> None:
     await judge(bench)

@@ -52,18 +52,6 @@ async def test_create_queues_a_job_with_resolved_settings(bench: Any) -> None:
     ("change", "kind", "reason", "message"),
     [
         (
-            {"base_model": "projects/other/models/tiny"},
-            InvalidArgument,
-            Reason.CROSS_PROJECT_REFERENCE,
-            "must be in projects/default, got 'projects/other/models/tiny'",
-        ),
-        (
-            {"rendering": "projects/other/renderings/songs"},
-            InvalidArgument,
-            Reason.CROSS_PROJECT_REFERENCE,
-            "must be in projects/default, got 'projects/other/renderings/songs'",
-        ),
-        (
             {"base_model": "projects/default/models/unknown"},
             NotFound,
             Reason.RESOURCE_NOT_FOUND,

@@ -7,9 +7,20 @@
 
 namespace luthier {
 
+// A matrix of 8 or 4 bits, as Dequantise has them: `codes` are dense, and a block's elements follow one another, row
+// after row. Without codes there is none.
+struct Codes {
+  const void* codes = nullptr;
+  const float* levels = nullptr;
+  const float* scales = nullptr;
+  int64_t block = 0;
+};
+
 // rows[num_rows][contracted] times matrix[contracted][num_columns], or, transposed, times the transpose of
 // matrix[num_columns][contracted]. Strides are in elements, from row to row; elements of a row are adjacent.
 // A term may belong to some rows alone, [first_row, end_row), and its matrix may have fewer columns than the result.
+// With `quantised` the elements of the matrix, whose rows are `matrix_stride` long, are what dequantise makes of the
+// codes, to the bit; they are made piece by piece where they are multiplied, and `matrix` is null.
 struct Term {
   const void* rows;
   int64_t rows_stride;
@@ -18,6 +29,7 @@ struct Term {
   int64_t contracted;
   bool transposed;
   int64_t first_row = 0, end_row = INT64_MAX, num_columns = INT64_MAX;
+  Codes quantised = {};
 };
 
 // out[num_rows][num_columns] = sum of the terms + bias[num_columns] + addend[num_rows][num_columns], the last two where

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.dequantise.cpu import dense_for_product
 from luthier.kernels.direct import kernel_op
 from luthier.kernels.lora_linear.cpu import dropped, fake_gradient_of_b
 from luthier.kernels.operands import row_pointer, rows_of, settings
+from luthier.kernels.products import Matrix, matrix_of
 
 
 class Part(NamedTuple):
@@ -62,16 +62,16 @@ class _Factors:
         count = len(factors) // 2
         self.ranks = [a.shape[0] for a in factors[:count]]
         self._start, self._item = rounded.data_ptr(), rounded.element_size()
-        self._inputs, self._outputs = factors[0].shape[1], factors[count].shape[0]
+        self.num_inputs, self._outputs = factors[0].shape[1], factors[count].shape[0]
         self._rank_sum = sum(self.ranks)
 
     def a(self, part: Part) -> tuple[int, int]:
         """(address, row stride) of a part's A."""
-        return self._start + part.place * self._inputs * self._item, self._inputs
+        return self._start + part.place * self.num_inputs * self._item, self.num_inputs
 
     def b(self, part: Part) -> tuple[int, int]:
         """(address, row stride) of a part's B."""
-        before = self._rank_sum * self._inputs + part.place * self._outputs
+        before = self._rank_sum * self.num_inputs + part.place * self._outputs
         return self._start + before * self._item, part.rank
 
 
@@ -138,7 +138,7 @@ def grouped_lora_linear_op(
     `factors` are all A, then all B; `numbers` all scales, then all probabilities of dropout; `segments` rows and
     adapter of each; `keys` seed, stream and first row of each.
     """
-    x_MK, weight_NK = rows_of(x_MK), rows_of(dense_for_product([weight_NK])[0])
+    x_MK, weight = rows_of(x_MK), matrix_of(weight_NK)
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     rounded = _rounded(factors, numbers, x_MK.dtype)
     parts, stand = parts_of(factors, numbers, segments, keys), _Factors(rounded, factors)
@@ -146,7 +146,7 @@ def grouped_lora_linear_op(
     kept = row_pointer(kept_MK)
     shrink = [part.term(kept, stand.a(part), K, part.rank, True) for part in parts]
     s_MR = _product(shrink, torch.empty(M, max(stand.ranks), dtype=x_MK.dtype, device="cpu"))
-    base, low = (*row_pointer(x_MK), *row_pointer(weight_NK), K, True), row_pointer(s_MR)
+    base, low = (*row_pointer(x_MK), *weight.place, K, True), row_pointer(s_MR)
     expand = [part.term(low, stand.b(part), part.rank, N, True) for part in parts]
     bias = bias_N.contiguous() if bias_N.numel() else None
     y_MN = _product([base, *expand], torch.empty(M, N, dtype=x_MK.dtype, device="cpu"), bias)
@@ -182,7 +182,7 @@ def grouped_lora_linear_backward_op(
 
     `saved` are x, weight, S and the rounded factors.
     """
-    x_MK, weight_NK, s_MR = rows_of(saved[0]), rows_of(dense_for_product(saved[1:2])[0]), saved[2]
+    x_MK, s_MR = rows_of(saved[0]), saved[2]
     grad_MN, N = rows_of(grad_MN), grad_MN.shape[1]
     parts, stand = parts_of(factors, numbers, segments, keys), _Factors(saved[3], factors)
     dy = row_pointer(grad_MN)
@@ -195,7 +195,7 @@ def grouped_lora_linear_backward_op(
     grads_a, grads_b = _factor_gradients(sides, parts, stand.ranks)
     dx_MK = x_MK.new_empty(0)
     if need_input:
-        dx_MK = _input_gradient(grad_MN, weight_NK, ds_MR, stand, parts)
+        dx_MK = _input_gradient(grad_MN, matrix_of(saved[1]), ds_MR, stand, parts)
     return [dx_MK, *grads_a, *grads_b]
 
 
@@ -260,9 +260,9 @@ def _factor_gradients(sides: tuple[_Side, ...], parts: list[Part], ranks: list[i
 
 
 def _input_gradient(
-    grad_MN: Tensor, weight_NK: Tensor, ds_MR: Tensor, stand: _Factors, parts: list[Part]
+    grad_MN: Tensor, weight: Matrix, ds_MR: Tensor, stand: _Factors, parts: list[Part]
 ) -> Tensor:
-    (M, N), K, ds = grad_MN.shape, weight_NK.shape[1], row_pointer(ds_MR)
+    (M, N), K, ds = grad_MN.shape, stand.num_inputs, row_pointer(ds_MR)
 
     def low(of: list[Part]) -> list[Any]:
         return [part.term(ds, stand.a(part), part.rank, K, False) for part in of]
@@ -270,7 +270,7 @@ def _input_gradient(
     addend_MK = None
     if masked := [part for part in parts if part.probability]:
         addend_MK = _kept(_product(low(masked), torch.empty(M, K, dtype=grad_MN.dtype, device="cpu")), masked)
-    base = (*row_pointer(grad_MN), *row_pointer(weight_NK), N, False)
+    base = (*row_pointer(grad_MN), *weight.place, N, False)
     terms = [*low([part for part in parts if not part.probability]), base]
     return _product(terms, torch.empty(M, K, dtype=grad_MN.dtype, device="cpu"), addend_MN=addend_MK)
 

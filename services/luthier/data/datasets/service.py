@@ -13,7 +13,7 @@ from luthier.data.names import UPLOAD
 from luthier.data.record_errors import add_errors, page_of_errors
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
-from luthier.runtime.names import child_name, same_project
+from luthier.runtime.names import child_name
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored, require_etag
@@ -81,15 +81,13 @@ class DatasetService:
     async def create_version(self, request: CreateDatasetVersionRequest) -> DatasetVersion:
         """Queue the building of a version of a dataset.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound, AlreadyExists, FailedPrecondition
+        Raises InvalidArgument, NotFound, AlreadyExists, FailedPrecondition
         UPLOAD_INCOMPLETE, ResourceExhausted DISK_FULL.
         """
         rules.check_version(request.dataset_version)
         version = rules.resolved(request.dataset_version)
         for index, source in enumerate(version.sources):
-            path = f"dataset_version.sources[{index}].upload"
-            UPLOAD.parse(source.upload, field=path)
-            same_project(request.parent, source.upload, path)
+            UPLOAD.parse(source.upload, field=f"dataset_version.sources[{index}].upload")
         chosen_id = request.dataset_version_id
         version.name = child_name(
             request.parent, "versions", chosen_id, field="dataset_version_id", prefix="version"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,7 +16,7 @@ from luthier.data.names import DATASET, VERSION
 from luthier.data.shard_files import ID_COLUMNS, RECORD_COLUMNS, ShardReader, in_split
 from luthier.data.shards import check_start_row
 from luthier.errors import Failure
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate
 from luthier.v1 import arrow_pb2, data_service_pb2, dataset_pb2
@@ -38,20 +38,18 @@ class DatasetsServicer:
         datasets: DatasetService,
         reader: ShardReader,
         page_tokens: PageTokens,
-        projects: Container[str],
     ) -> None:
         self._datasets = datasets
         self._reader = reader
         self._page_tokens = page_tokens
-        self._projects = projects
-        standard = StandardMethods(pattern=DATASET, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=DATASET, tokens=page_tokens)
         self.GetDataset = standard.get(datasets.get_dataset)
         self.ListDatasets = standard.list(
             datasets.list_datasets,
             lambda found, token: data_service_pb2.ListDatasetsResponse(datasets=found, next_page_token=token),
         )
         self.DeleteDataset = standard.delete(datasets.delete_dataset)
-        standard = StandardMethods(pattern=VERSION, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=VERSION, tokens=page_tokens)
         self.GetDatasetVersion = standard.get(datasets.versions.message)
         self.ListDatasetVersions = standard.list(
             datasets.list_versions,
@@ -67,21 +65,21 @@ class DatasetsServicer:
         self, request: data_service_pb2.CreateDatasetRequest, context: Context
     ) -> dataset_pb2.Dataset:
         """Create an empty dataset."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._datasets.create_dataset(request)
 
     async def CreateDatasetVersion(
         self, request: data_service_pb2.CreateDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         """Queue the building of a version."""
-        check_name(DATASET, request.parent, self._projects, field="parent")
+        DATASET.parse(request.parent, field="parent")
         return await self._datasets.create_version(request)
 
     async def ListDatasetVersionErrors(
         self, request: data_service_pb2.ListDatasetVersionErrorsRequest, context: Context
     ) -> data_service_pb2.ListDatasetVersionErrorsResponse:
         """Page through bad records."""
-        check_name(VERSION, request.parent, self._projects, field="parent")
+        VERSION.parse(request.parent, field="parent")
         uid = (await self._datasets.versions.read(request.parent)).uid
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
@@ -95,7 +93,7 @@ class DatasetsServicer:
         self, request: data_service_pb2.ListRecordsRequest, context: Context
     ) -> data_service_pb2.ListRecordsResponse:
         """Page through records; a page of great records holds fewer."""
-        check_name(VERSION, request.parent, self._projects, field="parent")
+        VERSION.parse(request.parent, field="parent")
         version = await self._datasets.ready_version(request.parent)
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
@@ -118,7 +116,7 @@ class DatasetsServicer:
         self, request: data_service_pb2.ReadRecordsRequest, context: Context
     ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
         """Stream records as Arrow."""
-        check_name(VERSION, request.name, self._projects)
+        VERSION.parse(request.name)
         version = await self._datasets.ready_version(request.name, request.uid)
         check_start_row(request.start_row, version.private.shards)
         wanted = in_split(request.split)

@@ -14,7 +14,7 @@ from luthier.data.renderings import repository, rules
 from luthier.data.renderings.rules import State
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
-from luthier.runtime.names import child_name, same_project
+from luthier.runtime.names import child_name
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate, RenderingPrivate
@@ -81,15 +81,13 @@ class RenderingService:
     async def create(self, request: CreateRenderingRequest) -> Rendering:
         """Queue a rendering; it freezes what the model says now, and today's date.
 
-        Raises InvalidArgument (also CROSS_PROJECT_REFERENCE), NotFound, AlreadyExists, FailedPrecondition
+        Raises InvalidArgument, NotFound, AlreadyExists, FailedPrecondition
         WRONG_STATE, ResourceExhausted DISK_FULL, and Unavailable when the service of the model is away.
         """
         wanted = request.rendering
         rules.check_rendering(wanted)
         VERSION.parse(wanted.dataset_version, field="rendering.dataset_version")
         MODEL.parse(wanted.model, field="rendering.model")
-        same_project(request.parent, wanted.dataset_version, "rendering.dataset_version")
-        same_project(request.parent, wanted.model, "rendering.model")
         name = child_name(
             request.parent, "renderings", request.rendering_id, field="rendering_id", prefix="rendering"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from luthier.data.shard_files import LENGTH_COLUMNS, PROMPT_COLUMNS, ROW_COLUMNS
 from luthier.data.shards import check_start_row
 from luthier.data.splits import split_named
 from luthier.errors import Failure
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.data_pb2 import RenderingPrivate
 from luthier.v1 import arrow_pb2, data_service_pb2, rendering_pb2
@@ -41,15 +41,13 @@ class RenderingsServicer:
         reader: ShardReader,
         token_texts: TokenTexts,
         page_tokens: PageTokens,
-        projects: Container[str],
     ) -> None:
         self._renderings = renderings
         self._reader = reader
         self._token_texts = token_texts
         self._page_tokens = page_tokens
-        self._projects = projects
         family = renderings.family
-        standard = StandardMethods(pattern=RENDERING, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=RENDERING, tokens=page_tokens)
         self.GetRendering = standard.get(family.message)
         self.ListRenderings = standard.list(
             family.page,
@@ -65,14 +63,14 @@ class RenderingsServicer:
         self, request: data_service_pb2.CreateRenderingRequest, context: Context
     ) -> rendering_pb2.Rendering:
         """Queue a rendering."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._renderings.create(request)
 
     async def ListRenderingErrors(
         self, request: data_service_pb2.ListRenderingErrorsRequest, context: Context
     ) -> data_service_pb2.ListRenderingErrorsResponse:
         """Page through records that could not be rendered."""
-        check_name(RENDERING, request.parent, self._projects, field="parent")
+        RENDERING.parse(request.parent, field="parent")
         uid = (await self._renderings.family.read(request.parent)).uid
         limit = page_size(request.page_size)
         start, bound = row_page_arguments(
@@ -86,7 +84,7 @@ class RenderingsServicer:
         self, request: data_service_pb2.PreviewRenderingRequest, context: Context
     ) -> data_service_pb2.PreviewRenderingResponse:
         """Show stored rows; a page of long rows holds fewer, and may end inside a unit."""
-        check_name(RENDERING, request.name, self._projects)
+        RENDERING.parse(request.name)
         rendering = await self._renderings.ready(request.name)
         limit = page_size(request.page_size, default=5, maximum=100)
         scope = (rendering.uid, str(request.split), str(request.unsupervised_only))
@@ -114,7 +112,7 @@ class RenderingsServicer:
         self, request: data_service_pb2.ReadRenderingRequest, context: Context
     ) -> AsyncIterator[arrow_pb2.ArrowChunk]:
         """Stream rows as Arrow."""
-        check_name(RENDERING, request.name, self._projects)
+        RENDERING.parse(request.name)
         lengths_only = request.view == data_service_pb2.ReadRenderingRequest.VIEW_LENGTHS
         rendering = await self._renderings.ready(request.name, request.uid)
         columns = LENGTH_COLUMNS if lengths_only else _full_columns(rendering.message.kind)

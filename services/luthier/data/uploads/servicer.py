@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
@@ -10,7 +10,7 @@ import grpc.aio
 from luthier.data.names import UPLOAD
 from luthier.data.uploads.service import UploadService
 from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens
 from luthier.v1 import data_service_pb2, upload_pb2
 from luthier.work.standard_methods import StandardMethods
@@ -21,10 +21,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class UploadsServicer:
     """The uploads' part of DataService."""
 
-    def __init__(self, uploads: UploadService, page_tokens: PageTokens, projects: Container[str]) -> None:
+    def __init__(self, uploads: UploadService, page_tokens: PageTokens) -> None:
         self._uploads = uploads
-        self._projects = projects
-        standard = StandardMethods(pattern=UPLOAD, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=UPLOAD, tokens=page_tokens)
         self.GetUpload = standard.get(uploads.get)
         self.CancelUpload = standard.cancel(uploads.cancel)
         self.DeleteUpload = standard.delete(uploads.delete)
@@ -33,7 +32,7 @@ class UploadsServicer:
         self, request: data_service_pb2.StartUploadRequest, context: Context
     ) -> upload_pb2.Upload:
         """Announce a file."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._uploads.start(request)
 
     async def WriteUpload(
@@ -45,7 +44,7 @@ class UploadsServicer:
         async for request in request_iterator:
             if turn is None:
                 name = request.name
-                check_name(UPLOAD, name, self._projects)
+                UPLOAD.parse(name)
                 turn = self._uploads.turn(name)
             upload = await self._uploads.write(name, request)
             if request.finish:

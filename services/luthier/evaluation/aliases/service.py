@@ -9,7 +9,7 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.aliases import repository, rules
 from luthier.evaluation.names import ALIAS, EVALUATION, MODEL
 from luthier.evaluation.ready import require_ready
-from luthier.runtime.names import child_name, same_project
+from luthier.runtime.names import child_name
 from luthier.runtime.paging import PageTokens
 from luthier.storage.database import Database
 from luthier.storage.stored import Stored, require_etag
@@ -79,14 +79,12 @@ class AliasService:
         Raises InvalidArgument, NotFound, Aborted, FailedPrecondition as `rules.moved`, and Unavailable.
         """
         MODEL.parse(request.model, field="model")
-        same_project(request.name, request.model, "model")
         alias = await self._rows.read(self._database, request.name)
         require_etag(alias, request.etag)
         rules.require_evaluation(alias.message, request.evaluation)
         evaluation = None
         if request.evaluation:
             EVALUATION.parse(request.evaluation, field="evaluation")
-            same_project(request.name, request.evaluation, "evaluation")
             evaluation = (await self._evaluations.read(request.evaluation)).message
         model = await self._models.model(request.model)
         require_ready(model)

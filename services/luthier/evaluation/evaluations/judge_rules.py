@@ -21,7 +21,7 @@ from luthier.runtime.field_limits import (
     under,
     whole,
 )
-from luthier.runtime.names import ID_LIMIT, same_project
+from luthier.runtime.names import ID_LIMIT
 from luthier.runtime.result_limits import TEXT
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgeResult
@@ -107,13 +107,11 @@ def judge_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
             yield FieldViolation(field=f"{field}.rubric.most", description=description)
 
 
-def check_judge_references(parent: str, evaluation: Evaluation) -> None:
-    """Raise InvalidArgument for the first name of a model that is malformed or of another project than `parent`."""
+def check_judge_references(evaluation: Evaluation) -> None:
+    """Raise InvalidArgument for the first name of a model that is malformed."""
     for index, judge in enumerate(evaluation.judges):
         if judge.HasField("model"):
-            field = f"evaluation.judges[{index}].model"
-            WEIGHTS.parse(judge.model, field=field)
-            same_project(parent, judge.model, field)
+            WEIGHTS.parse(judge.model, field=f"evaluation.judges[{index}].model")
 
 
 def judging_arms(evaluation: Evaluation) -> list[EvaluationArm]:

@@ -40,7 +40,7 @@ from luthier.runtime.field_limits import (
     whole,
 )
 from luthier.runtime.labels import DISPLAY_NAME, label_violations
-from luthier.runtime.names import ID_LIMIT, same_project
+from luthier.runtime.names import ID_LIMIT
 from luthier.runtime.webhook_limits import LIMITS as WEBHOOK_LIMITS
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
@@ -140,16 +140,12 @@ def check(evaluation: Evaluation) -> None:
     )
 
 
-def check_references(parent: str, evaluation: Evaluation) -> None:
-    """Raise InvalidArgument for the first name that is malformed or of another project than `parent`."""
-    path = "evaluation.dataset_version"
-    VERSION.parse(evaluation.dataset_version, field=path)
-    same_project(parent, evaluation.dataset_version, path)
+def check_references(evaluation: Evaluation) -> None:
+    """Raise InvalidArgument for the first name that is malformed."""
+    VERSION.parse(evaluation.dataset_version, field="evaluation.dataset_version")
     for index, arm in enumerate(evaluation.arms):
-        path = f"evaluation.arms[{index}]"
-        WEIGHTS.parse(arm.model, field=f"{path}.model")
-        same_project(parent, arm.model, f"{path}.model")
-    check_judge_references(parent, evaluation)
+        WEIGHTS.parse(arm.model, field=f"evaluation.arms[{index}].model")
+    check_judge_references(evaluation)
 
 
 def require_records(evaluation: Evaluation, version: DatasetVersion) -> int:

@@ -100,7 +100,7 @@ class EvaluationService:
         )
         evaluation.name = name
         rules.check(evaluation)
-        rules.check_references(request.parent, evaluation)
+        rules.check_references(evaluation)
         self._access.require(evaluation)
         self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc.aio
@@ -13,7 +13,7 @@ from luthier.evaluation.evaluations.result_rules import RESULT_LIMITS
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.evaluations.service import EvaluationService
 from luthier.evaluation.names import EVALUATION
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens, page_size
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate
 from luthier.v1 import evaluation_service_pb2, event_pb2, fine_tuning_job_pb2
@@ -30,14 +30,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class EvaluationsServicer:
     """The evaluations' part of EvaluationService."""
 
-    def __init__(
-        self, evaluations: EvaluationService, page_tokens: PageTokens, projects: Container[str]
-    ) -> None:
+    def __init__(self, evaluations: EvaluationService, page_tokens: PageTokens) -> None:
         self._evaluations = evaluations
         self._page_tokens = page_tokens
-        self._projects = projects
         family = evaluations.family
-        standard = StandardMethods(pattern=EVALUATION, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=EVALUATION, tokens=page_tokens)
         self.GetEvaluation = standard.get(family.message)
         self.ListEvaluations = standard.list(
             family.page,
@@ -59,14 +56,14 @@ class EvaluationsServicer:
         self, request: evaluation_service_pb2.CreateEvaluationRequest, context: Context
     ) -> Evaluation:
         """Queue an evaluation."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._evaluations.create(request)
 
     async def ListPredictions(
         self, request: evaluation_service_pb2.ListPredictionsRequest, context: Context
     ) -> evaluation_service_pb2.ListPredictionsResponse:
         """Page through answers."""
-        check_name(EVALUATION, request.parent, self._projects, field="parent")
+        EVALUATION.parse(request.parent, field="parent")
         evaluation = await self._evaluations.family.read(request.parent)
         limit = page_size(request.page_size, default=200)
         first_row, bound = row_page_arguments(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from luthier.evaluation.names import ALIAS, WEIGHTS
 from luthier.evaluation.precision import asked_in
 from luthier.evaluation.ready import require_askable, require_ready
 from luthier.runtime.auth import TaskTokens
-from luthier.runtime.names import project_of, require_project
+from luthier.runtime.names import project_of
 from luthier.v1.base_precision_pb2 import BasePrecision
 from luthier.v1.evaluation_service_pb2 import (
     GenerateTextRequest,
@@ -55,13 +55,11 @@ class GenerationService:
         models: Models,
         aliases: Aliases,
         task_tokens: TaskTokens,
-        projects: Container[str],
     ) -> None:
         self._exchange = exchange
         self._models = models
         self._aliases = aliases
         self._task_tokens = task_tokens
-        self._projects = projects
 
     async def generate(self, request: GenerateTextRequest) -> AsyncIterator[GenerateTextResponse]:
         """Yield the answer piece by piece.
@@ -73,7 +71,7 @@ class GenerationService:
             Unavailable: no worker is there.
             ResourceExhausted: too many orders wait.
         """
-        self._require_name(request.model)
+        _require_name(request.model)
         wanted = rules.resolved(request)
         rules.check(wanted)
         model, base = await self._found(wanted.model)
@@ -106,7 +104,7 @@ class GenerationService:
 
     async def score(self, request: ScoreTextsRequest) -> ScoreTextsResponse:
         """Return how likely a model finds texts. Raises as `generate`."""
-        self._require_name(request.model)
+        _require_name(request.model)
         rules.check_texts(request)
         model, base = await self._found(request.model)
         order = self._order(model, base, request.base_precision)
@@ -116,11 +114,6 @@ class GenerationService:
             if len(piece.scores) == len(request.texts):
                 return ScoreTextsResponse(scores=piece.scores)
         raise Internal(f"the worker must give {len(request.texts)} scores, it gave none; is it an older one?")
-
-    def _require_name(self, name: str) -> None:
-        """Raise InvalidArgument or PermissionDenied for what cannot be the name of what is asked."""
-        (ALIAS if _is_alias(name) else WEIGHTS).parse(name, field="model")
-        require_project(f"projects/{project_of(name)}", self._projects, field="model")
 
     async def _found(self, name: str) -> tuple[Model, Model]:
         """Return a model that gives words, by its own name or an alias's, and the one below it, both READY."""
@@ -147,6 +140,11 @@ class GenerationService:
         model = await self._models.model(name)
         require_ready(model)
         return model
+
+
+def _require_name(name: str) -> None:
+    """Raise InvalidArgument for what cannot be the name of what is asked."""
+    (ALIAS if _is_alias(name) else WEIGHTS).parse(name, field="model")
 
 
 def _is_alias(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -13,7 +13,7 @@ from luthier.errors import Cancelled, Internal, InvalidArgument, Reason, Resourc
 from luthier.evaluation.grading import rules
 from luthier.evaluation.grading.samples import SampleGrader, grading_pool
 from luthier.grading.asked import remote_addresses, remote_graders
-from luthier.runtime.names import require_project
+from luthier.runtime.names import PROJECT
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import SampleGrade
 from luthier.work.limited import Check, LimitReached, ProcessBroken
@@ -32,9 +32,8 @@ _Rewards = Mapping[str, Sequence[float | RewardError]]
 class GradingService:
     """Grades samples. Nothing is stored. Memory: what one request holds, and the processes."""
 
-    def __init__(self, allowed: RewardAddresses, projects: Container[str]) -> None:
+    def __init__(self, allowed: RewardAddresses) -> None:
         self._allowed = allowed
-        self._projects = projects
         self._pool = grading_pool(_PROCESSES, _WAIT_SECONDS)
         # Threads of its own: they wait for processes and for reward services, and the event loop's are for short work.
         self._threads = ThreadPoolExecutor(MAX_GRADINGS, thread_name_prefix="grading")
@@ -45,11 +44,10 @@ class GradingService:
 
         Raises:
             InvalidArgument: a field is not valid, ADDRESS_NOT_ALLOWED; GRADING_LIMIT_REACHED, a sample takes too much.
-            PermissionDenied: there is no such project.
             ResourceExhausted: OVERLOADED, too many others grade.
             Unavailable: the service stops.
         """
-        project = require_project(request.parent, self._projects)
+        project = PROJECT.parse(request.parent, field="parent")["project"]
         rules.check(request)
         for field, address in remote_addresses(request.grader, "grader"):
             self._allowed.require(address, field)

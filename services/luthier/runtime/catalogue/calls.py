@@ -41,7 +41,8 @@ SENT = Metric(
 SECONDS = Metric(
     name="grpc_server_handling_seconds",
     kind="histogram",
-    help="Time from a unary call's beginning to its end. Streams: luthier_grpc_stream_seconds.",
+    help="Time from a unary call's beginning to its end; not of what is refused as it comes, which takes none. "
+    "Streams: luthier_grpc_stream_seconds.",
     question="How long do callers wait for an answer?",
     labels=_METHOD,
     unit="seconds",

@@ -9,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Reason
 from luthier.grading.asked import reward_model_graders, reward_model_names
-from luthier.runtime import names
 from luthier.storage.stored import require_uid
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs.base_models import Models
@@ -48,11 +47,10 @@ class RewardModel:
         return self.whole.message.context_length
 
 
-def check_reward_models(parent: str, job: FineTuningJob) -> None:
-    """Raise InvalidArgument unless what a new job's grader names are models or checkpoints of its project."""
+def check_reward_models(job: FineTuningJob) -> None:
+    """Raise InvalidArgument unless what a new job's grader names are models or checkpoints by their names."""
     for field, name in reward_model_names(job.reinforcement.grader, GRADER_FIELD):
         WEIGHTS.parse(name, field=field)
-        names.same_project(parent, name, field)
 
 
 class RewardModels:

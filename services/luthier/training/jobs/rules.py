@@ -134,21 +134,16 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
 }
 
 
-def check_references(parent: str, job: FineTuningJob) -> None:
-    """Raise InvalidArgument unless a new job names a rendering, and a model or what to begin from, of its project."""
+def check_references(job: FineTuningJob) -> None:
+    """Raise InvalidArgument unless a new job names a rendering, and a model or what to begin from."""
     refuse(limit_violations(job, _STARTED_REFERENCES if job.start_from else REFERENCES, _ROOT))
     if job.start_from:
         WEIGHTS.parse(job.start_from, field=f"{_ROOT}.start_from")
-        names.same_project(parent, job.start_from, f"{_ROOT}.start_from")
     if job.base_model:
         MODEL.parse(job.base_model, field=f"{_ROOT}.base_model")
-        names.same_project(parent, job.base_model, f"{_ROOT}.base_model")
     RENDERING.parse(job.rendering, field=f"{_ROOT}.rendering")
-    names.same_project(parent, job.rendering, f"{_ROOT}.rendering")
     for number, mixed in enumerate(job.mixed_renderings):
-        field = f"{_ROOT}.mixed_renderings[{number}].rendering"
-        RENDERING.parse(mixed.rendering, field=field)
-        names.same_project(parent, mixed.rendering, field)
+        RENDERING.parse(mixed.rendering, field=f"{_ROOT}.mixed_renderings[{number}].rendering")
 
 
 def check_job(job: FineTuningJob) -> None:

@@ -160,21 +160,21 @@ class JobService:
         self._metrics = repository.Metrics()
         self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
 
-    async def check(self, parent: str, wanted: FineTuningJob, *, names_rows: bool = False) -> CheckedJob:
+    async def check(self, wanted: FineTuningJob, *, names_rows: bool = False) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.
 
         With `names_rows` they are looked at where one of them is too long, to say which.
 
         Raises:
-            InvalidArgument: names every field that is wrong; CROSS_PROJECT_REFERENCE; ADDRESS_NOT_ALLOWED for a remote
-                grader or a webhook; REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
+            InvalidArgument: names every field that is wrong; ADDRESS_NOT_ALLOWED for a remote grader or a webhook;
+                REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
             NotFound: the model, what to begin from, a reward model or a rendering does not exist.
             FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, or NO_SUPERVISED_TOKENS.
             Unavailable: the Data service is away.
         """
-        rules.check_references(parent, wanted)
+        rules.check_references(wanted)
         rules.check_job(wanted)
-        check_reward_models(parent, wanted)
+        check_reward_models(wanted)
         for field, address in remote_addresses(wanted.reinforcement.grader, GRADER_FIELD):
             self._rewards.require(address, field)
         self._webhooks.require(wanted.webhooks, "fine_tuning_job.webhooks")
@@ -206,7 +206,7 @@ class JobService:
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
         check_device(request.device)
-        checked = await self.check(request.parent, request.fine_tuning_job, names_rows=True)
+        checked = await self.check(request.fine_tuning_job, names_rows=True)
         found = await self._surveyed(checked.job)
         context_length = checked.base_model.message.context_length
         try:
@@ -279,7 +279,7 @@ class JobService:
             request.parent, "fineTuningJobs", chosen_id, field="fine_tuning_job_id", prefix="job"
         )
         self._database.disk.require_room()
-        checked = await self.check(request.parent, request.fine_tuning_job)
+        checked = await self.check(request.fine_tuning_job)
         job = checked.job
         await self._require_room(checked)
         job.name = name

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Any
 
 import grpc.aio
 
-from luthier.runtime.auth import Kind
+from luthier.runtime.auth import policy_of
 from luthier.runtime.field_limits import limit_violations, refuse, whole
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens, fingerprint, page_size
 from luthier.runtime.server import Registration, of_families
 from luthier.training.jobs.rollouts import Place
@@ -22,24 +21,33 @@ from luthier.work.standard_methods import StandardMethods
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
-_FOR_TASKS = frozenset({"GetFineTuningJob"})
-_KEY: frozenset[Kind] = frozenset({"key"})
-_KEY_OR_TASK: frozenset[Kind] = frozenset({"key", "task"})
-POLICY = {
-    f"/{SERVICE.full_name}/{method.name}": _KEY_OR_TASK if method.name in _FOR_TASKS else _KEY
-    for method in SERVICE.methods
-}
+POLICY = policy_of(
+    SERVICE,
+    reads=(
+        "PlanFineTuningJob",
+        "GetFineTuningJob",
+        "ListFineTuningJobs",
+        "WatchFineTuningJob",
+        "ListFineTuningJobEvents",
+        "ListFineTuningJobDeliveries",
+        "ReadFineTuningJobMetrics",
+        "GetCheckpoint",
+        "ListCheckpoints",
+        "ListRollouts",
+    ),
+    changes=("CreateFineTuningJob", "CancelFineTuningJob", "DeleteFineTuningJob"),
+    tasks=("GetFineTuningJob",),
+)
 
 
 class TrainingServicer:
     """TrainingService."""
 
-    def __init__(self, jobs: JobService, page_tokens: PageTokens, projects: Container[str]) -> None:
+    def __init__(self, jobs: JobService, page_tokens: PageTokens) -> None:
         self._jobs = jobs
         self._page_tokens = page_tokens
-        self._projects = projects
         family = jobs.family
-        standard = StandardMethods(pattern=JOB, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=JOB, tokens=page_tokens)
         self.GetFineTuningJob = standard.get(family.message)
         self.ListFineTuningJobs = standard.list(
             jobs.list_page,
@@ -69,21 +77,21 @@ class TrainingServicer:
         self, request: training_service_pb2.PlanFineTuningJobRequest, context: Context
     ) -> fine_tuning_job_pb2.FineTuningPlan:
         """Say what a job would do."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._jobs.plan(request)
 
     async def CreateFineTuningJob(
         self, request: training_service_pb2.CreateFineTuningJobRequest, context: Context
     ) -> fine_tuning_job_pb2.FineTuningJob:
         """Queue a job."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._jobs.create(request)
 
     async def ReadFineTuningJobMetrics(
         self, request: training_service_pb2.ReadFineTuningJobMetricsRequest, context: Context
     ) -> training_service_pb2.ReadFineTuningJobMetricsResponse:
         """Page through a job's metrics."""
-        check_name(JOB, request.name, self._projects)
+        JOB.parse(request.name)
         uid = await self._jobs.family.uid_of(request.name)
         points, token = await entries_page(
             self._page_tokens, request, uid, self._jobs.metrics, lambda point: point.step
@@ -94,14 +102,14 @@ class TrainingServicer:
         self, request: training_service_pb2.GetCheckpointRequest, context: Context
     ) -> fine_tuning_job_pb2.Checkpoint:
         """Read one checkpoint."""
-        check_name(CHECKPOINT, request.name, self._projects)
+        CHECKPOINT.parse(request.name)
         return await self._jobs.checkpoint(request.name)
 
     async def ListCheckpoints(
         self, request: training_service_pb2.ListCheckpointsRequest, context: Context
     ) -> training_service_pb2.ListCheckpointsResponse:
         """Page through a job's checkpoints."""
-        check_name(JOB, request.parent, self._projects, field="parent")
+        JOB.parse(request.parent, field="parent")
         uid = await self._jobs.family.uid_of(request.parent)
         found, token = await entries_page(
             self._page_tokens, request, uid, self._jobs.checkpoints, lambda point: point.step
@@ -112,7 +120,7 @@ class TrainingServicer:
         self, request: training_service_pb2.ListRolloutsRequest, context: Context
     ) -> training_service_pb2.ListRolloutsResponse:
         """Page through a job's rollouts."""
-        check_name(JOB, request.parent, self._projects, field="parent")
+        JOB.parse(request.parent, field="parent")
         refuse(limit_violations(request, {"step": whole(0, MAX_STEPS)}))
         uid = await self._jobs.family.uid_of(request.parent)
         limit = page_size(request.page_size, default=ENTRIES_A_PAGE)

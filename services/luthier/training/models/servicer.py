@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, InvalidArgument
-from luthier.runtime.auth import Kind
-from luthier.runtime.names import check_name, require_project
+from luthier.runtime.auth import policy_of
+from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
 from luthier.runtime.server import Registration, of_families
 from luthier.stored.v1.training_pb2 import ModelPrivate
@@ -28,13 +28,12 @@ from luthier.worker.v1 import task_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
-_FOR_TASKS = frozenset({"GetModel", "ListModelFiles", "DownloadModelFile"})
-_KEY: frozenset[Kind] = frozenset({"key"})
-_KEY_OR_TASK: frozenset[Kind] = frozenset({"key", "task"})
-POLICY = {
-    f"/{SERVICE.full_name}/{method.name}": _KEY_OR_TASK if method.name in _FOR_TASKS else _KEY
-    for method in SERVICE.methods
-}
+POLICY = policy_of(
+    SERVICE,
+    reads=("GetModel", "ListModels", "WatchModel", "ListModelFiles", "DownloadModelFile"),
+    changes=("RegisterBaseModel", "MergeModel", "ExportModel", "CancelModel", "DeleteModel"),
+    tasks=("GetModel", "ListModelFiles", "DownloadModelFile"),
+)
 
 
 class CheckpointModels(Protocol):
@@ -54,15 +53,13 @@ class ModelServicer:
         making: ModelMaking,
         checkpoints: CheckpointModels,
         page_tokens: PageTokens,
-        projects: Container[str],
     ) -> None:
         self._models = models
         self._making = making
         self._checkpoints = checkpoints
         self._page_tokens = page_tokens
-        self._projects = projects
         family = models.family
-        standard = StandardMethods(pattern=MODEL, tokens=page_tokens, projects=projects)
+        standard = StandardMethods(pattern=MODEL, tokens=page_tokens)
         self.ListModels = standard.list(
             models.list_page,
             lambda found, token: model_service_pb2.ListModelsResponse(models=found, next_page_token=token),
@@ -75,26 +72,26 @@ class ModelServicer:
         self, request: model_service_pb2.RegisterBaseModelRequest, context: Context
     ) -> model_pb2.Model:
         """Queue the registration of a base model."""
-        require_project(request.parent, self._projects)
+        PROJECT.parse(request.parent, field="parent")
         return await self._models.register(request)
 
     async def MergeModel(
         self, request: model_service_pb2.MergeModelRequest, context: Context
     ) -> model_pb2.Model:
         """Queue the merge of an adapter."""
-        check_name(WEIGHTS, request.name, self._projects)
+        WEIGHTS.parse(request.name)
         return await self._making.merge(request)
 
     async def ExportModel(
         self, request: model_service_pb2.ExportModelRequest, context: Context
     ) -> model_pb2.Model:
         """Queue the writing of a model in another form."""
-        check_name(WEIGHTS, request.name, self._projects)
+        WEIGHTS.parse(request.name)
         return await self._making.export(request)
 
     async def GetModel(self, request: model_service_pb2.GetModelRequest, context: Context) -> model_pb2.Model:
         """Read one model, or a checkpoint as the model that it would be."""
-        check_name(WEIGHTS, request.name, self._projects)
+        WEIGHTS.parse(request.name)
         if is_checkpoint(request.name):
             return (await self._checkpoints.read(request.name)).message
         return await self._models.family.message(request.name)
@@ -103,7 +100,7 @@ class ModelServicer:
         self, request: model_service_pb2.ListModelFilesRequest, context: Context
     ) -> model_service_pb2.ListModelFilesResponse:
         """Page through the files of a model or a checkpoint."""
-        check_name(WEIGHTS, request.parent, self._projects, field="parent")
+        WEIGHTS.parse(request.parent, field="parent")
         limit = page_size(request.page_size, default=MAX_PAGE_SIZE)
         model = await self._ready(request.parent)
         bound = fingerprint("ListModelFiles", model.uid)
@@ -118,7 +115,7 @@ class ModelServicer:
         self, request: model_service_pb2.DownloadModelFileRequest, context: Context
     ) -> AsyncIterator[model_service_pb2.DownloadModelFileResponse]:
         """Stream one file."""
-        check_name(WEIGHTS, request.name, self._projects)
+        WEIGHTS.parse(request.name)
         offset = request.start_offset
         model = await self._ready(request.name, request.uid)
         async for data in self._models.read_file(model, request.path, offset):

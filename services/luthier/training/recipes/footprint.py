@@ -9,8 +9,8 @@ the model and of activations has 2 bytes (bfloat16).
 Memory, in bytes:
 
     weights         2 P; a reference that is kept beside all weights 2 P more. Of a base in INT8 or NF4 2 for what is no
-                    linear layer's, `lm.precision.weight_bytes` for each of those, and 2 for each weight that one
-                    product has at a time: those of layers with one input (gate and up)
+                    linear layer's, `lm.precision.weight_bytes` for each of those; and on a GPU, and with SELECTIVE, 2
+                    for each weight that one product has at a time: those of layers with one input (gate and up)
     adapters        4 A + 2 W
     gradients       4 (A + W), or 4 P of all weights, which are summed in float32
     optimiser       8 (A + W) of moments and 4 W of masters; 12 P of all weights; 2.03 in place of 8 where
@@ -52,8 +52,8 @@ Time is products, in floating-point operations, over the rate of products, and b
                     FULL computes layers forward a second time, a reference once more
     bytes           what layers keep without checkpointing, as often as a device moves it for all that is no product,
                     again where it is computed again; 30 bytes for each weight that an update changes; all weights once
-                    for each token of an answer that is drawn. Quantised ones are read, and written in bfloat16,
-                    besides: for each such token, and twice a step, which has one pass at least
+                    for each token of an answer that is drawn. Quantised ones are read besides: for each such
+                    token, and twice a step, which has one pass at least
 
 Sources: activations as autograd keeps them for the operators of `luthier.kernels`; the way of counting is that of
 arXiv:2205.05198 (activations), arXiv:1910.02054 (optimiser) and arXiv:2001.08361 (operations). What was
@@ -203,7 +203,7 @@ def footprint(
         cache += _ELEMENT * P
     in_flight = 8 * max(_units(shape)) if S > 1 and trained.is_whole else 0
     return Footprint(
-        weights=_weights_bytes(trained, place) + trained.other_bytes,
+        weights=_weights_bytes(trained, kept, place) + trained.other_bytes,
         adapters=0 if trained.is_whole else (4 * A + _ELEMENT * W) // S,
         gradients=4 * trained.num_trained // S + in_flight,
         optimiser=(moments_bytes(trained, place) + 4 * (P if trained.is_whole else W)) // S,
@@ -228,11 +228,12 @@ def moments_bytes(trained: Trained, place: Place) -> int:
     return 8 * (trained.num_trained - in_8_bits) + 2 * (in_8_bits + 4 * in_8_bits // _MOMENT_BLOCK)
 
 
-def _weights_bytes(trained: Trained, place: Place) -> int:
+def _weights_bytes(trained: Trained, kept: Checkpointing, place: Place) -> int:
     """Return what is there of the model to compute with, and of a reference."""
     P, S = trained.shape.num_parameters, trained.num_parts
     if S == 1:
-        return _held_bytes(trained) * (2 if trained.keeps_reference else 1)
+        held = _held_bytes(trained, makes_numbers=place == "GPU" or kept == "SELECTIVE")
+        return held * (2 if trained.keeps_reference else 1)
     layer, rest = _units(trained.shape)
     parts = 0 if trained.is_whole else _ELEMENT * P // S
     reference = (_ELEMENT + 4) * P // S if trained.keeps_reference else 0
@@ -245,17 +246,22 @@ def _units(shape: ModelShape) -> tuple[int, int]:
     return (shape.num_parameters - rest) // shape.layers, rest
 
 
-def _held_bytes(trained: Trained) -> int:
-    """Return the bytes of the model's weights, with what is made of quantised ones for the length of a product."""
+def _held_bytes(trained: Trained, *, makes_numbers: bool) -> int:
+    """Return the bytes of the model's weights, and of the numbers that are made of quantised ones for a product.
+
+    Our own products make them in pieces that lie in a cache (`makes_numbers` false).
+    """
     shape = trained.shape
     if trained.precision == "BFLOAT16":
         return _ELEMENT * shape.num_parameters
+    kept = _ELEMENT * (shape.num_parameters - shape.num_products) + _quantised_bytes(trained)
+    if not makes_numbers:
+        return kept
     together: dict[tuple[str, int], int] = {}
     for one in shape.linears:
         block = one.name.partition(".")[0], one.inputs
         together[block] = together.get(block, 0) + one.inputs * one.outputs
-    kept = _ELEMENT * (shape.num_parameters - shape.num_products)
-    return kept + _quantised_bytes(trained) + _ELEMENT * max(together.values())
+    return kept + _ELEMENT * max(together.values())
 
 
 def _quantised_bytes(trained: Trained) -> int:
@@ -378,6 +384,5 @@ def seconds(trained: Trained, work: Work, kept: Checkpointing, speed: Speed) -> 
     moved += _UPDATE_BYTES * trained.num_trained * work.num_steps
     moved += _ELEMENT * shape.num_parameters * work.num_drawn
     if trained.precision != "BFLOAT16":
-        made = _quantised_bytes(trained) + _ELEMENT * shape.num_products
-        moved += made * (2 * work.num_steps + work.num_drawn)
+        moved += _quantised_bytes(trained) * (2 * work.num_steps + work.num_drawn)
     return passes / speed.operations + heads + moved / speed.bytes

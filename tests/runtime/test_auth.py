@@ -1,0 +1,143 @@
+"""Policies: each method has one; and what a principal may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from tests.runtime.conftest import MemoryRequestLog
+
+from luthier.errors import InvalidArgument, PermissionDenied, Reason
+from luthier.runtime.auth import Authenticator, Policy, Principal, confine, permit, policy_of
+from luthier.runtime.keys import read_or_create_keys
+from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.server import Registration, ServerOptions, of_families, serving
+from luthier.v1 import (
+    evaluation_pb2,
+    evaluation_service_pb2,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    training_service_pb2,
+)
+
+SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
+NAMES = [method.name for method in SERVICE.methods]
+OURS = Principal(kind="key", subject="k", roles=frozenset({"reader"}), projects=frozenset({"ours"}))
+
+
+def test_a_policy_says_once_what_each_method_does() -> None:
+    policy = policy_of(SERVICE, reads=NAMES[1:], changes=NAMES[:1], tasks=NAMES[1:2])
+    assert policy[f"/{SERVICE.full_name}/{NAMES[0]}"] == {"writer"}
+    assert policy[f"/{SERVICE.full_name}/{NAMES[1]}"] == {"reader", "task"}
+    assert policy[f"/{SERVICE.full_name}/{NAMES[2]}"] == {"reader"}
+    assert len(policy) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"reads": NAMES[1:], "changes": ()}, NAMES[0]),
+        ({"reads": NAMES, "changes": NAMES[:1]}, NAMES[0]),
+        ({"reads": NAMES, "changes": ("Nothing",)}, "Nothing"),
+        ({"reads": NAMES, "changes": (), "tasks": ("Nothing",)}, "Nothing"),
+    ],
+)
+def test_a_policy_that_leaves_a_method_out_or_says_two_things_is_none(
+    said: dict[str, Any], wrong: str
+) -> None:
+    with pytest.raises(AssertionError, match=wrong):
+        policy_of(SERVICE, **said)
+
+
+async def nothing(request: Any, context: Any) -> Any:
+    raise AssertionError("nobody calls it")
+
+
+@pytest.mark.parametrize("lost", [None, "GetModel", "WatchModel"])
+async def test_a_method_without_a_policy_cannot_be_registered(tmp_path: Path, lost: str | None) -> None:
+    policy: Policy = {f"/{SERVICE.full_name}/{name}": frozenset({"reader"}) for name in NAMES if name != lost}
+    methods = SimpleNamespace(**dict.fromkeys(NAMES, nothing))
+    add = model_service_pb2_grpc.add_ModelServiceServicer_to_server
+    serve = serving(
+        ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
+        [of_families(SERVICE, add, [methods])],
+        authenticator=Authenticator(read_or_create_keys(tmp_path)),
+        policy=policy,
+        request_log=MemoryRequestLog(),
+        metrics=MetricsServer("127.0.0.1:0"),
+    )
+    if lost is None:
+        async with serve as running:
+            assert running.port
+        return
+    with pytest.raises(AssertionError, match=f"must have a policy.*/{SERVICE.full_name}/{lost}'"):
+        async with serve:
+            pass
+
+
+async def test_a_service_that_does_not_tell_its_methods_cannot_be_registered(tmp_path: Path) -> None:
+    def add(servicer: Any, server: Any) -> None:
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {}),))
+
+    serve = serving(
+        ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
+        [Registration(add=add, servicer=None, name="a.B")],
+        authenticator=Authenticator(read_or_create_keys(tmp_path)),
+        policy={},
+        request_log=MemoryRequestLog(),
+        metrics=MetricsServer("127.0.0.1:0"),
+    )
+    with pytest.raises(AssertionError, match="tell their methods"):
+        async with serve:
+            pass
+
+
+def test_a_method_that_no_policy_names_is_for_nobody() -> None:
+    with pytest.raises(PermissionDenied, match="with the roles reader may not call /a/B, nobody may"):
+        permit(OURS, "/a/B", {})
+
+
+def evaluation(*models: str) -> evaluation_service_pb2.CreateEvaluationRequest:
+    request = evaluation_service_pb2.CreateEvaluationRequest(parent="projects/ours")
+    request.evaluation.dataset_version = "projects/ours/datasets/d/versions/v"
+    request.evaluation.arms.extend(evaluation_pb2.EvaluationArm(model=model) for model in models)
+    return request
+
+
+def test_every_reference_of_another_project_is_named() -> None:
+    confine(OURS, evaluation("projects/ours/models/a", "not a name at all"))
+    theirs = evaluation("projects/ours/models/a", "projects/x/models/b", "projects/y/models/c")
+    with pytest.raises(InvalidArgument) as caught:
+        confine(OURS, theirs)
+    assert caught.value.reason == Reason.CROSS_PROJECT_REFERENCE
+    assert [(one.field, one.description) for one in caught.value.violations] == [
+        ("evaluation.arms[1].model", "must be in projects/ours, got 'projects/x/models/b'"),
+        ("evaluation.arms[2].model", "must be in projects/ours, got 'projects/y/models/c'"),
+    ]
+
+
+def test_what_a_request_names_where_its_subject_is_no_name_is_looked_at_all_the_same() -> None:
+    request = evaluation("projects/x/models/b")
+    request.parent = "projects/-"
+    with pytest.raises(PermissionDenied, match="no access to projects/x"):
+        confine(OURS, request)
+
+
+def test_references_are_found_in_maps_and_in_types_that_hold_themselves() -> None:
+    request = training_service_pb2.CreateFineTuningJobRequest(parent="projects/ours")
+    multi = request.fine_tuning_job.reinforcement.grader.multi
+    multi.graders["a"].multi.graders["b"].reward_model.model = "projects/x/models/b"
+    with pytest.raises(InvalidArgument) as caught:
+        confine(OURS, request)
+    assert [one.field for one in caught.value.violations] == [
+        "fine_tuning_job.reinforcement.grader.multi.graders['a'].multi.graders['b'].reward_model.model"
+    ]
+
+
+def test_no_more_references_are_named_than_an_answer_has_room_for() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        confine(OURS, evaluation(*["projects/x/models/b"] * 1000))
+    assert len(caught.value.violations) == 20
