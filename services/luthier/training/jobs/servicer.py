@@ -35,7 +35,13 @@ POLICY = policy_of(
         "ListCheckpoints",
         "ListRollouts",
     ),
-    changes=("CreateFineTuningJob", "CancelFineTuningJob", "DeleteFineTuningJob"),
+    changes=(
+        "CreateFineTuningJob",
+        "CancelFineTuningJob",
+        "PauseFineTuningJob",
+        "ResumeFineTuningJob",
+        "DeleteFineTuningJob",
+    ),
     tasks=("GetFineTuningJob",),
 )
 
