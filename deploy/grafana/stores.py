@@ -91,6 +91,21 @@ _DISK = Row(
     title="Disk",
     panels=(
         Panel(
+            title="Stored blobs",
+            unit="bytes",
+            width=12,
+            queries=(Query(expr="luthier_blob_stored_bytes", legend="{{instance}} {{state}}"),),
+            about="Loose ones go by themselves once the grace period is over.",
+        ),
+        Panel(
+            title="Bytes that came back",
+            unit="bytes",
+            width=12,
+            queries=(
+                Query(expr=gained("luthier_blob_collected_bytes_total", "instance"), legend="{{instance}}"),
+            ),
+        ),
+        Panel(
             title="Free, and the floor",
             unit="bytes",
             width=12,

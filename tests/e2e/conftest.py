@@ -102,6 +102,17 @@ class Cluster:
         self.start(name)
         return True
 
+    def faults(self) -> list[str]:
+        """What `luthierd fsck` says is wrong with the home, of all that its services keep."""
+        command = [sys.executable, "-m", "luthier.daemon", "fsck", "--json"]
+        done = subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, check=False, timeout=WAIT
+        )
+        assert done.returncode in (0, 1), done.stderr
+        faults = [line for line in done.stdout.splitlines() if json.loads(line)["what"] == "fault"]
+        assert done.returncode == bool(faults), "its status says whether there are faults"
+        return faults
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
@@ -269,6 +280,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
     """Three services and all workers."""
     return shared(request.session, tmp_path_factory, *TUNING_WORKERS, "evaluation-worker")
+
+
+@pytest.fixture
+def checked_in_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever was killed: every reference has its blob, every blob its reference, and digests hold."""
+    yield
+    if (found := request.session.stash.get(SHARED, None)) is not None:
+        assert found.cluster.faults() == []
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from luthier.errors import Unavailable
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
 HELLO = [ChatMessage(role="user", content="colour of thing 3?")]
 
 

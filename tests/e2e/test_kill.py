@@ -19,7 +19,7 @@ from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
 from luthier.work.child import NURSERY_NAME
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
 STEPS, INTERVAL = 80, 20
 # What the clock decides differs from run to run; all else must be equal bit for bit.
 OF_THE_CLOCK = {"tokens_per_second", "sampling_seconds", "grading_seconds", "training_seconds"}

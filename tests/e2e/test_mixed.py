@@ -12,7 +12,7 @@ from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, DatasetSource
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RenderingShare
 from luthier.v1.rendering_pb2 import Rendering
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
 STEPS, INTERVAL = 40, 10
 
 

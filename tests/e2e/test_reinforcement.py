@@ -22,7 +22,7 @@ from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, Reinforcem
 from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, RewardModelGrader
 from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE, RENDERING_KIND_PROMPT, Rendering
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
 STEPS, INTERVAL = 30, 5
 LETTERS = Grader(name="letters", regex=RegexGrader(input="{{sample.output_text}}", pattern="^[a-z]"))
 

@@ -27,7 +27,7 @@ from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("checked_in_the_end")]
 ROUNDS, KILLS, SEED = 24, 52, 14
 STEPS, INTERVAL = 30, 6
 CHILD = "the process that trains"

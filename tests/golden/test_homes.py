@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.golden.comparing import Allowed, differences, replay, unmeant, unused
 from tests.golden.home_files import unpack_home
 from tests.golden.making import RestingCluster
 
+LOOKED_SECONDS = 60.0
 HOMES = sorted((Path(__file__).parent / "homes").iterdir())
 
 # What the answers of a home may differ in, by the home's name.
@@ -42,6 +44,18 @@ def test_a_former_home_answers_as_it_did(folder: Path, cluster: RestingCluster) 
     allowed = ALLOWED.get(folder.name, [])
     assert unmeant(found, allowed) == []
     assert unused(found, allowed) == []
+
+
+@pytest.mark.e2e
+def test_a_former_home_keeps_all_that_is_needed_and_nothing_else(
+    folder: Path, cluster: RestingCluster
+) -> None:
+    """Its blobs are as old as can be: what no reference kept would be collected at the first look."""
+    cluster.start("data", "training", "evaluation")
+    deadline = time.monotonic() + LOOKED_SECONDS
+    while (faults := cluster.faults()) and time.monotonic() < deadline:
+        time.sleep(1.0)  # What nothing needs is being collected.
+    assert faults == []
 
 
 def leaves(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -1,7 +1,9 @@
 """The contract of `BlobStore`, run on every adapter."""
 
+import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Reason
-from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore
+from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
@@ -177,14 +179,85 @@ async def test_commit_staged_of_bytes_that_are_there_already_gives_that_blob(sto
     assert await store.read_bytes(blob.digest) == b"abc"
 
 
-async def test_delete_takes_a_blob_away_and_may_be_repeated(store: BlobStore) -> None:
-    kept, gone = await store.put_bytes(b"kept"), await store.put_bytes(b"gone")
-    for _ in range(2):
-        await store.delete(gone.digest)
+async def test_collect_takes_an_old_blob_away_and_may_be_repeated(store: BlobStore) -> None:
+    kept, gone = await store.put_bytes(b"kept"), await store.put_bytes(b"gone, too")
+    later = time.time() + 60
+    assert [await store.collect(gone.digest, later) for _ in range(2)] == [9, 0]
     assert not await store.has(gone.digest)
     assert await store.read_bytes(kept.digest) == b"kept"
-    assert await store.put_bytes(b"gone") == gone
+    assert await store.put_bytes(b"gone, too") == gone
     assert await store.has(gone.digest)
+
+
+async def test_collect_leaves_what_was_put_since(store: BlobStore) -> None:
+    blob = await store.put_bytes(b"abc")
+    assert await store.collect(blob.digest, time.time() - 60) == 0
+    assert await store.has(blob.digest)
+
+
+async def test_who_puts_takes_or_commits_a_blob_again_makes_it_young(store: BlobStore) -> None:
+    """Else it could go between the call that found it there and the row that says that it is needed."""
+    blob = await store.put_bytes(b"abc")
+
+    async def by_put() -> Blob:
+        return await store.put_bytes(b"abc")
+
+    async def by_take() -> Blob:
+        return await store.take("0" * 32, expected_digest=blob.digest)
+
+    async def by_commit() -> Blob:
+        await store.stage("k", 0, b"abc")
+        return await store.commit_staged("k")
+
+    async def by_the_same_commit() -> Blob:
+        return await store.commit_staged("k")
+
+    for again in (by_put, by_take, by_commit, by_the_same_commit):
+        before = (await store.list("", 1))[0].put_time
+        await asyncio.sleep(0.02)
+        assert await again() == blob, again.__name__
+        assert (await store.list("", 1))[0].put_time > before, again.__name__
+
+
+async def test_what_was_staged_long_before_is_young_once_it_is_committed(store: BlobStore) -> None:
+    await store.stage("k", 0, b"abc")
+    await asyncio.sleep(0.05)
+    since = time.time() - 0.02
+    blob = await store.commit_staged("k")
+    await store.discard_staged("k")
+    assert await store.collect(blob.digest, since) == 0
+
+
+async def test_collect_leaves_what_whoever_commits_again_is_given_again(store: BlobStore) -> None:
+    await store.stage("k", 0, b"abc")
+    blob = await store.commit_staged("k")
+    later = time.time() + 60
+    assert await store.collect(blob.digest, later) == 0
+    assert await store.commit_staged("k") == blob
+    await store.discard_staged("k")
+    assert await store.collect(blob.digest, later) == 3
+
+
+async def test_list_yields_every_blob_in_order_page_by_page(store: BlobStore) -> None:
+    sizes = {sha256(b"x" * size): size for size in range(20)}
+    for size in range(20):
+        await store.put_bytes(b"x" * size)
+    found: list[ListedBlob] = []
+    after = ""
+    while page := await store.list(after, 7):
+        found += page
+        after = page[-1].digest
+    assert [(blob.digest, blob.size_bytes) for blob in found] == sorted(sizes.items())
+    assert all(abs(blob.put_time - time.time()) < 60 for blob in found)
+    assert await store.list("f" * 64, 7) in ([], ())
+
+
+async def test_a_read_that_has_begun_sees_the_blob_whole_or_is_told(store: BlobStore) -> None:
+    blob = await store.put_bytes(b"x" * (2 * PIECE_BYTES))
+    reading = store.read(blob.digest)
+    first = await anext(reading)
+    await store.collect(blob.digest, time.time() + 60)
+    assert len(first + b"".join([piece async for piece in reading])) == 2 * PIECE_BYTES
 
 
 async def test_open_gives_a_file_that_reads_from_any_place(store: BlobStore) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Column, MetaData, String, text
+from sqlalchemy import Column, MetaData, String, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stored_pages import page_of
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
+from luthier.storage import blob_refs
 from luthier.storage.database import Database
 from luthier.storage.message_tables import message_table
 from luthier.storage.pages import Cursor
@@ -18,6 +19,7 @@ from luthier.storage.stored import Rows, Stored, require_etag
 from luthier.stored.v1.data_pb2 import RenderingPrivate
 from luthier.v1.event_pb2 import Progress
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.worker.v1.task_pb2 import BlobFile, Shard
 
 START_US = 1_700_000_000_000_000
 NAME = "projects/p/fineTuningJobs/a"
@@ -60,6 +62,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
     async with database.transaction() as connection:
         await connection.run_sync(METADATA.create_all)
+        await connection.run_sync(blob_refs.metadata.create_all)
     yield database
     await database.close()
 
@@ -332,3 +335,43 @@ async def test_an_etag_is_the_resource_s_own_or_empty(database: Database, jobs: 
     with pytest.raises(Aborted, match='has the etag "1", got "7"; read it again') as caught:
         require_etag(one, '"7"')
     assert caught.value.reason == Reason.ETAG_MISMATCH
+
+
+async def kept(database: Database) -> set[tuple[str, str]]:
+    table = blob_refs.blob_refs
+    return {(row["owner"], row["digest"]) for row in await database.rows(select(table))}
+
+
+def needing(*digests: str) -> RenderingPrivate:
+    return RenderingPrivate(shards=[Shard(file=BlobFile(path="r", sha256=digest)) for digest in digests])
+
+
+async def test_what_a_resource_needs_is_kept_from_its_first_to_its_last_transaction(
+    database: Database, jobs: Jobs
+) -> None:
+    a, b, c = "a" * 64, "b" * 64, "c" * 64
+    async with database.transaction() as connection:
+        one = await jobs.rows.insert(connection, job(), needing(a, b))
+        other = await jobs.rows.insert(connection, job(f"{NAME}2"), needing(b))
+    assert await kept(database) == {(one.uid, a), (one.uid, b), (other.uid, b)}
+    async with database.transaction() as connection:
+        one = await jobs.rows.update(connection, one, changed(one, base_model="another"))
+        one = await jobs.rows.update(connection, one, changed(one), needing(b, c))
+    assert await kept(database) == {(one.uid, b), (one.uid, c), (other.uid, b)}
+    async with database.transaction() as connection:
+        await jobs.rows.delete(connection, one)
+    assert await kept(database) == {(other.uid, b)}
+
+
+async def test_a_change_that_is_undone_changes_nothing_that_is_kept(database: Database, jobs: Jobs) -> None:
+    async with database.transaction() as connection:
+        one = await jobs.rows.insert(connection, job(), needing("a" * 64))
+
+    async def change_and_fail() -> None:
+        async with database.transaction() as connection:
+            await jobs.rows.update(connection, one, changed(one), needing("b" * 64))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await change_and_fail()
+    assert await kept(database) == {(one.uid, "a" * 64)}

@@ -26,7 +26,6 @@ from luthier.training import schema
 from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.planning import SplitLengths
-from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Outside
 from luthier.training.models import repository
 from luthier.training.models.making import ModelMaking
@@ -370,7 +369,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     away: Any = {"elsewhere": elsewhere, "rewards": rewards, "webhooks": Targets(["127.0.0.1"])}
     outside = Outside(renderings=(renderings := MemoryRenderings()), workers=crew, **away)
     jobs = JobService(database, log, queue, models, outside, blobs)
-    training = (jobs.family, log, models, blobs, ReleasedBlobs(database, blobs), jobs.rollouts)
+    training = (jobs.family, log, models, blobs, jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))
     making = ModelMaking(database, models, checkpoints := CheckpointModels(database, models, jobs.family))

@@ -184,13 +184,40 @@ def doctor(as_json: bool) -> None:
     sys.exit(int(has_problem))
 
 
+@main.command()
+@click.option(
+    "--service", "services", type=click.Choice(SERVICES), multiple=True, help="Those alone. [default: all]"
+)
+@click.option("--digests/--no-digests", default=True, help="Also read every byte and compare its digest.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def fsck(services: tuple[str, ...], digests: bool, as_json: bool) -> None:
+    """Check that everything stored is there, whole and needed. Changes nothing; services may run meanwhile.
+
+    Exit code 1: something is wrong, each on a line; 2: it cannot be checked.
+    """
+    with _clear_errors(exit_code=2):
+        from luthier.daemon.fsck import check, json_of, line_of
+
+        home = read(Config, section="DAEMON").home
+
+        async def told() -> bool:
+            is_faulty = False
+            async for found in check(home, services or SERVICES, reads=digests):
+                is_faulty = is_faulty or found.fault is not None
+                print(json.dumps(json_of(found)) if as_json else line_of(found), flush=True)
+            return is_faulty
+
+        is_faulty = asyncio.run(told())
+    sys.exit(int(is_faulty))
+
+
 @contextmanager
-def _clear_errors() -> Iterator[None]:
+def _clear_errors(exit_code: int = 1) -> Iterator[None]:
     try:
         yield
     except LuthierError as error:
         _say(f"error: {error.message}")
-        sys.exit(1)
+        sys.exit(exit_code)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def settings_of(config: Config) -> ServiceSettings:
         kinds=(TaskKind.BUILD_VERSION, TaskKind.RENDER),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
+        blob_grace_seconds=config.blob_grace_seconds,
     )
 
 

@@ -76,6 +76,7 @@ def settings_of(config: Config) -> ServiceSettings:
         kinds=(TaskKind.EVALUATE, TaskKind.ANSWER_SHARE),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
+        blob_grace_seconds=config.blob_grace_seconds,
     )
 
 

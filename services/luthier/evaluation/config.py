@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.storage.disk import MIN_FREE_BYTES
+from luthier.work.collecting import GRACE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,3 +29,5 @@ class Config:
     lease_seconds: float = 30.0
     min_free_bytes: int = MIN_FREE_BYTES
     """Room on the disk of the home that new uploads, resources and attempts leave free; 0: none."""
+    blob_grace_seconds: float = GRACE_SECONDS
+    """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""

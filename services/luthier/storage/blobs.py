@@ -5,7 +5,7 @@ A blob never changes and is there as a whole or not at all. Staged bytes outlive
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -27,6 +27,15 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListedBlob:
+    """A blob as `BlobStore.list` tells of it: when it was put last, in seconds since 1970."""
+
+    digest: str
+    size_bytes: int
+    put_time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inbox:
     """Where copies may be left: beside the file `mark`, while `min_free_bytes` of its disk stay free."""
 
@@ -37,7 +46,8 @@ class Inbox:
 class BlobStore(Protocol):
     """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
 
-    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere.
+    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere. Whoever puts a blob, takes one or
+    commits one makes it young, also one that was there before: `collect` leaves it alone for a while.
     """
 
     async def has(self, digest: str) -> bool:
@@ -75,8 +85,19 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def delete(self, digest: str) -> None:
-        """Delete a blob. No such blob: nothing happens. A read that has begun may go on or raise NotFound."""
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return at most `limit` blobs in order of digests, from the first after one on; empty: from the first of all.
+
+        Fewer than `limit`: there are no more.
+        """
+        ...
+
+    async def collect(self, digest: str, put_before: float) -> int:
+        """Delete a blob that was put last before a time, in seconds since 1970; return how many bytes that frees.
+
+        0: it was put since, is committed under a key that is not discarded, or is not there. A read that has begun may
+        go on or raise NotFound.
+        """
         ...
 
     def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:

@@ -4,17 +4,21 @@ root/blobs/ab/<digest>      ab = the first two digits of the digest
 root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
                             are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
 root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
+
+When a blob was put last is its file's time of change; nothing else changes a file that is in place. The lock of
+root/blobs is shared by who makes a blob young, and held alone by who collects one that is old.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, BinaryIO, ParamSpec, TypeVar
@@ -24,6 +28,7 @@ from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
     Inbox,
+    ListedBlob,
     check_digest,
     check_match,
     check_offset,
@@ -37,7 +42,6 @@ from luthier.storage.files import (
     digest_of,
     is_at,
     make_directory,
-    move_into_place,
     open_locked,
     remove_unlocked,
     sync_directory,
@@ -119,9 +123,17 @@ class LocalBlobStore:
         self._disk.require_room()
         return await self._run(self._take, name, expected_digest)
 
-    async def delete(self, digest: str) -> None:
-        """Delete a blob; a read that has begun goes on."""
-        await self._run(self._delete, digest)
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return at most `limit` blobs in order of digests, from the first one after a digest on."""
+        return await self._run(self._list, after, limit)
+
+    async def collect(self, digest: str, put_before: float) -> int:
+        """Delete a blob that was put last before a time, and return its size; a read that has begun goes on."""
+        size_bytes, aside = await self._run(self._set_aside, digest, put_before)
+        if aside is not None:
+            # A large file takes a while to go, and nobody waits for that. What is killed meanwhile is swept.
+            self._threads.submit(_remove, aside)
+        return size_bytes
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
@@ -194,7 +206,7 @@ class LocalBlobStore:
             return self._taken(name, expected_digest)
         except NotFound:
             # Of a call that is made again the first may have taken it.
-            if not target.is_file():
+            if not self._refreshed(target):
                 raise
             return Blob(digest=expected_digest, size_bytes=self._size(expected_digest))
 
@@ -235,16 +247,66 @@ class LocalBlobStore:
     def _keep(self, file: IO[bytes], source: Path, digest: str) -> Blob:
         target = self._path(digest)
         size_bytes = file.seek(0, os.SEEK_END)
-        if not target.is_file():
+        if not self._refreshed(target):
             make_directory(target.parent)
-            move_into_place(file, source, target)
+            os.fsync(file.fileno())
+            with self._ages(fcntl.LOCK_SH):
+                # It may have been written long ago: an upload has the time of its last piece.
+                os.utime(source)
+                source.rename(target)
+            sync_directory(target.parent)
         return Blob(digest=digest, size_bytes=size_bytes)
 
-    def _delete(self, digest: str) -> None:
-        path = self._path(digest)
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_directory(path.parent)
+    def _refreshed(self, target: Path) -> bool:
+        """Make a blob young; False: it is not there."""
+        with self._ages(fcntl.LOCK_SH):
+            try:
+                os.utime(target)
+            except FileNotFoundError:
+                return False
+        return True
+
+    @contextmanager
+    def _ages(self, operation: int) -> Iterator[None]:
+        descriptor = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, operation)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _set_aside(self, digest: str, put_before: float) -> tuple[int, Path | None]:
+        """Take an old blob out of its place; returns its size and where it is now."""
+        target, aside = self._path(digest), self._incoming / uuid.uuid4().hex
+        with self._ages(fcntl.LOCK_EX):
+            try:
+                found = target.stat()
+            except FileNotFoundError:
+                return 0, None
+            if found.st_mtime >= put_before or digest in self._committed_digests():
+                return 0, None
+            target.rename(aside)
+        return found.st_size, aside
+
+    def _committed_digests(self) -> set[str]:
+        """Return the blobs that whoever commits the same again must be given again."""
+        found = set()
+        for path in self._staging.glob("*.digest"):
+            with suppress(FileNotFoundError):
+                found.add(path.read_text())
+        return found
+
+    def _list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        found: list[ListedBlob] = []
+        for folder in sorted(os.listdir(self._blobs)):
+            if folder < after[: len(folder)]:
+                continue
+            for digest in sorted(name for name in os.listdir(self._blobs / folder) if name > after):
+                with suppress(FileNotFoundError):
+                    found.append(_listed(self._blobs / folder / digest))
+                if len(found) == limit:
+                    return found
+        return found
 
     def _staged_size(self, key: str) -> int:
         staged, committed = self._staged(key)
@@ -297,10 +359,12 @@ class LocalBlobStore:
         except (FileNotFoundError, NotFound):
             return None
         check_match(digest, expected_digest)
-        return Blob(digest=digest, size_bytes=size_bytes)
+        return Blob(digest=digest, size_bytes=size_bytes) if self._refreshed(self._path(digest)) else None
 
     def _discard_staged(self, key: str) -> None:
-        for path in self._staged(key):
+        staged, committed = self._staged(key)
+        # A kill while a digest is written leaves that aside.
+        for path in (staged, committed, *self._staging.glob(f".{committed.name}.*")):
             path.unlink(missing_ok=True)
             self._staged_files.drop(path)
         sync_directory(self._staging)
@@ -308,6 +372,18 @@ class LocalBlobStore:
 
 def _closed(key: str) -> FailedPrecondition:
     return FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})
+
+
+def _remove(aside: Path) -> None:
+    try:
+        aside.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning("a collected blob is still on the disk", extra={"detail": str(error)})
+
+
+def _listed(path: Path) -> ListedBlob:
+    found = path.stat()
+    return ListedBlob(digest=path.name, size_bytes=found.st_size, put_time=found.st_mtime)
 
 
 def _append(file: IO[bytes], update: Callable[[bytes], object], chunk: bytes) -> None:

@@ -2,7 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import BinaryIO
 
 from luthier.errors import FailedPrecondition
@@ -10,6 +11,7 @@ from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
     Inbox,
+    ListedBlob,
     check_digest,
     check_match,
     check_offset,
@@ -25,6 +27,7 @@ class MemoryBlobStore:
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
+        self._put_times: dict[str, float] = {}
         self._staged: dict[str, bytes] = {}
         self._committed: dict[str, str] = {}
 
@@ -52,12 +55,25 @@ class MemoryBlobStore:
     async def take(self, name: str, *, expected_digest: str) -> Blob:
         """Return a blob that is there already; raise NotFound for any other, as nothing is left here."""
         if await self.has(expected_digest):
+            self._put_times[expected_digest] = time.time()
             return Blob(digest=expected_digest, size_bytes=await self.size(expected_digest))
         raise not_left(name)
 
-    async def delete(self, digest: str) -> None:
-        """Delete a blob."""
-        self._blobs.pop(check_digest(digest), None)
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return blobs in order of digests."""
+        found = sorted(digest for digest in self._blobs if digest > after)[:limit]
+        return [
+            ListedBlob(digest=digest, size_bytes=len(self._blobs[digest]), put_time=self._put_times[digest])
+            for digest in found
+        ]
+
+    async def collect(self, digest: str, put_before: float) -> int:
+        """Delete a blob that was put last before a time; return its size."""
+        is_young = self._put_times.get(check_digest(digest), put_before) >= put_before
+        if is_young or digest in self._committed.values():
+            return 0
+        del self._put_times[digest]
+        return len(self._blobs.pop(digest))
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
@@ -94,6 +110,7 @@ class MemoryBlobStore:
         if key in self._committed:
             digest = self._committed[key]
             check_match(digest, expected_digest)
+            self._put_times[digest] = time.time()
             return Blob(digest=digest, size_bytes=len(self._blobs[digest]))
         if key not in self._staged:
             raise nothing_staged(key)
@@ -117,4 +134,5 @@ class MemoryBlobStore:
         digest = hashlib.sha256(data).hexdigest()
         check_match(digest, expected_digest)
         self._blobs.setdefault(digest, bytes(data))
+        self._put_times[digest] = time.time()
         return Blob(digest=digest, size_bytes=len(data))

@@ -47,6 +47,23 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
             engine.dispose()
 
 
+def require_current(url: str, version_directories: Sequence[Path]) -> None:
+    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes nothing."""
+    engine = _engine(url)
+    try:
+        with engine.connect() as connection:
+            current = set(MigrationContext.configure(connection).get_current_heads())
+    finally:
+        engine.dispose()
+    if not _is_current(ScriptDirectory.from_config(_config(version_directories)), current):
+        path = check_url(url).database
+        raise FailedPrecondition(
+            f"the database {path} must be of this version, it holds revision {', '.join(sorted(current)) or 'none'}; "
+            "start its service with this version, which migrates it, or run the version that it is of",
+            metadata={"revisions": ",".join(sorted(current))},
+        )
+
+
 def differences(url: str, metadata: MetaData) -> list[Any]:
     """Return how a migrated database differs from the tables that the code declares: empty when it does not.
 
@@ -87,6 +104,15 @@ def _migrate(connection: Connection, path: Path, config: Config) -> None:
             "start that newer version or restore a backup",
             metadata={"revisions": ",".join(unknown)},
         )
-    if current != set(script.get_heads()):
+    if not _is_current(script, current):
         config.attributes["connection"] = connection
         command.upgrade(config, "heads")
+
+
+def _is_current(script: ScriptDirectory, current: set[str]) -> bool:
+    """Tell whether a database holds every head; those that another one depends on it does not name."""
+    known = {revision.revision for revision in script.walk_revisions()}
+    if not current <= known:
+        return False
+    there = {revision.revision for revision in script.get_all_current(tuple(current))}
+    return there >= set(script.get_heads())

@@ -1,14 +1,15 @@
 """Resources in SQL: one table a family, keyed by uid; a row holds the public message and what only the service knows.
 
 Both are stored as serialised bytes. What is searched or ordered by stands in columns, written from the messages in
-one place. A name is unique while its resource is not deleted.
+one place. A name is unique while its resource is not deleted. The blobs that a resource names are referred to by rows
+of their own (`storage.blob_refs`), which every change of it keeps right.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +20,8 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
+from luthier.storage import blob_refs
+from luthier.storage.blob_refs import digests_in
 from luthier.storage.database import Database
 from luthier.storage.pages import (
     LABELS,
@@ -119,6 +122,7 @@ class Rows(Generic[M, P]):
         *,
         columns: Mapping[str, Callable[[M, P], str]] | None = None,
         progress_fields: Sequence[str] = (),
+        blobs: Callable[[P], Iterable[str]] = digests_in,
         clock_us: Callable[[], int] = _now_us,
     ) -> None:
         """Args: what a family is made of.
@@ -128,6 +132,7 @@ class Rows(Generic[M, P]):
         private_type: what the service knows beside it.
         columns: for each extra column of the table, what it holds.
         progress_fields: fields of the message that `report` may change; they are stored apart.
+        blobs: the digests of the blobs that a resource needs as long as it is there, by what the service knows of it.
         clock_us: microseconds since 1970.
         """
         self._table = table
@@ -135,6 +140,7 @@ class Rows(Generic[M, P]):
         self._private_type = private_type
         self._columns = columns or {}
         self._progress_fields = tuple(progress_fields)
+        self._blobs = blobs
         self._clock_us = clock_us
         known = message_type.DESCRIPTOR.fields_by_name
         self._has_labels = "labels" in known
@@ -164,6 +170,7 @@ class Rows(Generic[M, P]):
         if result.rowcount == 0:
             name = row["name"]
             raise AlreadyExists(f"{name} exists already", metadata={"name": name})
+        await blob_refs.refer(connection, row["uid"], self._blobs(private))
         await self._insert_labels(connection, row, message)
         return self._stored(row)
 
@@ -211,6 +218,9 @@ class Rows(Generic[M, P]):
         )
         reported = {"progress"} if row["progress"] == old._row["progress"] else set()
         await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
+        if private is not None:
+            before, after = self.blobs_of(old), frozenset(self._blobs(private))
+            await blob_refs.refer_instead(connection, old.uid, before, after)
         if self._labels(message) != self._labels(old.message):
             labels: Table = self._table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.uid == old.uid))
@@ -229,15 +239,29 @@ class Rows(Generic[M, P]):
     async def delete(self, connection: AsyncConnection, old: Stored[M, P]) -> Stored[M, P]:
         """Mark a resource as deleted; return it as stored. Its name may be used again, its row and uid stay.
 
+        What it and its parts referred to is let go.
+
         Raises as `update`.
         """
         now_us = self._clock_us()
         changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
         await self._replace(connection, old, changes)
+        await blob_refs.drop_whole(connection, old.uid)
         if self._has_labels:
             labels: Table = self._table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.uid == old.uid))
         return self._stored({**old._row, **changes})
+
+    def blobs_of(self, stored: Stored[M, P]) -> frozenset[str]:
+        """Return the digests of the blobs that a resource needs."""
+        return frozenset(self._blobs(stored.private))
+
+    async def all(self, connection: AsyncConnection, after: str, limit: int) -> Sequence[Stored[M, P]]:
+        """Return at most `limit` resources that are not deleted, of all parents, after a uid in order of uids."""
+        columns = self._table.c
+        live = (columns.uid > after, columns.delete_time_us.is_(None))
+        statement = select(self._table).where(*live).order_by(columns.uid).limit(limit)
+        return [self._stored(row) for row in (await connection.execute(statement)).mappings()]
 
     def page_statement(
         self,

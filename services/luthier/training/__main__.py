@@ -13,13 +13,11 @@ from luthier.training.jobs.series import JobSeries
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
-from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
+from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.webhooks import assembly as webhooks
-
-_SWEEP_SECONDS = 60.0
 
 
 def settings_of(config: Config) -> ServiceSettings:
@@ -34,6 +32,7 @@ def settings_of(config: Config) -> ServiceSettings:
         kinds=(TaskKind.REGISTER_MODEL, TaskKind.TRAIN, TaskKind.MERGE, TaskKind.EXPORT),
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
+        blob_grace_seconds=config.blob_grace_seconds,
     )
 
 
@@ -53,10 +52,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),
-        chores=[
-            Chore(work=training.released.sweep, interval_seconds=_SWEEP_SECONDS),
-            *webhooks.chores(sender),
-        ],
+        chores=webhooks.chores(sender),
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,
     )

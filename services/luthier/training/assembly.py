@@ -12,7 +12,6 @@ from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
-from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.service import JobService, Outside, Renderings
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.training.models import repository as model_rows
@@ -66,13 +65,12 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The two servicers, who follows each kind of task, what others may hold, and the bytes to be given back."""
+    """The two servicers, who follows each kind of task, and what others may hold."""
 
     jobs: TrainingServicer
     models: ModelServicer
     handlers: Mapping[TaskKind, TaskHandler]
     families: Mapping[str, Holdable]
-    released: ReleasedBlobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,16 +101,14 @@ def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training
     jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)
     making = ModelMaking(parts.database, models, checkpoints)
-    released = ReleasedBlobs(parts.database, parts.blobs)
     handlers: Mapping[TaskKind, TaskHandler] = {
         TaskKind.REGISTER_MODEL: RegisterModelHandler(models),
         **dict.fromkeys(MAKING_KINDS, MakingHandler(models, making)),
-        TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, released, jobs.rollouts),
+        TaskKind.TRAIN: TrainHandler(jobs.family, parts.log, models, parts.blobs, jobs.rollouts),
     }
     return Training(
         jobs=TrainingServicer(jobs, parts.page_tokens),
         models=ModelServicer(models, making, checkpoints, parts.page_tokens),
         handlers=handlers,
         families={"models": model_rows.models(), "checkpoints": checkpoints},
-        released=released,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from luthier.errors import InvalidArgument
 from luthier.storage.disk import MIN_FREE_BYTES
+from luthier.work.collecting import GRACE_SECONDS
 
 MODELS_FOLDER = "models"
 """The one folder of a home that base models may be read from; beside it lie keys, databases and blobs."""
@@ -35,6 +36,8 @@ class Config:
     lease_seconds: float = 30.0
     min_free_bytes: int = MIN_FREE_BYTES
     """Room on the disk of the home that new uploads, resources and attempts leave free; 0: none."""
+    blob_grace_seconds: float = GRACE_SECONDS
+    """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""
 
     def __post_init__(self) -> None:
         home = self.home.resolve()

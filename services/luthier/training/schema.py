@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table
 
 from luthier.storage.message_tables import message_table
 
@@ -48,14 +48,6 @@ rollouts = Table(
     Column("digest", String, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("num_rollouts", BigInteger, nullable=False),
-    Index("ix_rollouts_digest", "digest"),
-)
-
-released_blobs = Table(
-    "released_blobs",
-    metadata,
-    Column("digest", String, primary_key=True),
-    Column("release_time_us", BigInteger, nullable=False),
 )
 
 metric_points = Table(

@@ -27,6 +27,7 @@ from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.work import schema
+from luthier.work.collecting import GRACE_SECONDS, LOOK_SECONDS, LOOSE_SECONDS, CollectionMetrics, Collector
 from luthier.work.elsewhere import Elsewhere, GrpcKeeper, Keeper
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
@@ -71,6 +72,7 @@ class ServiceSettings:
         kinds: kinds of task that the service queues.
         queue: limits of leases and attempts.
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
+        blob_grace_seconds: blobs that nothing needs stay so long.
     """
 
     name: str
@@ -82,6 +84,7 @@ class ServiceSettings:
     kinds: tuple[TaskKind, ...]
     queue: QueueSettings = field(default_factory=QueueSettings)
     min_free_bytes: int = MIN_FREE_BYTES
+    blob_grace_seconds: float = GRACE_SECONDS
 
     @property
     def folder(self) -> Path:
@@ -103,6 +106,9 @@ class Parts:
         show_disk(registry, database.disk)
         blobs = LocalBlobStore(settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
         self.blobs: BlobStore = MeasuredBlobs(blobs, BlobMetrics(registry))
+        self.collector = Collector(
+            database, self.blobs, CollectionMetrics(registry), settings.blob_grace_seconds
+        )
         self.log = EventLog(database)
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())
@@ -205,7 +211,8 @@ async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]
         request_log = SqlRequestLog(database)
         waiting = WaitingTasks(database, parts.log, hosted.handlers, parts.workers)
         waits = Chore(work=waiting.look, interval_seconds=_EXPIRY_SECONDS)
-        for chore in (*_chores(parts, request_log), waits, *hosted.chores):
+        collecting = _collecting(parts.collector, settings.blob_grace_seconds)
+        for chore in (*_chores(parts, request_log), *collecting, waits, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
             stack.callback(task.cancel)
         running = await stack.enter_async_context(
@@ -233,6 +240,14 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
         Chore(work=request_log.forget_old, interval_seconds=_FORGET_SECONDS),
         Chore(work=parts.queue.forget_finished, interval_seconds=_FORGET_SECONDS),
         Chore(work=parts.forget_expired_holds, interval_seconds=_FORGET_SECONDS),
+    ]
+
+
+def _collecting(collector: Collector, grace_seconds: float) -> list[Chore]:
+    """Return how blobs are given back. Who shortens the grace period wants them back sooner."""
+    return [
+        Chore(work=collector.collect_loose, interval_seconds=min(LOOSE_SECONDS, grace_seconds)),
+        Chore(work=collector.look, interval_seconds=min(LOOK_SECONDS, grace_seconds)),
     ]
 
 

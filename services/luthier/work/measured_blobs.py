@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import BinaryIO, Literal, cast
 
@@ -13,7 +13,7 @@ from luthier.errors import LuthierError, Reason
 from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
 from luthier.runtime.metric import reason_label
-from luthier.storage.blobs import Blob, BlobStore, Inbox
+from luthier.storage.blobs import Blob, BlobStore, Inbox, ListedBlob
 
 Operation = Literal["read", "write", "append", "commit", "delete", "look"]
 _CALLERS_FAULT = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"})
@@ -141,10 +141,15 @@ class MeasuredBlobs:
         self._metrics.passed("write", blob.size_bytes)
         return blob
 
-    async def delete(self, digest: str) -> None:
-        """Delete a blob."""
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return blobs in order of digests."""
+        with self._metrics.timed("look"):
+            return await self._blobs.list(after, limit)
+
+    async def collect(self, digest: str, put_before: float) -> int:
+        """Delete a blob that was put last before a time; return its size."""
         with self._metrics.timed("delete"):
-            await self._blobs.delete(digest)
+            return await self._blobs.collect(digest, put_before)
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield bytes. Raises NotFound, OutOfRange. The time that they take to be sent on is not the store's."""

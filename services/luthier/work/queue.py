@@ -19,6 +19,7 @@ from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
+from luthier.work.promised_blobs import PromisedBlobs
 from luthier.work.repository import Tasks
 from luthier.work.requirements import Equipment
 from luthier.work.results import check_checkpoint, check_result, check_rollouts
@@ -72,6 +73,7 @@ class Queue:
         self._log = log
         self._handlers: dict[TaskKind, TaskHandler] = {}
         self.metrics = metrics
+        self.promised = PromisedBlobs(database)
         self._tasks = Tasks()
         self._leases = leases or Leases(self.settings.lease_seconds)
         self._arrival = asyncio.Event()
@@ -262,7 +264,9 @@ class Queue:
             await require_blobs()
             if task.losses:
                 task = await self._tasks.change(connection, task.task_id, losses=0)
-            return await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
+            name = await self._handlers[task.kind].checkpointed(connection, task, step, files, metrics)
+            await self.promised.named(connection, task.task_id, request)
+            return name
 
     async def commit_rollouts(self, request: worker_service_pb2.CommitRolloutsRequest) -> None:
         """Keep what a step drew from its model, before the update that learns from it.
@@ -276,6 +280,7 @@ class Queue:
         async with self._database.transaction() as connection:
             task = await self._tasks.held(connection, request.task, request.epoch)
             await self._handlers[task.kind].rolled_out(connection, task, request)
+            await self.promised.named(connection, task.task_id, request)
 
     async def finish(
         self,

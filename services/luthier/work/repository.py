@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.runtime import tracing
+from luthier.storage import blob_refs
+from luthier.storage.blob_refs import task_owner
 from luthier.work.requirements import Requirements
 from luthier.work.schema import tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState, Wanted
@@ -225,7 +227,11 @@ class Tasks:
     async def requeue(
         self, connection: AsyncConnection, task_id: str, losses: int, seconds: float = 0.0
     ) -> Task:
-        """Put a task back at the end of the queue, to be taken in so many seconds at the earliest."""
+        """Put a task back at the end of the queue, to be taken in so many seconds at the earliest.
+
+        What its worker was promised to find is let go.
+        """
+        await blob_refs.drop(connection, task_owner(task_id))
         now_us = _now_us()
         return await self.change(
             connection,
@@ -264,7 +270,8 @@ class Tasks:
         return int((await connection.execute(statement)).scalar_one())
 
     async def end(self, connection: AsyncConnection, task_id: str) -> Task:
-        """Mark a task finished."""
+        """Mark a task finished, and let go what its worker was promised to find."""
+        await blob_refs.drop(connection, task_owner(task_id))
         return await self.change(connection, task_id, state=TaskState.DONE, ended_at_us=_now_us())
 
     async def forget_finished(self, connection: AsyncConnection, older_than_seconds: float, most: int) -> int:

@@ -20,7 +20,11 @@ from sqlalchemy import (
     true,
 )
 
+from luthier.storage import blob_refs
+
 metadata = MetaData()
+for _table in blob_refs.metadata.tables.values():
+    _table.to_metadata(metadata)
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
 tasks = Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import Policy, TaskTokens
+from luthier.storage.blob_refs import digests_in
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.v1 import device_pb2
 from luthier.work.events import reported
@@ -70,6 +71,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         generations: Generations | None = None,
     ) -> None:
         self._queue = queue
+        self._promised = queue.promised
         self._workers = workers
         self._blobs = blobs
         self._task_tokens = task_tokens
@@ -164,6 +166,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.GrantBlobResponse:
         """Say which blobs are missing, and to who may be on this machine where a copy may be left."""
         await self._heard(request)
+        # Before it is looked for: what is said to be there must stay until the worker has named it.
+        await self._promised.keep(request.task, request.epoch, request.sha256)
         missing = [digest for digest in request.sha256 if not await self._blobs.has(digest)]
         response = worker_service_pb2.GrantBlobResponse(missing_sha256=missing)
         inbox = await self._blobs.inbox() if missing and _is_near(context.peer()) else None
@@ -183,6 +187,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                 reason=Reason.FIELD_REQUIRED, message="the first message must name task, epoch and sha256"
             )
         await self._heard(first)
+        await self._promised.keep(first.task, first.epoch, [first.sha256])
         if first.left_in_inbox:
             if first.data:
                 raise InvalidArgument(f"data must be empty beside left_in_inbox, got {len(first.data)} bytes")
@@ -282,7 +287,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         )
 
     async def _require_blobs(self, message: Message) -> None:
-        for digest in _digests(message):
+        for digest in digests_in(message):
             if not await self._blobs.has(digest):
                 raise NotFound(
                     reason=Reason.RESOURCE_NOT_FOUND,
@@ -339,13 +344,3 @@ def _kinds(numbers: Iterable[task_pb2.TaskKind.ValueType]) -> list[TaskKind]:
     if "TASK_KIND_UNSPECIFIED" in names:
         raise InvalidArgument("kinds must name kinds of tasks, got TASK_KIND_UNSPECIFIED")
     return [TaskKind(name.removeprefix("TASK_KIND_")) for name in names]
-
-
-def _digests(message: Message) -> Iterator[str]:
-    """Yield the digest of every file that a message names, however deep."""
-    for field, value in message.ListFields():
-        if field.name == "sha256":
-            yield value
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
-            for part in value if field.is_repeated else (value,):
-                yield from _digests(part)

@@ -15,6 +15,7 @@ from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
+from luthier.work import schema as work_schema
 
 PROJECT = "projects/default"
 LIMIT = 10 << 20
@@ -59,6 +60,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
     async with bench.database.transaction() as connection:
         await connection.run_sync(schema.metadata.create_all)
+        await connection.run_sync(work_schema.metadata.create_all)
     yield bench
     await bench.settled()
     await bench.database.close()

@@ -9,11 +9,11 @@ import pytest
 from tests.training.conftest import stored
 from tests.training.jobs.rollouts import commit, committed, create, drawn
 from tests.work.checkpoints import checkpoint_of
+from tests.work.collected import collect_later
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, NotFound, Reason
 from luthier.runtime.paging import PageTokens
 from luthier.training.jobs import servicer as jobs_servicer
-from luthier.training.jobs.released import GRACE_SECONDS, ReleasedBlobs
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.v1.rollout_pb2 import Rollout
 from luthier.v1.training_service_pb2 import ListRolloutsRequest, ListRolloutsResponse
@@ -172,13 +172,8 @@ async def test_a_later_attempt_replaces_what_it_drew_otherwise_and_drops_what_fo
         "step 3 was drawn from a model that learnt from what is gone"
     )
     assert await all_of(bench) == [*drawn(1), *drawn(2, "otherwise")]
-    await swept(bench)
+    await collect_later(bench.database, bench.blobs)
     assert [await bench.blobs.has(digest) for digest in (*gone, other)] == [False, False, True]
-
-
-async def swept(bench: Any) -> None:
-    later = 1e12 + GRACE_SECONDS
-    await ReleasedBlobs(bench.database, bench.blobs, lambda: later).sweep()
 
 
 async def test_what_a_checkpoint_has_learnt_from_never_changes(bench: Any) -> None:
@@ -255,15 +250,13 @@ async def test_bytes_stay_while_the_job_is_there_and_go_with_it(bench: Any) -> N
     await create(bench)
     task, _ = await bench.claim()
     digest = await commit(bench, task, 1)
-    async with bench.database.transaction() as connection:
-        await ReleasedBlobs(bench.database, bench.blobs).release(connection, [digest])
-    await swept(bench)
+    await collect_later(bench.database, bench.blobs)
     assert await bench.blobs.has(digest), "the job holds them"
     await bench.cancel(JOB)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     await bench.jobs.delete(JOB, "")
     assert await bench.blobs.has(digest), "who reads them still does for a while"
-    await swept(bench)
+    await collect_later(bench.database, bench.blobs)
     assert not await bench.blobs.has(digest)
 
 

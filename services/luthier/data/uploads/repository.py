@@ -42,6 +42,16 @@ class StagedUploads:
         """Forget an upload whose staged bytes are cleared away."""
         await connection.execute(delete(schema.staged_uploads).where(schema.staged_uploads.c.uid == uid))
 
+    async def finishing(self, connection: AsyncConnection) -> list[str]:
+        """Return the names of the uploads that are RECEIVING and whose bytes are on their way to become a blob."""
+        uploads, staged = schema.uploads.c, schema.staged_uploads
+        statement = (
+            select(uploads.name)
+            .join(staged, staged.c.uid == uploads.uid)
+            .where(uploads.state == "RECEIVING", uploads.delete_time_us.is_(None), staged.c.finishing)
+        )
+        return list((await connection.execute(statement)).scalars())
+
     async def ended(self, connection: AsyncConnection) -> list[tuple[str, str]]:
         """Return name and uid of the uploads that are COMPLETE or CANCELLED and may have staged bytes."""
         uploads = schema.uploads.c

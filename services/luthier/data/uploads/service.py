@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data.uploads import repository, rules
 from luthier.data.uploads.rules import State
-from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, LuthierError, Reason
 from luthier.runtime.names import new_id
 from luthier.storage.blobs import Blob, BlobStore
 from luthier.storage.database import Database
@@ -21,6 +22,7 @@ from luthier.v1.upload_pb2 import Upload
 from luthier.work.families import delete_free
 from luthier.work.lifecycle import Lifecycle
 
+_logger = logging.getLogger(__name__)
 StoredUpload = Stored[Upload, UploadPrivate]
 
 
@@ -164,7 +166,16 @@ class UploadService:
         )
 
     async def recover(self) -> None:
-        """Clear away what an earlier process left staged of uploads that are over."""
+        """Finish what an earlier process was finishing, and clear away what it left staged of uploads that are over."""
+        async with self._database.reading() as connection:
+            finishing = await self._staged.finishing(connection)
+        for name in finishing:
+            try:
+                await self.get(name)
+            except LuthierError as error:  # whoever asks for it next is told, and nothing is lost until then
+                _logger.warning(
+                    "an upload is not finished yet", extra={"upload": name, "detail": error.message}
+                )
         async with self._database.reading() as connection:
             ended = await self._staged.ended(connection)
         for name, uid in ended:

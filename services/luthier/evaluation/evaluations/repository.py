@@ -10,6 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.evaluation.schema import answer_files, predictions, shares
 from luthier.evaluation.schema import evaluations as table
+from luthier.storage import blob_refs
+from luthier.storage.blob_refs import digests_in
 from luthier.storage.stored import Rows
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, ShareRow
 from luthier.v1.evaluation_pb2 import Evaluation
@@ -45,6 +47,13 @@ class AnswerFiles:
         ]
         if rows:
             await connection.execute(insert(answer_files).on_conflict_do_nothing(), rows)
+            columns = answer_files.c
+            kept = select(columns.sha256).where(
+                columns.owner == owner, columns.share == share, columns.step == step
+            )
+            await blob_refs.refer(
+                connection, answers_owner(owner), (await connection.execute(kept)).scalars()
+            )
 
     async def read(self, connection: AsyncConnection, owner: str, share: int | None = None) -> list[BlobFile]:
         """Return the files of a share of an evaluation, None: of all that it has."""
@@ -61,6 +70,7 @@ class AnswerFiles:
     async def forget(self, connection: AsyncConnection, owner: str) -> None:
         """Drop the files of an evaluation that has ended."""
         await connection.execute(delete(answer_files).where(answer_files.c.owner == owner))
+        await blob_refs.drop(connection, answers_owner(owner))
 
 
 class Shares:
@@ -78,6 +88,7 @@ class Shares:
             index_elements=["owner", "number"], set_={"share": values["share"]}
         )
         await connection.execute(replaced)
+        await blob_refs.refer(connection, shares_owner(owner), digests_in(row))
 
     async def read(self, connection: AsyncConnection, owner: str) -> list[ShareRow]:
         """Return the shares of an evaluation by number; none: it was not dealt, or has ended."""
@@ -87,6 +98,7 @@ class Shares:
     async def forget(self, connection: AsyncConnection, owner: str) -> None:
         """Drop the shares of an evaluation that has ended."""
         await connection.execute(delete(shares).where(shares.c.owner == owner))
+        await blob_refs.drop(connection, shares_owner(owner))
 
 
 class Predictions:
@@ -101,3 +113,13 @@ class Predictions:
             .limit(limit)
         )
         return list((await connection.execute(statement)).scalars())
+
+
+def answers_owner(uid: str) -> str:
+    """Return what refers to the answers that workers kept of an evaluation."""
+    return f"{uid}/answers"
+
+
+def shares_owner(uid: str) -> str:
+    """Return what refers to the predictions of an evaluation's shares."""
+    return f"{uid}/shares"

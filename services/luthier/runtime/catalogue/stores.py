@@ -60,6 +60,23 @@ BLOB_FAILURES = Metric(
     labels=("operation", "reason"),
     bound="one an operation and reason that was met",
 )
+STORED_BYTES = Metric(
+    name="luthier_blob_stored_bytes",
+    kind="gauge",
+    help="Bytes of blobs that something needs, and of those that nothing does and that are collected after a while; "
+    "as of the last look at all of them, one every ten minutes.",
+    question="How much is stored, and how much of it comes back by itself?",
+    labels=("state",),
+    unit="bytes",
+    bound="2",
+)
+COLLECTED_BYTES = Metric(
+    name="luthier_blob_collected_bytes_total",
+    kind="counter",
+    help="Bytes of blobs that were deleted because nothing needed them any more.",
+    question="Does the disk come back after deletions?",
+    unit="bytes",
+)
 FREE = Metric(
     name="luthier_disk_free_bytes",
     kind="gauge",

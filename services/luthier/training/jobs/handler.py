@@ -18,7 +18,6 @@ from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPriva
 from luthier.training.jobs import repository
 from luthier.training.jobs.base_models import Models
 from luthier.training.jobs.methods import method_of
-from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredCheckpoint
 from luthier.training.jobs.reward_models import RewardModels
 from luthier.training.jobs.rollouts import KeptRollouts
@@ -52,14 +51,12 @@ class TrainHandler:
         log: EventLog,
         models: Models,
         blobs: BlobStore,
-        released: ReleasedBlobs,
         rollouts: KeptRollouts,
     ) -> None:
         self._family = family
         self._log = log
         self._models = models
         self._blobs = blobs
-        self._released = released
         self._rollouts = rollouts
         self._reward_models = RewardModels(models, family)
         self._jobs = repository.jobs()
@@ -202,11 +199,7 @@ class TrainHandler:
         if job.message.max_checkpoints:
             keep = job.message.max_checkpoints
             held = await Holds().held(connection, await self._checkpoints.uids(connection, job.uid))
-            dropped = await self._checkpoints.drop_older(
-                connection, job.uid, keep, held, job.message.best_step
-            )
-            digests = [file.sha256 for point in dropped for file in point.private.files]
-            await self._released.release(connection, digests)
+            await self._checkpoints.drop_older(connection, job.uid, keep, held, job.message.best_step)
 
     async def succeeded(self, connection: AsyncConnection, task: Task, result: task_pb2.TaskResult) -> None:
         """The job SUCCEEDED: its tuned model is there, READY, in the same instant."""

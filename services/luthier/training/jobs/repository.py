@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, select
@@ -12,6 +13,8 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import NotFound
+from luthier.storage import blob_refs
+from luthier.storage.blob_refs import digests_in
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Rows
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
@@ -42,7 +45,15 @@ def jobs() -> JobRows:
             "rendering_uid": lambda job, _: told_of(job, job.rendering),
         },
         progress_fields=("progress", "latest_metrics", WAITING),
+        blobs=_blobs_of,
     )
+
+
+def _blobs_of(private: FineTuningJobPrivate) -> Iterator[str]:
+    """Yield what a job needs: its start, and the file of the template that its model and checkpoints are taught by."""
+    yield from digests_in(private)
+    if private.taught.chat_template:
+        yield hashlib.sha256(private.taught.chat_template.encode()).hexdigest()
 
 
 async def job_that_trains(connection: AsyncConnection, model: str) -> str:
@@ -77,7 +88,11 @@ class Checkpoints:
             "private": checkpoint.private.SerializeToString(deterministic=True),
         }
         statement = sqlite.insert(checkpoints).values(row).on_conflict_do_nothing()
-        return (await connection.execute(statement)).rowcount == 1
+        if (await connection.execute(statement)).rowcount != 1:
+            return False
+        owner = checkpoint_owner(job_uid, checkpoint.message.step)
+        await blob_refs.refer(connection, owner, digests_in(checkpoint.private))
+        return True
 
     async def uids(self, connection: AsyncConnection, job_uid: str) -> list[str]:
         """Return the uids of a job's checkpoints."""
@@ -90,8 +105,8 @@ class Checkpoints:
         keep: int,
         held: Collection[str] = (),
         best_step: int = 0,
-    ) -> Sequence[StoredCheckpoint]:
-        """Drop all but the last `keep` checkpoints of a job, the best and those `held`; return those that went.
+    ) -> None:
+        """Drop all but the last `keep` checkpoints of a job, the best and those `held`.
 
         The best is that of `best_step`; 0: that with the lowest validation_loss, or where none has one with the highest
         validation_reward, of all that were taken at a validated step. `held` are uids.
@@ -103,7 +118,7 @@ class Checkpoints:
         for point in dropped:
             mine = (columns.job == job_uid, columns.step == point.message.step)
             await connection.execute(delete(checkpoints).where(*mine))
-        return dropped
+            await blob_refs.drop(connection, checkpoint_owner(job_uid, point.message.step))
 
     async def get(self, connection: AsyncConnection, name: str) -> StoredCheckpoint:
         """Return a checkpoint. Raises NotFound."""
@@ -202,6 +217,9 @@ class Rollouts:
         }
         upsert = sqlite.insert(rollouts).values(job=job_uid, step=new.step, **row)
         await connection.execute(upsert.on_conflict_do_update(index_elements=["job", "step"], set_=row))
+        owner = rollouts_owner(job_uid, new.step)
+        await blob_refs.drop(connection, owner)
+        await blob_refs.refer(connection, owner, [new.file.sha256])
 
     async def since(
         self, connection: AsyncConnection, job_uid: str, step: int, limit: int = _ALL
@@ -225,12 +243,23 @@ class Rollouts:
             for row in (await connection.execute(statement)).mappings()
         ]
 
-    async def drop(self, connection: AsyncConnection, job_uid: str, step: int) -> Sequence[str]:
-        """Drop a job's from a step on; return the digests of their files."""
+    async def drop(self, connection: AsyncConnection, job_uid: str, step: int) -> None:
+        """Drop a job's from a step on."""
         columns = rollouts.c
         mine = (columns.job == job_uid, columns.step >= step)
-        statement = delete(rollouts).where(*mine).returning(columns.digest)
-        return (await connection.execute(statement)).scalars().all()
+        statement = delete(rollouts).where(*mine).returning(columns.step)
+        dropped = (await connection.execute(statement)).scalars().all()
+        await blob_refs.drop(connection, *(rollouts_owner(job_uid, one) for one in dropped))
+
+
+def checkpoint_owner(job_uid: str, step: int) -> str:
+    """Return what refers to the blobs of a checkpoint."""
+    return f"{job_uid}/checkpoints/{step}"
+
+
+def rollouts_owner(job_uid: str, step: int) -> str:
+    """Return what refers to the blob of the rollouts of a step."""
+    return f"{job_uid}/rollouts/{step}"
 
 
 def _best(kept: Sequence[StoredCheckpoint], best_step: int) -> StoredCheckpoint | None:

@@ -11,7 +11,6 @@ from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.training.jobs import repository
-from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.repository import StoredRollouts
 from luthier.v1.rollout_pb2 import Rollout
 from luthier.work.row_file import found_rows, read_rows
@@ -33,10 +32,9 @@ class KeptRollouts:
     replaces them, and drops those of later steps, which were drawn from a model that learnt from what is gone.
     """
 
-    def __init__(self, database: Database, blobs: BlobStore, released: ReleasedBlobs) -> None:
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
-        self._released = released
         self._rows = repository.Rollouts()
         self._checkpoints = repository.Checkpoints()
 
@@ -66,7 +64,7 @@ class KeptRollouts:
             raise _final(step, f"the checkpoint of step {latest.message.step} holds what it learnt")
         if known is not None and known.step == step and known.attempt == attempt:
             raise _final(step, f"attempt {attempt} has committed others")
-        await self._drop(connection, job_uid, step)
+        await self._rows.drop(connection, job_uid, step)
         await self._rows.put(connection, job_uid, StoredRollouts(step=step, attempt=attempt, file=file))
 
     async def after(
@@ -87,8 +85,8 @@ class KeptRollouts:
         ]
 
     async def forget(self, connection: AsyncConnection, job_uid: str) -> None:
-        """Drop all of a job, and give their bytes back a while later."""
-        await self._drop(connection, job_uid, 0)
+        """Drop all of a job; their bytes are given back a while later."""
+        await self._rows.drop(connection, job_uid, 0)
 
     async def page(
         self, job_uid: str, first: Place, step: int, limit: int, limit_bytes: int
@@ -123,9 +121,6 @@ class KeptRollouts:
             if begin + len(rows) < one.file.num_rows:
                 return found, Place(step=one.step, index=begin + len(rows))
         return found, None
-
-    async def _drop(self, connection: AsyncConnection, job_uid: str, step: int) -> None:
-        await self._released.release(connection, await self._rows.drop(connection, job_uid, step))
 
 
 def _rollout(row: bytes) -> Rollout:

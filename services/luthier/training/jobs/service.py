@@ -28,7 +28,6 @@ from luthier.training.jobs.planning import (
     require_usable,
 )
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
-from luthier.training.jobs.released import ReleasedBlobs
 from luthier.training.jobs.reward_models import (
     RewardModel,
     RewardModels,
@@ -158,7 +157,7 @@ class JobService:
         self._reward_models = RewardModels(models, self.family)
         self._checkpoints = repository.Checkpoints()
         self._metrics = repository.Metrics()
-        self.rollouts = KeptRollouts(database, blobs, ReleasedBlobs(database, blobs))
+        self.rollouts = KeptRollouts(database, blobs)
 
     async def check(self, wanted: FineTuningJob, *, names_rows: bool = False) -> CheckedJob:
         """Check a job by what is known of its base model and its renderings, without looking at rows.

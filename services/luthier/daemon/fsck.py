@@ -1,0 +1,100 @@
+"""Check what the services of a home keep: every reference has its blob, every blob its reference, digests hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from luthier.data import schema as data_schema
+from luthier.data.config import Config as DataConfig
+from luthier.data.needs import needs as data_needs
+from luthier.errors import FailedPrecondition
+from luthier.evaluation import schema as evaluation_schema
+from luthier.evaluation.config import Config as EvaluationConfig
+from luthier.evaluation.needs import needs as evaluation_needs
+from luthier.runtime.config import read
+from luthier.storage.database import Database
+from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.migrations import require_current
+from luthier.training import schema as training_schema
+from luthier.training.config import Config as TrainingConfig
+from luthier.training.needs import needs as training_needs
+from luthier.work import schema as work_schema
+from luthier.work.blob_check import BlobCheck, Checked, Fault
+from luthier.work.blob_needs import Needs
+
+_CONFIGS = {"data": DataConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
+_MIGRATIONS: Mapping[str, Path] = {
+    "data": data_schema.MIGRATIONS,
+    "training": training_schema.MIGRATIONS,
+    "evaluation": evaluation_schema.MIGRATIONS,
+}
+_NEEDS: Mapping[str, Needs] = {
+    "data": data_needs,
+    "training": training_needs,
+    "evaluation": evaluation_needs,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Something of a service: a fault, or once all its faults are told what was looked at."""
+
+    service: str
+    fault: Fault | None = None
+    checked: Checked | None = None
+
+
+async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncIterator[Found]:
+    """Yield what is found of the services of a home, which may run meanwhile. With `reads` every byte is hashed.
+
+    Raises FailedPrecondition where a service has no state there, or state of another version.
+    """
+    for service in services:
+        path = home / service / f"{service}.db"
+        if not path.is_file():
+            raise FailedPrecondition(
+                f"{path} must be the {service} service's database, there is none; set LUTHIER_HOME to a home where "
+                f"it has run, or leave it out with --service",
+                metadata={"path": str(path)},
+            )
+        url = f"sqlite+aiosqlite:///{path}"
+        await asyncio.to_thread(require_current, url, (work_schema.MIGRATIONS, _MIGRATIONS[service]))
+        database = Database(url)
+        try:
+            checking = BlobCheck(
+                database=database,
+                blobs=LocalBlobStore(home / service / "blobs"),
+                needs=_NEEDS[service],
+                grace_seconds=read(_CONFIGS[service], section=service.upper()).blob_grace_seconds,
+                reads=reads,
+            )
+            async for fault in checking.faults():
+                yield Found(service=service, fault=fault)
+            yield Found(service=service, checked=checking.checked)
+        finally:
+            await database.close()
+
+
+def json_of(found: Found) -> dict[str, object]:
+    """Return what a program reads: `what` is fault or checked."""
+    if found.fault is not None:
+        return {"service": found.service, "what": "fault", **asdict(found.fault)}
+    assert found.checked is not None, "a fault, or what was looked at"
+    return {"service": found.service, "what": "checked", **asdict(found.checked)}
+
+
+def line_of(found: Found) -> str:
+    """Return what a person reads."""
+    if found.fault is not None:
+        fault = found.fault
+        who = f", {fault.who}" if fault.who else ""
+        return f"{found.service:<11}{fault.kind:<11}{fault.digest}{who}: {fault.text}"
+    assert found.checked is not None, "a fault, or what was looked at"
+    checked = found.checked
+    return (
+        f"{found.service:<11}checked    {checked.num_needs} references, {checked.num_blobs} blobs of "
+        f"{checked.num_bytes} bytes; {checked.num_loose} of {checked.loose_bytes} bytes wait to be collected"
+    )

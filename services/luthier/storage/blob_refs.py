@@ -1,0 +1,164 @@
+"""Which blobs are needed, and by whom: rows that keep bytes, written in the transaction that makes the need.
+
+An owner is the uid of a resource, `<uid>/<part>` for what goes with it and is kept in rows of its own, or
+`tasks/<id>` for what a worker was promised. A blob that nobody refers to any more is noted as loose, in the
+transaction that drops the last reference, and collected a while later (`storage.collecting`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from google.protobuf.message import Message
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Index,
+    MetaData,
+    String,
+    Table,
+    and_,
+    delete,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+metadata = MetaData()
+"""Part of every database with resources or tasks: `work.schema` takes these tables over."""
+
+blob_refs = Table(
+    "blob_refs",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Index("ix_blob_refs_digest", "digest"),
+)
+
+loose_blobs = Table(
+    "loose_blobs",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("since_us", BigInteger, nullable=False),
+    Index("ix_loose_blobs_since", "since_us"),
+)
+
+_AT_ONCE = 500
+"""SQLite takes a limited number of values in one statement."""
+_AFTER_SLASH = chr(ord("/") + 1)
+
+
+def digests_in(message: Message) -> Iterator[str]:
+    """Yield the digest of every file that a message names, however deep: each is in a field that ends with sha256."""
+    for field, value in message.ListFields():
+        if field.name == "sha256" or field.name.endswith("_sha256"):
+            yield from value if field.is_repeated else (value,)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for part in value if field.is_repeated else (value,):
+                yield from digests_in(part)
+
+
+def task_owner(task_id: str) -> str:
+    """Return the owner that stands for a task."""
+    return f"tasks/{task_id}"
+
+
+async def refer(connection: AsyncConnection, owner: str, digests: Iterable[str]) -> None:
+    """Have an owner refer to blobs, beside those that it refers to already."""
+    rows = [{"owner": owner, "digest": digest} for digest in dict.fromkeys(digests)]
+    if rows:
+        await connection.execute(sqlite.insert(blob_refs).on_conflict_do_nothing(), rows)
+
+
+async def refer_instead(
+    connection: AsyncConnection, owner: str, before: Collection[str], after: Collection[str]
+) -> None:
+    """Have an owner that referred to some blobs refer to others. Those that are among both stay."""
+    await refer(connection, owner, [digest for digest in after if digest not in before])
+    gone = set(before).difference(after)
+    for some in _in_parts(sorted(gone)):
+        await _drop(connection, and_(blob_refs.c.owner == owner, blob_refs.c.digest.in_(some)))
+
+
+async def drop(connection: AsyncConnection, *owners: str) -> None:
+    """Let go all blobs of some owners."""
+    for some in _in_parts(owners):
+        await _drop(connection, blob_refs.c.owner.in_(some))
+
+
+async def drop_some(connection: AsyncConnection, owner: str, digests: Iterable[str]) -> None:
+    """Let go some blobs of an owner; those that are not its own are passed over."""
+    await refer_instead(connection, owner, set(digests), ())
+
+
+async def drop_whole(connection: AsyncConnection, uid: str) -> None:
+    """Let go all blobs of a resource and of its parts."""
+    owner = blob_refs.c.owner
+    await _drop(connection, or_(owner == uid, and_(owner > f"{uid}/", owner < uid + _AFTER_SLASH)))
+
+
+async def referred(connection: AsyncConnection, owner: str, digests: Collection[str]) -> bool:
+    """Tell whether an owner refers to each of some blobs."""
+    wanted, found = set(digests), 0
+    for some in _in_parts(sorted(wanted)):
+        statement = select(func.count()).where(blob_refs.c.owner == owner, blob_refs.c.digest.in_(some))
+        found += (await connection.execute(statement)).scalar_one()
+    return found == len(wanted)
+
+
+async def needed(connection: AsyncConnection, digests: Sequence[str]) -> frozenset[str]:
+    """Return those of some blobs, at most a few hundred, that somebody refers to."""
+    statement = select(blob_refs.c.digest).where(blob_refs.c.digest.in_(digests)).distinct()
+    return frozenset((await connection.execute(statement)).scalars())
+
+
+async def loose_since(connection: AsyncConnection, digests: Sequence[str]) -> dict[str, int]:
+    """Return since when those of some blobs are loose that are, in microseconds since 1970."""
+    columns = loose_blobs.c
+    statement = select(columns.digest, columns.since_us).where(columns.digest.in_(digests))
+    return {row.digest: row.since_us for row in await connection.execute(statement)}
+
+
+async def loose_before(connection: AsyncConnection, before_us: int, limit: int) -> Sequence[str]:
+    """Return at most `limit` blobs that are loose since a time or longer, the longest first."""
+    columns = loose_blobs.c
+    statement = (
+        select(columns.digest).where(columns.since_us <= before_us).order_by(columns.since_us).limit(limit)
+    )
+    return (await connection.execute(statement)).scalars().all()
+
+
+async def note_loose(connection: AsyncConnection, digests: Iterable[str]) -> None:
+    """Note that blobs are loose from now on."""
+    rows = [{"digest": digest, "since_us": _now_us()} for digest in digests]
+    if rows:
+        statement = sqlite.insert(loose_blobs)
+        again = statement.on_conflict_do_update(
+            index_elements=["digest"], set_={"since_us": statement.excluded.since_us}
+        )
+        await connection.execute(again, rows)
+
+
+async def forget_loose(connection: AsyncConnection, digests: Sequence[str]) -> None:
+    """Forget loose blobs: they are gone, or needed again."""
+    await connection.execute(delete(loose_blobs).where(loose_blobs.c.digest.in_(digests)))
+
+
+async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
+    dropped = await connection.execute(delete(blob_refs).where(which).returning(blob_refs.c.digest))
+    for some in _in_parts(sorted(set(dropped.scalars()))):
+        still = await needed(connection, some)
+        await note_loose(connection, (digest for digest in some if digest not in still))
+
+
+def _in_parts(digests: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(digests), _AT_ONCE):
+        yield digests[first : first + _AT_ONCE]
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

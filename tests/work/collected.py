@@ -1,0 +1,29 @@
+"""Collecting as if a long time had passed."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry
+
+from luthier.storage.blobs import BlobStore
+from luthier.storage.database import Database
+from luthier.work.collecting import GRACE_SECONDS, CollectionMetrics, Collector
+
+
+def collector_of(database: Database, blobs: BlobStore, seconds_later: float = 0.0) -> Collector:
+    """A collector whose clock is ahead."""
+    metrics = CollectionMetrics(CollectorRegistry())
+    return Collector(database, blobs, metrics, clock=lambda: time.time() + seconds_later)
+
+
+async def collect_later(database: Database, blobs: BlobStore) -> None:
+    """Collect all that goes once every grace period is over."""
+    collector = collector_of(database, blobs, 2 * GRACE_SECONDS)
+    await collector.collect_loose()
+    await collector.look()
+
+
+async def digests_of(blobs: BlobStore) -> set[str]:
+    """All blobs that there are."""
+    return {blob.digest for blob in await blobs.list("", 1_000_000)}
