@@ -245,7 +245,11 @@ class Tasks:
         )
 
     async def pause(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
-        """Let a task be given to nobody until it is queued again; what its resource said of waiting is over."""
+        """Let a task be given to nobody until it is queued again.
+
+        What its worker was promised to find is let go, and what its resource said of waiting is over.
+        """
+        await blob_refs.drop(connection, task_owner(task_id))
         now_us = _now_us()
         return await self.change(
             connection, task_id, state=TaskState.PAUSED, queued_at_us=now_us, losses=losses, said=""

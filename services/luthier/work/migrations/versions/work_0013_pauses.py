@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "work_0012"
-down_revision = "work_0011"
+revision = "work_0013"
+down_revision = "work_0012"
 branch_labels = None
 depends_on = None
 
