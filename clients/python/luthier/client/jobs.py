@@ -76,6 +76,21 @@ def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     return call(scope, lambda stubs: stubs.training.CancelFineTuningJob, request)
 
 
+def pause(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Ask a job to pause: its worker ends the step, stores a checkpoint and is free. It may end before.
+
+    One that is paused is returned unchanged. Raises FailedPrecondition for one that has ended or is stopping.
+    """
+    request = api.PauseFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.PauseFineTuningJob, request)
+
+
+def resume(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Queue a paused job again, to go on from its last checkpoint. Raises FailedPrecondition for any other."""
+    request = api.ResumeFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.ResumeFineTuningJob, request)
+
+
 def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     """Delete a job that has ended; its model stays. Its name may be used again."""
     request = api.DeleteFineTuningJobRequest(name=_name(scope, name), etag=etag)
@@ -189,6 +204,8 @@ class Jobs(SyncResource):
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
+    pause = method(pause)
+    resume = method(resume)
     delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
@@ -217,6 +234,8 @@ class AsyncJobs(AsyncResource):
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
+    pause = async_method(pause)
+    resume = async_method(resume)
     delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)

@@ -189,7 +189,8 @@ def _run(run: TuningRun) -> str:
     job = run.job
     settings, record = job.hyperparameters, job.run_record
     spans = job.HasField("start_time") and job.HasField("end_time")
-    seconds = f"{job.end_time.seconds - job.start_time.seconds:,} s" if spans else ""
+    took = job.end_time.seconds - job.start_time.seconds - job.paused_seconds
+    seconds = f"{took:,.0f} s" if spans else ""
     batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_rows} rows"
     facts = [
         ("Base model", short(job.base_model)),

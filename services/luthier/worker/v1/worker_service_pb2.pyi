@@ -372,19 +372,23 @@ class HeartbeatResponse(_message.Message):
 
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     cancel_requested: _builtins.bool
     """Whether to stop at the next step and finish as cancelled."""
     token: _builtins.str
     """Fresh credential, as in Task.token."""
+    pause_requested: _builtins.bool
+    """Whether to end the step, store a checkpoint and finish as paused. Of TRAIN tasks alone."""
     def __init__(
         self,
         *,
         cancel_requested: _builtins.bool = ...,
         token: _builtins.str = ...,
+        pause_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "pause_requested", b"pause_requested", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,16 +473,24 @@ class ReportEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_LOCAL_NUMBER_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     last_local_number: _builtins.int
     """Highest local number recorded."""
+    cancel_requested: _builtins.bool
+    """As HeartbeatResponse.cancel_requested: who reports its steps hears of it with them."""
+    pause_requested: _builtins.bool
+    """As HeartbeatResponse.pause_requested."""
     def __init__(
         self,
         *,
         last_local_number: _builtins.int = ...,
+        cancel_requested: _builtins.bool = ...,
+        pause_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_local_number", b"last_local_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "last_local_number", b"last_local_number", "pause_requested", b"pause_requested"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -824,12 +836,15 @@ class FinishTaskRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
     """Epoch of the lease."""
     cancelled: _builtins.bool
     """Whether the task stopped because it was asked to."""
+    paused: _builtins.bool
+    """Whether the task stopped because it was asked to pause. What is to be kept of it is in its last checkpoint."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the task failed. Unset when it did not."""
@@ -846,10 +861,11 @@ class FinishTaskRequest(_message.Message):
         error: _status_pb2.Status | None = ...,
         cancelled: _builtins.bool = ...,
         result: _task_pb2.TaskResult | None = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "error", b"error", "paused", b"paused", "result", b"result", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
