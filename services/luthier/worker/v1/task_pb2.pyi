@@ -610,9 +610,9 @@ class RegisterModelSpec(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     GGUF_PATH_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
-    """A folder, already checked against the allowed roots."""
+    """A folder of the worker's machine, which looks whether it lies below its allowed roots."""
     gguf_path: _builtins.str
-    """A GGUF file, already checked against the allowed roots."""
+    """A GGUF file of the worker's machine, likewise."""
     @_builtins.property
     def hub(self) -> _model_pb2.HubSource:
         """The Hugging Face Hub."""
