@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.lm.made import Made
 from luthier.runtime.keys import read_or_create_keys
+from luthier.storage.opening import open_stores
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.training.recipes.course import TIMED_METRICS
@@ -350,7 +351,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         reward_addresses=("127.0.0.1",),
         metrics_address="127.0.0.1:0",
     )
-    async with hosting(settings_of(config), lambda parts: build(parts, config)) as port:
+    async with hosting(settings_of(config), lambda parts: build(parts, config), open_stores) as port:
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as wire:
             yield Site(
