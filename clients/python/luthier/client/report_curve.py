@@ -39,4 +39,6 @@ def _table(points: Sequence[CurvePoint]) -> str:
         [escaped_html(arm_id), num_records, estimate_cell(score)]
         for num_records, arm_id, score in point_rows(points)
     ]
-    return table("Learning curve", ["Arm", "Records learnt from", points[0].estimate.score], rows, numbers_from=1)
+    return table(
+        "Learning curve", ["Arm", "Records learnt from", points[0].estimate.score], rows, numbers_from=1
+    )
