@@ -6,6 +6,7 @@ import asyncio
 
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
+from luthier.storage.opening import open_stores
 from luthier.training.assembly import Allowed, assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
@@ -33,20 +34,19 @@ def settings_of(config: Config) -> ServiceSettings:
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
+        database_url=config.database_url,
+        blobs_url=config.blobs_url,
     )
 
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on what the process opened."""
-    if not config.model_roots:
-        for root in config.roots:
-            root.mkdir(mode=0o700, exist_ok=True)
     channel = parts.channel(config.data_address)
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
     webhook_config, targets = webhooks.read_targets()
-    allowed = Allowed(roots=config.roots, rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
+    allowed = Allowed(rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
     training = assemble(parts, renderings, allowed)
     sender = webhooks.assemble(parts, config.home, webhook_config, targets)
     return Hosted(
@@ -62,7 +62,7 @@ def main() -> None:
     """Serve."""
     config = read(Config, section="TRAINING")
     configure(config.log_level)
-    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config), open_stores))
 
 
 if __name__ == "__main__":
