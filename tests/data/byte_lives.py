@@ -27,6 +27,7 @@ from luthier.runtime.auth import TaskTokens
 from luthier.storage import blob_refs
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.local_staging import LocalStaging
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training import needs as training_needs
 from luthier.training.jobs.repository import Checkpoints, StoredCheckpoint, jobs
@@ -134,7 +135,8 @@ async def site_in(folder: Path, kind: str) -> AsyncIterator[Site]:
 
 async def data_life(site: Site) -> None:
     """A file is uploaded, two versions with the same rows are built of it, and all goes again."""
-    uploads = UploadService(site.database, site.blobs, 1 << 20)
+    staging = LocalStaging(site.folder / "blobs" / "staging", site.blobs)
+    uploads = UploadService(site.database, staging, 1 << 20)
     datasets = DatasetService(site.database, site.log, site.queue, uploads)
     site.queue.register(TaskKind.BUILD_VERSION, BuildVersionHandler(datasets))
     await uploads.recover()

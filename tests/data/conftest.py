@@ -32,6 +32,7 @@ from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.opening import open_stores
 from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
@@ -177,7 +178,7 @@ class Service:
             min_free_bytes=self.min_free_bytes,
         )
         port = await self._stack.enter_async_context(
-            hosting(settings_of(config), lambda parts: build(parts, config))
+            hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
         )
         self.address = f"127.0.0.1:{port}"
         self.blobs = LocalBlobStore(self.home / "data" / "blobs")

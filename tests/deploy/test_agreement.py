@@ -19,6 +19,7 @@ from luthier.evaluation import __main__ as evaluation
 from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.runtime.catalogue import ALL
 from luthier.runtime.metric import Metric, Service
+from luthier.storage.opening import open_stores
 from luthier.training import __main__ as training
 from luthier.training.config import Config as TrainingConfig
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
@@ -61,7 +62,7 @@ async def page(service: Service, home: Path) -> str:
         ports.append(parts)
         return build(parts)
 
-    async with hosting(settings, kept):
+    async with hosting(settings, kept, open_stores):
         await ports[0].figures.look()
         return generate_latest(ports[0].metrics.registry).decode()
 

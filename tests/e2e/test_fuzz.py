@@ -33,6 +33,7 @@ from luthier.evaluation import __main__ as evaluation
 from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.keys import Keys, read_or_create_keys
+from luthier.storage.opening import open_stores
 from luthier.training import __main__ as training
 from luthier.training.config import Config as TrainingConfig
 from luthier.v1 import (
@@ -128,7 +129,7 @@ async def served(home: Path) -> AsyncIterator[Sites]:
                 lambda parts: evaluation.build(parts, evaluation_config),
             ),
         ):
-            await stack.enter_async_context(hosting(settings, build))
+            await stack.enter_async_context(hosting(settings, build, open_stores))
         of = {
             name: Site(
                 await stack.enter_async_context(aio.insecure_channel(address)),

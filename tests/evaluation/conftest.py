@@ -31,6 +31,7 @@ from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
+from luthier.storage.opening import open_stores
 from luthier.v1 import (
     data_service_pb2,
     data_service_pb2_grpc,
@@ -111,7 +112,7 @@ class Site:
             metrics_address="127.0.0.1:0",
             lease_seconds=self.LEASE_SECONDS,
         )
-        hosted = hosting(settings_of(config), lambda parts: build(parts, config))
+        hosted = hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
         port = await self._stack.enter_async_context(hosted)
         self.address = f"127.0.0.1:{port}"
         channel = grpc.aio.insecure_channel(self.address)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Reason
+from luthier.errors import InvalidArgument, NotFound, OutOfRange, Reason
 from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
@@ -112,73 +112,6 @@ async def test_read_beyond_the_end_is_out_of_range(store: BlobStore, offset: int
         await collected(store.read(digest, offset=offset, limit=limit))
 
 
-async def test_stage_appends_where_the_staged_bytes_end(store: BlobStore) -> None:
-    key = "projects/p/uploads/../u"
-    assert await store.staged_size(key) == 0
-    assert await store.stage(key, 0, b"ab") == 2
-    assert await store.stage(key, 2, b"c") == 3
-    assert await store.staged_size(key) == 3
-    assert await store.staged_size("another") == 0
-    assert await store.commit_staged(key, expected_digest=sha256(b"abc")) == Blob(
-        digest=sha256(b"abc"), size_bytes=3
-    )
-    assert await store.read_bytes(sha256(b"abc")) == b"abc"
-
-
-@pytest.mark.parametrize("offset", [0, 1, 3, -1])
-async def test_stage_at_another_offset_is_refused_and_changes_nothing(store: BlobStore, offset: int) -> None:
-    await store.stage("k", 0, b"ab")
-    with pytest.raises(OutOfRange, match=f"must be the staged size 2, got {offset}") as caught:
-        await store.stage("k", offset, b"x")
-    assert caught.value.reason == Reason.OFFSET_MISMATCH
-    assert await store.staged_size("k") == 2
-    with pytest.raises(OutOfRange):
-        await store.stage("nothing there", 1, b"x")
-    with pytest.raises(NotFound):
-        await store.commit_staged("nothing there")
-
-
-async def test_commit_staged_with_another_digest_keeps_the_bytes_until_discarded(store: BlobStore) -> None:
-    await store.stage("k", 0, b"abc")
-    for _ in range(2):
-        with pytest.raises(InvalidArgument) as caught:
-            await store.commit_staged("k", expected_digest=ABSENT)
-        assert caught.value.reason == Reason.CHECKSUM_MISMATCH
-    assert not await store.has(sha256(b"abc"))
-    assert await store.staged_size("k") == 3
-    await store.discard_staged("k")
-    assert await store.staged_size("k") == 0
-
-
-async def test_commit_staged_again_gives_the_same_blob_until_discarded(store: BlobStore) -> None:
-    await store.stage("k", 0, b"abc")
-    first = await store.commit_staged("k")
-    assert await store.commit_staged("k", expected_digest=first.digest) == first
-    assert await store.staged_size("k") == 3
-    with pytest.raises(InvalidArgument, match="sha256"):
-        await store.commit_staged("k", expected_digest=ABSENT)
-    with pytest.raises(FailedPrecondition, match="committed"):
-        await store.stage("k", 3, b"d")
-    await store.discard_staged("k")
-    await store.discard_staged("k")
-    assert await store.has(first.digest)
-    with pytest.raises(NotFound, match="nothing is staged"):
-        await store.commit_staged("k")
-    assert await store.stage("k", 0, b"new") == 3
-
-
-async def test_commit_staged_of_an_empty_upload_is_the_empty_blob(store: BlobStore) -> None:
-    assert await store.stage("k", 0, b"") == 0
-    assert (await store.commit_staged("k")).digest == sha256(b"")
-
-
-async def test_commit_staged_of_bytes_that_are_there_already_gives_that_blob(store: BlobStore) -> None:
-    blob = await store.put_bytes(b"abc")
-    await store.stage("k", 0, b"abc")
-    assert await store.commit_staged("k") == blob
-    assert await store.read_bytes(blob.digest) == b"abc"
-
-
 async def test_collect_takes_an_old_blob_away_and_may_be_repeated(store: BlobStore) -> None:
     kept, gone = await store.put_bytes(b"kept"), await store.put_bytes(b"gone, too")
     later = time.time() + 60
@@ -195,9 +128,10 @@ async def test_collect_leaves_what_was_put_since(store: BlobStore) -> None:
     assert await store.has(blob.digest)
 
 
-async def test_who_puts_takes_or_commits_a_blob_again_makes_it_young(store: BlobStore) -> None:
+async def test_who_puts_or_takes_a_blob_again_makes_it_young(store: BlobStore, tmp_path: Path) -> None:
     """Else it could go between the call that found it there and the row that says that it is needed."""
     blob = await store.put_bytes(b"abc")
+    (tmp_path / "file").write_bytes(b"abc")
 
     async def by_put() -> Blob:
         return await store.put_bytes(b"abc")
@@ -205,37 +139,38 @@ async def test_who_puts_takes_or_commits_a_blob_again_makes_it_young(store: Blob
     async def by_take() -> Blob:
         return await store.take("0" * 32, expected_digest=blob.digest)
 
-    async def by_commit() -> Blob:
-        await store.stage("k", 0, b"abc")
-        return await store.commit_staged("k")
+    async def by_file() -> Blob:
+        return await store.put_file(tmp_path / "file", blob.digest)
 
-    async def by_the_same_commit() -> Blob:
-        return await store.commit_staged("k")
+    async def by_a_file_that_is_gone() -> Blob:
+        return await store.put_file(tmp_path / "gone", blob.digest)
 
-    for again in (by_put, by_take, by_commit, by_the_same_commit):
+    for again in (by_put, by_take, by_file, by_a_file_that_is_gone):
         before = (await store.list("", 1))[0].put_time
         await asyncio.sleep(0.02)
         assert await again() == blob, again.__name__
         assert (await store.list("", 1))[0].put_time > before, again.__name__
 
 
-async def test_what_was_staged_long_before_is_young_once_it_is_committed(store: BlobStore) -> None:
-    await store.stage("k", 0, b"abc")
-    await asyncio.sleep(0.05)
-    since = time.time() - 0.02
-    blob = await store.commit_staged("k")
-    await store.discard_staged("k")
-    assert await store.collect(blob.digest, since) == 0
+async def test_put_file_stores_a_file_that_stays_and_is_young_however_old_it_is(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    os.utime(path, (0, 0))
+    blob = await store.put_file(path, sha256(b"abc"))
+    assert blob == Blob(digest=sha256(b"abc"), size_bytes=3)
+    assert await store.read_bytes(blob.digest) == path.read_bytes() == b"abc"
+    assert await store.collect(blob.digest, time.time() - 60) == 0
+    assert await store.collect(blob.digest, time.time() + 60) == 3
+    assert path.read_bytes() == b"abc"
 
 
-async def test_collect_leaves_what_whoever_commits_again_is_given_again(store: BlobStore) -> None:
-    await store.stage("k", 0, b"abc")
-    blob = await store.commit_staged("k")
-    later = time.time() + 60
-    assert await store.collect(blob.digest, later) == 0
-    assert await store.commit_staged("k") == blob
-    await store.discard_staged("k")
-    assert await store.collect(blob.digest, later) == 3
+async def test_put_file_of_a_file_that_is_gone_is_not_found(store: BlobStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=ABSENT):
+        await store.put_file(tmp_path / "gone", ABSENT)
+    with pytest.raises(InvalidArgument, match="must be 64 lowercase hex digits"):
+        await store.put_file(tmp_path / "gone", "abc")
 
 
 async def test_list_yields_every_blob_in_order_page_by_page(store: BlobStore) -> None:

@@ -15,6 +15,7 @@ from luthier.storage import staged_files
 from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES, Disk, found_full
 from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.local_staging import LocalStaging
 
 MIB = 1 << 20
 
@@ -57,7 +58,8 @@ async def test_database_on_a_full_disk_says_so_and_goes_on_when_there_is_room(sm
 
 async def test_blobs_on_a_full_disk_say_so_and_leave_nothing(small: Path) -> None:
     blobs = LocalBlobStore(small / "blobs")
-    await blobs.stage("k", 0, b"abc")
+    staging = LocalStaging(small / "staging", blobs)
+    await staging.append("k", 0, b"abc")
     fill(small, leave_bytes=2 * MIB + 4096)
     free_before = Disk(small).free_bytes()
     with pytest.raises(ResourceExhausted) as caught:
@@ -65,27 +67,28 @@ async def test_blobs_on_a_full_disk_say_so_and_leave_nothing(small: Path) -> Non
     assert caught.value.reason == Reason.DISK_FULL
     assert Disk(small).free_bytes() == free_before
     with pytest.raises(ResourceExhausted) as caught:
-        await blobs.stage("k", 3, bytes(3 * MIB))
+        await staging.append("k", 3, bytes(3 * MIB))
     assert caught.value.reason == Reason.DISK_FULL
-    assert await blobs.staged_size("k") == 3
+    assert await staging.size("k") == 3
     assert Disk(small).free_bytes() >= free_before - 8192
-    await blobs.stage("k", 3, b"def")
-    await blobs.commit_staged("k")
+    await staging.append("k", 3, b"def")
+    await staging.commit("k")
     assert b"abcdef" in {
         path.read_bytes() for path in (small / "blobs" / "blobs").rglob("*") if path.is_file()
     }
-    await blobs.discard_staged("k")
+    await staging.discard("k")
 
 
 async def test_blobs_leave_the_reserve_to_the_database(small: Path) -> None:
     blobs = LocalBlobStore(small / "blobs", min_free_bytes=4 * MIB)
+    staging = LocalStaging(small / "staging", blobs, min_free_bytes=4 * MIB)
     with pytest.raises(ResourceExhausted, match=r"4\.0 MiB must stay free") as caught:
         await blobs.put(pieces(*[bytes(MIB)] * 15))
     assert caught.value.reason == Reason.DISK_FULL
     fill(small, leave_bytes=3 * MIB)
     with pytest.raises(ResourceExhausted, match=r"4\.0 MiB must stay free"):
-        await blobs.stage("k", 0, b"x")
-    await blobs.discard_staged("k")
+        await staging.append("k", 0, b"x")
+    await staging.discard("k")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -97,15 +100,16 @@ async def test_a_write_that_finds_no_room_half_way_keeps_nothing(
         raise OSError(code, os.strerror(code))
 
     blobs = LocalBlobStore(tmp_path)
-    await blobs.stage("k", 0, b"good")
+    staging = LocalStaging(tmp_path / "staging", blobs)
+    await staging.append("k", 0, b"good")
     monkeypatch.setattr(staged_files, "append", half)
     with pytest.raises(ResourceExhausted, match=os.strerror(code)) as caught:
-        await blobs.stage("k", 4, b"more")
+        await staging.append("k", 4, b"more")
     assert caught.value.reason == Reason.DISK_FULL
     monkeypatch.undo()
-    assert await blobs.staged_size("k") == 4
-    await blobs.stage("k", 4, b"!")
-    blob = await blobs.commit_staged("k")
+    assert await staging.size("k") == 4
+    await staging.append("k", 4, b"!")
+    blob = await staging.commit("k")
     assert await blobs.read_bytes(blob.digest) == b"good!"
 
 

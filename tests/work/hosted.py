@@ -14,6 +14,7 @@ from tests.work.conftest import RecordingHandler, new_task, uid_of
 
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.storage.blobs import BlobStore
+from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
@@ -123,5 +124,5 @@ async def serve(
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
         min_free_bytes=min_free_bytes,
     )
-    async with hosting(settings, build) as bound:
+    async with hosting(settings, build, open_stores) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

@@ -17,6 +17,7 @@ from luthier.data.schema import MIGRATIONS
 from luthier.errors import FailedPrecondition, NotFound, PermissionDenied, Reason
 from luthier.runtime.auth import HOLDER
 from luthier.storage.database import Database
+from luthier.storage.opening import open_stores
 from luthier.work import schema
 from luthier.work.elsewhere import GrpcKeeper, Hold
 from luthier.work.families import delete_free
@@ -122,7 +123,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Parts, int]]:
         kinds=(),
         min_free_bytes=0,
     )
-    async with hosting(plan, build) as port:
+    async with hosting(plan, build, open_stores) as port:
         yield kept[0], port
 
 

@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry
 from luthier.errors import NotFound, ResourceExhausted
 from luthier.storage.blobs import BlobStore
 from luthier.storage.local_blobs import LocalBlobStore
-from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
+from luthier.storage.local_staging import LocalStaging
+from luthier.storage.staging import Staging
+from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 
 
 class Measured:
@@ -22,7 +24,9 @@ class Measured:
     def __init__(self, folder: Path, *, min_free_bytes: int = 0) -> None:
         self.registry = CollectorRegistry()
         store = LocalBlobStore(folder, min_free_bytes=min_free_bytes)
-        self.store: BlobStore = MeasuredBlobs(store, BlobMetrics(self.registry))
+        metrics = BlobMetrics(self.registry)
+        self.store: BlobStore = MeasuredBlobs(store, metrics)
+        self.staging: Staging = MeasuredStaging(LocalStaging(folder / "staging", store), metrics)
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -47,8 +51,8 @@ async def test_times_and_bytes_are_counted(measured: Measured) -> None:
     blob = await measured.store.put_bytes(b"abc")
     assert b"".join([piece async for piece in measured.store.read(blob.digest)]) == b"abc"
     assert await measured.store.read_bytes(blob.digest) == b"abc"
-    await measured.store.stage("k", 0, b"defg")
-    await measured.store.commit_staged("k")
+    await measured.staging.append("k", 0, b"defg")
+    await measured.staging.commit("k")
     assert await measured.store.collect(blob.digest, time.time() + 60) == 3
     for operation, size in (("write", 3.0), ("read", 6.0), ("append", 4.0)):
         assert measured.value("luthier_blob_bytes_total", operation=operation) == size

@@ -15,9 +15,9 @@ from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.evaluation.needs import needs as evaluation_needs
 from luthier.runtime.config import read
-from luthier.storage.database import Database
-from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.dialect import file_of
 from luthier.storage.migrations import require_current
+from luthier.storage.opening import open_stores, store_urls
 from luthier.training import schema as training_schema
 from luthier.training.config import Config as TrainingConfig
 from luthier.training.needs import needs as training_needs
@@ -53,29 +53,32 @@ async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncI
     Raises FailedPrecondition where a service has no state there, or state of another version.
     """
     for service in services:
-        path = home / service / f"{service}.db"
+        config: DataConfig | TrainingConfig | EvaluationConfig
+        config = read(_CONFIGS[service], section=service.upper())
+        urls = store_urls(home / service, config.database_url, config.blobs_url)
+        path = file_of(urls.database)
         if not path.is_file():
             raise FailedPrecondition(
                 f"{path} must be the {service} service's database, there is none; set LUTHIER_HOME to a home where "
                 f"it has run, or leave it out with --service",
                 metadata={"path": str(path)},
             )
-        url = f"sqlite+aiosqlite:///{path}"
-        await asyncio.to_thread(require_current, url, (work_schema.MIGRATIONS, _MIGRATIONS[service]))
-        database = Database(url)
+        migrations = (work_schema.MIGRATIONS, _MIGRATIONS[service])
+        await asyncio.to_thread(require_current, urls.database, migrations)
+        stores = open_stores(urls, 0)
         try:
             checking = BlobCheck(
-                database=database,
-                blobs=LocalBlobStore(home / service / "blobs"),
+                database=stores.database,
+                blobs=stores.blobs,
                 needs=_NEEDS[service],
-                grace_seconds=read(_CONFIGS[service], section=service.upper()).blob_grace_seconds,
+                grace_seconds=config.blob_grace_seconds,
                 reads=reads,
             )
             async for fault in checking.faults():
                 yield Found(service=service, fault=fault)
             yield Found(service=service, checked=checking.checked)
         finally:
-            await database.close()
+            await stores.database.close()
 
 
 def json_of(found: Found) -> dict[str, object]:

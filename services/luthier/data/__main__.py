@@ -13,6 +13,7 @@ from luthier.data.row_series import RowSeries
 from luthier.data.servicer import POLICY
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
+from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
@@ -50,6 +51,8 @@ def settings_of(config: Config) -> ServiceSettings:
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
+        database_url=config.database_url,
+        blobs_url=config.blobs_url,
     )
 
 
@@ -57,7 +60,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="DATA")
     configure(config.log_level)
-    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config), open_stores))
 
 
 if __name__ == "__main__":

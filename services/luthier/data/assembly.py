@@ -21,6 +21,7 @@ from luthier.runtime.paging import PageTokens
 from luthier.runtime.server import Registration
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.storage.staging import Staging
 from luthier.storage.stored import Rows
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
@@ -39,6 +40,10 @@ class Parts(Protocol):
     @property
     def blobs(self) -> BlobStore:
         """The service's blobs."""
+
+    @property
+    def staging(self) -> Staging:
+        """The uploads in progress."""
 
     @property
     def log(self) -> EventLog:
@@ -73,7 +78,7 @@ class DataService:
 def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_bytes: int) -> DataService:
     """Put the service together on real adapters or a test's."""
     reader = ShardReader(parts.blobs)
-    uploads = UploadService(parts.database, parts.blobs, max_upload_bytes)
+    uploads = UploadService(parts.database, parts.staging, max_upload_bytes)
     datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
     renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere)
     registered = registration(

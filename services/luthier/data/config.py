@@ -27,5 +27,9 @@ class Config:
     lease_seconds: float = 30.0
     min_free_bytes: int = MIN_FREE_BYTES
     """Room on the disk of the home that new uploads, resources and attempts leave free; 0: none."""
+    database_url: str = ""
+    """Where the service's database is, `sqlite+aiosqlite:////path/of/a/file`; empty: in the home."""
+    blobs_url: str = ""
+    """Where its blobs are, `file:///path/of/a/folder`; empty: in the home."""
     blob_grace_seconds: float = GRACE_SECONDS
     """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""

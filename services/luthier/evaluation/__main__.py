@@ -16,12 +16,14 @@ from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.metrics import GenerationMetrics
 from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
+from luthier.evaluation.generation.values import Values
 from luthier.evaluation.grading.service import GradingService
 from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
+from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.judge_access import JudgeAccess
 from luthier.work.queue import QueueSettings
@@ -44,7 +46,8 @@ def build(parts: Parts, config: Config) -> Hosted:
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens)
-    grading = GradingService(rewards)
+    values = Values(exchange, peers, parts.task_tokens)
+    grading = GradingService(rewards, values)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens),
@@ -77,6 +80,8 @@ def settings_of(config: Config) -> ServiceSettings:
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
+        database_url=config.database_url,
+        blobs_url=config.blobs_url,
     )
 
 
@@ -84,7 +89,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="EVALUATION")
     configure(config.log_level)
-    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config), open_stores))
 
 
 if __name__ == "__main__":

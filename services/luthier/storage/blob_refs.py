@@ -25,8 +25,9 @@ from sqlalchemy import (
     or_,
     select,
 )
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from luthier.storage import dialect
 
 metadata = MetaData()
 """Part of every database with resources or tasks: `work.schema` takes these tables over."""
@@ -47,8 +48,6 @@ loose_blobs = Table(
     Index("ix_loose_blobs_since", "since_us"),
 )
 
-_AT_ONCE = 500
-"""SQLite takes a limited number of values in one statement."""
 _AFTER_SLASH = chr(ord("/") + 1)
 
 
@@ -71,7 +70,7 @@ async def refer(connection: AsyncConnection, owner: str, digests: Iterable[str])
     """Have an owner refer to blobs, beside those that it refers to already."""
     rows = [{"owner": owner, "digest": digest} for digest in dict.fromkeys(digests)]
     if rows:
-        await connection.execute(sqlite.insert(blob_refs).on_conflict_do_nothing(), rows)
+        await connection.execute(dialect.insert(blob_refs).on_conflict_do_nothing(), rows)
 
 
 async def refer_instead(
@@ -136,7 +135,7 @@ async def note_loose(connection: AsyncConnection, digests: Iterable[str]) -> Non
     """Note that blobs are loose from now on."""
     rows = [{"digest": digest, "since_us": _now_us()} for digest in digests]
     if rows:
-        statement = sqlite.insert(loose_blobs)
+        statement = dialect.insert(loose_blobs)
         again = statement.on_conflict_do_update(
             index_elements=["digest"], set_={"since_us": statement.excluded.since_us}
         )
@@ -156,8 +155,8 @@ async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> None
 
 
 def _in_parts(digests: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(digests), _AT_ONCE):
-        yield digests[first : first + _AT_ONCE]
+    for first in range(0, len(digests), dialect.MAX_VALUES):
+        yield digests[first : first + dialect.MAX_VALUES]
 
 
 def _now_us() -> int:

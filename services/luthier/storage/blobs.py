@@ -1,7 +1,7 @@
-"""The blob store port: bytes named by their sha256, and uploads that are staged piece by piece.
+"""The blob store port: bytes named by their sha256.
 
-A blob never changes and is there as a whole or not at all. Staged bytes outlive the process at once, and what
-`staged_size` told outlives a power cut: an upload goes on where it was told to.
+A blob never changes and is there as a whole or not at all. What comes piece by piece is staged first
+(`storage.staging`).
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from luthier.errors import FieldViolation, InvalidArgument, NotFound, OutOfRange, Reason
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound, OutOfRange, Reason
 
 PIECE_BYTES = 1 << 20
 """Largest piece that `BlobStore.read` yields."""
@@ -46,8 +46,8 @@ class Inbox:
 class BlobStore(Protocol):
     """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
 
-    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere. Whoever puts a blob, takes one or
-    commits one makes it young, also one that was there before: `collect` leaves it alone for a while.
+    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere. Whoever puts or takes a
+    blob makes it young, also one that was there before: `collect` leaves it alone for a while.
     """
 
     async def has(self, digest: str) -> bool:
@@ -68,6 +68,13 @@ class BlobStore(Protocol):
 
     async def put_bytes(self, data: bytes) -> Blob:
         """Store a blob that fits in memory."""
+        ...
+
+    async def put_file(self, path: Path, digest: str) -> Blob:
+        """Store a whole file that has this digest, as its caller knows; it stays, and may share bytes with the blob.
+
+        Where the file is gone, a blob of that digest that is there is returned. Raises NotFound when there is neither.
+        """
         ...
 
     async def inbox(self) -> Inbox | None:
@@ -95,8 +102,7 @@ class BlobStore(Protocol):
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, in seconds since 1970; return how many bytes that frees.
 
-        0: it was put since, is committed under a key that is not discarded, or is not there. A read that has begun may
-        go on or raise NotFound.
+        0: it was put since, or is not there. A read that has begun may go on or raise NotFound.
         """
         ...
 
@@ -117,35 +123,6 @@ class BlobStore(Protocol):
 
         Its methods block, and need nothing but the thread that calls them. Raises NotFound.
         """
-        ...
-
-    async def staged_size(self, key: str) -> int:
-        """Return how many bytes are staged under a key: 0 when none, the blob's size once committed.
-
-        They are durable when this returns.
-        """
-        ...
-
-    async def stage(self, key: str, offset: int, data: bytes) -> int:
-        """Append to the bytes staged under a key and return their new size.
-
-        They outlive this process from now on, and a power cut once `staged_size` or `commit_staged` returned.
-        Raises OutOfRange OFFSET_MISMATCH when `offset` is not the staged size; FailedPrecondition WRONG_STATE
-        when the key is committed, ResourceExhausted DISK_FULL: then nothing of it is kept. Staging no bytes at
-        offset 0 makes an empty file that can be committed.
-        """
-        ...
-
-    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
-        """Turn the staged bytes into a blob; the same call gives the same blob until `discard_staged`.
-
-        Raises NotFound when nothing is staged, InvalidArgument CHECKSUM_MISMATCH when the bytes have another
-        digest (they stay staged until discarded). Call `discard_staged` once the outcome is recorded.
-        """
-        ...
-
-    async def discard_staged(self, key: str) -> None:
-        """Forget what is staged or committed under a key. Blobs stay. No such key: nothing happens."""
         ...
 
 
@@ -195,3 +172,8 @@ def missing(digest: str) -> NotFound:
 def nothing_staged(key: str) -> NotFound:
     """Return the error for a key under which no byte was ever staged."""
     return NotFound(f"nothing is staged under {key!r}", metadata={"key": key})
+
+
+def closed(key: str) -> FailedPrecondition:
+    """Return the error for more bytes under a key that is committed."""
+    return FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})

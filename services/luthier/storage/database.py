@@ -6,16 +6,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from pathlib import Path
-from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Executable, create_engine, event, make_url
-from sqlalchemy.engine import Connection, Engine, ExceptionContext, RowMapping
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import Executable, event
+from sqlalchemy.engine import Connection, Engine, RowMapping
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import InvalidArgument
-from luthier.storage.connections import connect
+from luthier.storage.dialect import file_of, open_async, open_sync, reserve
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
 from luthier.storage.threads import finished_in
 
@@ -23,50 +20,6 @@ R = TypeVar("R")
 
 _READERS = 4
 """Threads, each with a connection, of `Database.rows`."""
-_RESERVED_BYTES = 6 << 20
-"""Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
-_PRAGMAS = (
-    "journal_mode=WAL",
-    "busy_timeout=60000",
-    "foreign_keys=ON",
-    # NORMAL would lose the last commits in a power cut: events that watchers have seen, answers given.
-    "synchronous=FULL",
-)
-
-
-def check_url(url: str) -> URL:
-    """Return a database URL that is supported; raise InvalidArgument for any other."""
-    parsed = make_url(url)
-    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
-        raise InvalidArgument(
-            "database URL must be sqlite+aiosqlite:////path/of/a/file, got "
-            f"{parsed.render_as_string(hide_password=True)}"
-        )
-    return parsed
-
-
-def configure_sqlite(engine: Engine) -> None:
-    """Make an engine's connections durable, and its transactions real and immediate where they write."""
-
-    @event.listens_for(engine, "connect")
-    def _connected(dbapi_connection: Any, _record: object) -> None:
-        # The driver's own idea of when to begin leaves DDL and SELECT outside transactions; begin below.
-        dbapi_connection.isolation_level = None
-        cursor = dbapi_connection.cursor()
-        for pragma in _PRAGMAS:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "handle_error")
-    def _failed(context: ExceptionContext) -> None:
-        if _is_full(context.original_exception, Path(str(engine.url.database)).parent):
-            raise disk_full(str(context.original_exception)) from context.original_exception
-
-    @event.listens_for(engine, "begin")
-    def _begun(connection: Connection) -> None:
-        # A transaction that reads first and writes later would fail at once when another wrote in between.
-        immediate = connection.get_execution_options().get("luthier_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
 class DatabaseObserver(Protocol):
@@ -93,17 +46,6 @@ def _time_statements(engine: Engine, observer: DatabaseObserver) -> None:
     @event.listens_for(engine, "after_cursor_execute")
     def _ends(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         observer.queried(time.perf_counter() - connection.info["began"], statement)
-
-
-def _is_full(error: BaseException, folder: Path) -> bool:
-    """Tell whether SQLite found no room: it says so, or it failed on a disk that has none."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if not isinstance(code, int):
-        return False
-    primary = code & 0xFF
-    # Growing the shared memory of the log fails as an error of the disk, not as a full one.
-    has_none = primary in (SQLITE_IOERR, SQLITE_CANTOPEN) and Disk(folder).free_bytes() < NO_ROOM_BYTES
-    return primary == SQLITE_FULL or has_none
 
 
 class _Unit:
@@ -137,20 +79,11 @@ class Database:
     """
 
     def __init__(self, url: str, *, min_free_bytes: int = 0) -> None:
-        parsed = check_url(url)
-        folder = Path(str(parsed.database)).parent
+        folder = file_of(url).parent
         folder.mkdir(parents=True, exist_ok=True)
         self.disk = Disk(folder, min_free_bytes)
-        connections: dict[str, Any] = {"async_creator_fn": connect}
-        # An error is logged, and what is stored may be secret: a URL, a record, what was asked.
-        self._engine = create_async_engine(
-            parsed, pool_size=8, max_overflow=24, connect_args=connections, hide_parameters=True
-        )
-        configure_sqlite(self._engine.sync_engine)
-        self._reader = create_engine(
-            parsed.set(drivername="sqlite"), pool_size=_READERS, hide_parameters=True
-        )
-        configure_sqlite(self._reader)
+        self._engine = open_async(url, pool_size=8, max_overflow=24)
+        self._reader = open_sync(url, pool_size=_READERS)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database")
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
@@ -183,13 +116,8 @@ class Database:
 
     def _grow_log(self) -> None:
         with self._reader.connect().execution_options(luthier_write=True) as connection:
-            # What does not fit into so small a cache is written to the log at once; none of it is committed.
-            connection.exec_driver_sql("PRAGMA cache_size=16")
-            connection.exec_driver_sql("CREATE TABLE reserved (data BLOB)")
-            connection.exec_driver_sql("INSERT INTO reserved VALUES (zeroblob(?))", (_RESERVED_BYTES,))
-            connection.rollback()
             # The connection stays in its pool: with the last one of all the log would go.
-            connection.exec_driver_sql("PRAGMA cache_size=-2000")
+            reserve(connection)
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[None]:

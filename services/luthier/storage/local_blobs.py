@@ -3,12 +3,12 @@
 root/blobs/ab/<digest>      ab = the first two digits of the digest
 root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
                             are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
-root/staging/<sha256(key)>  staged bytes; the same with `.digest` behind it: the blob they became
 
 When a blob was put last is its file's time of change; nothing else changes a file that is in place. The lock of
 root/blobs is shared by who makes a blob young, and held alone by who collects one that is old.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, BinaryIO, ParamSpec, TypeVar
 
-from luthier.errors import FailedPrecondition, NotFound
+from luthier.errors import NotFound
 from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
@@ -31,10 +31,8 @@ from luthier.storage.blobs import (
     ListedBlob,
     check_digest,
     check_match,
-    check_offset,
     check_range,
     missing,
-    nothing_staged,
 )
 from luthier.storage.disk import Disk, named_when_full
 from luthier.storage.files import (
@@ -45,16 +43,15 @@ from luthier.storage.files import (
     open_locked,
     remove_unlocked,
     sync_directory,
-    write_durably,
 )
 from luthier.storage.inbox import not_left, open_left
-from luthier.storage.staged_files import StagedFiles
 from luthier.storage.threads import finished_in
 
 _THREADS = 16
 """More than cores: most of them wait for the disk."""
 _SWEEP_SECONDS = 60.0
 """Shortest time between two looks for what writers left that are gone."""
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 _logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,22 +60,18 @@ R = TypeVar("R")
 class LocalBlobStore:
     """A `BlobStore` below `root`, safe for several processes on one machine. Blocking work runs in threads.
 
-    Needs a file system that updates a file's size only after its data (ext4 in its default mode, XFS, ZFS): after a
-    power cut the size of a staged file is what tells how many of its bytes are there. Bytes are refused with
-    ResourceExhausted DISK_FULL where fewer than `min_free_bytes` would stay free, or none are.
+    Bytes are refused with ResourceExhausted DISK_FULL where fewer than `min_free_bytes` would stay free, or none are.
     """
 
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self._disk = Disk(root, min_free_bytes)
-        self._staged_files = StagedFiles()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
         self._mark: Path | None = None
         self._marking = Lock()
-        self._staging = root / "staging"
         root.mkdir(parents=True, exist_ok=True)
-        for directory in (self._blobs, self._incoming, self._staging):
+        for directory in (self._blobs, self._incoming):
             make_directory(directory)
         remove_unlocked(self._incoming)
         self._swept_at = time.monotonic()
@@ -113,6 +106,10 @@ class LocalBlobStore:
             yield data
 
         return await self.put(pieces())
+
+    async def put_file(self, path: Path, digest: str) -> Blob:
+        """Store a whole file that has this digest: by another name for the same bytes, where that can be."""
+        return await self._run(self._put_file, path, check_digest(digest))
 
     async def inbox(self) -> Inbox | None:
         """Return where copies may be left; None where the floor is reached."""
@@ -152,23 +149,6 @@ class LocalBlobStore:
     async def open(self, digest: str) -> BinaryIO:
         """Return a blob as a file. Raises NotFound."""
         return await self._run(self._open, digest)
-
-    async def staged_size(self, key: str) -> int:
-        """Return how many bytes are staged under a key, all of them durable: 0 when none."""
-        return await self._run(self._staged_size, key)
-
-    async def stage(self, key: str, offset: int, data: bytes) -> int:
-        """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
-        self._disk.require_room()
-        return await self._run(self._stage, key, offset, data)
-
-    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
-        """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
-        return await self._run(self._commit_staged, key, expected_digest)
-
-    async def discard_staged(self, key: str) -> None:
-        """Forget a key."""
-        await self._run(self._discard_staged, key)
 
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         with named_when_full():
@@ -227,11 +207,6 @@ class LocalBlobStore:
     def _path(self, digest: str) -> Path:
         return self._blobs / check_digest(digest)[:2] / digest
 
-    def _staged(self, key: str) -> tuple[Path, Path]:
-        # Hashed, so that a key may hold any character and never names another path.
-        name = hashlib.sha256(key.encode()).hexdigest()
-        return self._staging / name, self._staging / f"{name}.digest"
-
     def _open(self, digest: str) -> BinaryIO:
         try:
             return self._path(digest).open("rb")
@@ -256,6 +231,46 @@ class LocalBlobStore:
                 source.rename(target)
             sync_directory(target.parent)
         return Blob(digest=digest, size_bytes=size_bytes)
+
+    def _put_file(self, path: Path, digest: str) -> Blob:
+        target = self._path(digest)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            if not self._refreshed(target):
+                raise missing(digest) from None
+            return Blob(digest=digest, size_bytes=self._size(digest))
+        with file:
+            if not self._refreshed(target) and not self._linked(file, path, target):
+                self._copy(file, digest)
+            return Blob(digest=digest, size_bytes=os.fstat(file.fileno()).st_size)
+
+    def _copy(self, file: IO[bytes], digest: str) -> None:
+        aside = self._incoming / uuid.uuid4().hex
+        try:
+            with open_locked(aside) as copy:
+                while piece := file.read(PIECE_BYTES):
+                    append(copy, piece)
+                self._keep(copy, aside, digest)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _linked(self, file: IO[bytes], path: Path, target: Path) -> bool:
+        """Give a file that is durable a second name; False: it is on another file system, or this one has no such."""
+        os.fsync(file.fileno())
+        make_directory(target.parent)
+        with self._ages(fcntl.LOCK_SH):
+            try:
+                os.utime(path)
+                os.link(path, target)
+            except FileExistsError:  # another call was first, and has made it young
+                os.utime(target)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return False
+        sync_directory(target.parent)
+        return True
 
     def _refreshed(self, target: Path) -> bool:
         """Make a blob young; False: it is not there."""
@@ -283,18 +298,10 @@ class LocalBlobStore:
                 found = target.stat()
             except FileNotFoundError:
                 return 0, None
-            if found.st_mtime >= put_before or digest in self._committed_digests():
+            if found.st_mtime >= put_before:
                 return 0, None
             target.rename(aside)
         return found.st_size, aside
-
-    def _committed_digests(self) -> set[str]:
-        """Return the blobs that whoever commits the same again must be given again."""
-        found = set()
-        for path in self._staging.glob("*.digest"):
-            with suppress(FileNotFoundError):
-                found.add(path.read_text())
-        return found
 
     def _list(self, after: str, limit: int) -> Sequence[ListedBlob]:
         found: list[ListedBlob] = []
@@ -307,71 +314,6 @@ class LocalBlobStore:
                 if len(found) == limit:
                     return found
         return found
-
-    def _staged_size(self, key: str) -> int:
-        staged, committed = self._staged(key)
-        if staged.exists():
-            growing = self._staged_files.at(staged)
-            with growing.held() as file:
-                return growing.sync(file)
-        with suppress(FileNotFoundError):
-            return self._size(committed.read_text())
-        return 0
-
-    def _stage(self, key: str, offset: int, data: bytes) -> int:
-        staged, committed = self._staged(key)
-        if committed.exists():
-            raise _closed(key)
-        if offset > 0 and not staged.exists():
-            check_offset(offset, 0)
-        growing = self._staged_files.at(staged)
-        with growing.held() as file:
-            if committed.exists():
-                staged.unlink()
-                raise _closed(key)
-            check_offset(offset, os.fstat(file.fileno()).st_size)
-            return growing.append(file, data)
-
-    def _commit_staged(self, key: str, expected_digest: str | None) -> Blob:
-        staged, committed = self._staged(key)
-        done = self._committed(committed, expected_digest)
-        if done is not None:
-            return done
-        if not staged.exists():
-            raise nothing_staged(key)
-        growing = self._staged_files.at(staged)
-        with growing.held() as file:
-            blob = self._committed(committed, expected_digest)
-            if blob is None:
-                digest = growing.digest(file)
-                check_match(digest, expected_digest)
-                # Before the bytes move: a crash in between leaves both, and the same call finishes the work.
-                write_durably(committed, digest.encode())
-                blob = self._keep(file, staged, digest)
-            staged.unlink(missing_ok=True)
-        self._staged_files.drop(staged)
-        return blob
-
-    def _committed(self, committed: Path, expected_digest: str | None) -> Blob | None:
-        try:
-            digest = committed.read_text()
-            size_bytes = self._size(digest)
-        except (FileNotFoundError, NotFound):
-            return None
-        check_match(digest, expected_digest)
-        return Blob(digest=digest, size_bytes=size_bytes) if self._refreshed(self._path(digest)) else None
-
-    def _discard_staged(self, key: str) -> None:
-        staged, committed = self._staged(key)
-        # A kill while a digest is written leaves that aside.
-        for path in (staged, committed, *self._staging.glob(f".{committed.name}.*")):
-            path.unlink(missing_ok=True)
-            self._staged_files.drop(path)
-        sync_directory(self._staging)
-
-
-def _closed(key: str) -> FailedPrecondition:
-    return FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})
 
 
 def _remove(aside: Path) -> None:

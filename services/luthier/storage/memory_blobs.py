@@ -1,21 +1,25 @@
 """Blobs in memory, for tests and for stores that need not outlive the process."""
 
+import asyncio
 import hashlib
 import io
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
-from luthier.errors import FailedPrecondition
 from luthier.storage.blobs import (
     PIECE_BYTES,
     Blob,
+    BlobStore,
     Inbox,
     ListedBlob,
     check_digest,
     check_match,
     check_offset,
     check_range,
+    closed,
     missing,
     nothing_staged,
 )
@@ -23,13 +27,11 @@ from luthier.storage.inbox import not_left
 
 
 class MemoryBlobStore:
-    """A `BlobStore` that forgets. Memory: every blob and every staged byte."""
+    """A `BlobStore` that forgets. Memory: every blob."""
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
         self._put_times: dict[str, float] = {}
-        self._staged: dict[str, bytes] = {}
-        self._committed: dict[str, str] = {}
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -47,6 +49,15 @@ class MemoryBlobStore:
     async def put_bytes(self, data: bytes) -> Blob:
         """Store a blob."""
         return self._keep(data, None)
+
+    async def put_file(self, path: Path, digest: str) -> Blob:
+        """Store a whole file that has this digest; raise NotFound when it is gone and there is no such blob."""
+        check_digest(digest)
+        with suppress(FileNotFoundError):
+            return self._keep(await asyncio.to_thread(path.read_bytes), digest)
+        size_bytes = len(self._get(digest))
+        self._put_times[digest] = time.time()
+        return Blob(digest=digest, size_bytes=size_bytes)
 
     async def inbox(self) -> Inbox | None:
         """Return None: no file is taken."""
@@ -69,8 +80,7 @@ class MemoryBlobStore:
 
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time; return its size."""
-        is_young = self._put_times.get(check_digest(digest), put_before) >= put_before
-        if is_young or digest in self._committed.values():
+        if self._put_times.get(check_digest(digest), put_before) >= put_before:
             return 0
         del self._put_times[digest]
         return len(self._blobs.pop(digest))
@@ -90,40 +100,6 @@ class MemoryBlobStore:
         """Return a blob as a file. Raises NotFound."""
         return io.BytesIO(self._get(digest))
 
-    async def staged_size(self, key: str) -> int:
-        """Return how many bytes are staged under a key."""
-        if key in self._committed:
-            return len(self._blobs[self._committed[key]])
-        return len(self._staged.get(key, b""))
-
-    async def stage(self, key: str, offset: int, data: bytes) -> int:
-        """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
-        if key in self._committed:
-            raise FailedPrecondition(f"{key!r} is committed: no more bytes", metadata={"key": key})
-        staged = self._staged.get(key, b"")
-        check_offset(offset, len(staged))
-        self._staged[key] = staged + data
-        return len(staged) + len(data)
-
-    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
-        """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
-        if key in self._committed:
-            digest = self._committed[key]
-            check_match(digest, expected_digest)
-            self._put_times[digest] = time.time()
-            return Blob(digest=digest, size_bytes=len(self._blobs[digest]))
-        if key not in self._staged:
-            raise nothing_staged(key)
-        blob = self._keep(self._staged[key], expected_digest)
-        self._committed[key] = blob.digest
-        del self._staged[key]
-        return blob
-
-    async def discard_staged(self, key: str) -> None:
-        """Forget a key."""
-        self._staged.pop(key, None)
-        self._committed.pop(key, None)
-
     def _get(self, digest: str) -> bytes:
         data = self._blobs.get(check_digest(digest))
         if data is None:
@@ -136,3 +112,40 @@ class MemoryBlobStore:
         self._blobs.setdefault(digest, bytes(data))
         self._put_times[digest] = time.time()
         return Blob(digest=digest, size_bytes=len(data))
+
+
+class MemoryStaging:
+    """A `Staging` that forgets. Memory: every staged byte, until it is discarded."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._staged: dict[str, bytes] = {}
+        self._committed: dict[str, str] = {}
+
+    async def size(self, key: str) -> int:
+        """Return how many bytes are staged under a key."""
+        return len(self._staged.get(key, b""))
+
+    async def append(self, key: str, offset: int, data: bytes) -> int:
+        """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
+        if key in self._committed:
+            raise closed(key)
+        staged = self._staged.get(key, b"")
+        check_offset(offset, len(staged))
+        self._staged[key] = staged + data
+        return len(staged) + len(data)
+
+    async def commit(self, key: str, *, expected_digest: str | None = None) -> Blob:
+        """Make a blob of the staged bytes. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
+        if key not in self._staged:
+            raise nothing_staged(key)
+        data = self._staged[key]
+        check_match(hashlib.sha256(data).hexdigest(), expected_digest)
+        blob = await self._blobs.put_bytes(data)
+        self._committed[key] = blob.digest
+        return blob
+
+    async def discard(self, key: str) -> None:
+        """Forget a key."""
+        self._staged.pop(key, None)
+        self._committed.pop(key, None)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table
 
+from luthier.storage.dialect import index_of
 from luthier.storage.pages import FILTERS, LABELS, labels_table
 
 
@@ -34,12 +35,10 @@ def message_table(
         *extra_columns,
         info={LABELS: labels_table(name, metadata), FILTERS: filters},
     )
-    live: dict[str, Any] = dict.fromkeys(
-        ("sqlite_where", "postgresql_where"), table.c.delete_time_us.is_(None)
-    )
+    live = index_of(table.c.delete_time_us.is_(None))
     Index(f"ix_{name}_name", table.c.name, unique=True, **live)
     Index(f"ix_{name}_page", table.c.parent, table.c.create_time_us, table.c.name, **live)
-    gone: dict[str, Any] = dict.fromkeys(live, table.c.delete_time_us.is_not(None))
+    gone = index_of(table.c.delete_time_us.is_not(None))
     Index(f"ix_{name}_deleted", table.c.name, table.c.revision, **gone)
     for column in filters:
         in_order = (table.c.parent, table.c[column], table.c.create_time_us, table.c.name)

@@ -14,11 +14,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
 
 from luthier.errors import FailedPrecondition
-from luthier.storage.database import check_url, configure_sqlite
+from luthier.storage.dialect import file_of, open_sync
 from luthier.storage.files import exclusive
 
 _ENVIRONMENT = Path(__file__).parent / "alembic_environment"
@@ -35,8 +35,7 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
 
     Raises FailedPrecondition when the database holds a revision that the code does not know.
     """
-    parsed = check_url(url)
-    path = Path(str(parsed.database))
+    path = file_of(url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_name(f"{path.name}.migrating")), _ALEMBIC:
         engine = _engine(url)
@@ -56,7 +55,7 @@ def require_current(url: str, version_directories: Sequence[Path]) -> None:
     finally:
         engine.dispose()
     if not _is_current(ScriptDirectory.from_config(_config(version_directories)), current):
-        path = check_url(url).database
+        path = file_of(url)
         raise FailedPrecondition(
             f"the database {path} must be of this version, it holds revision {', '.join(sorted(current)) or 'none'}; "
             "start its service with this version, which migrates it, or run the version that it is of",
@@ -79,9 +78,7 @@ def differences(url: str, metadata: MetaData) -> list[Any]:
 
 
 def _engine(url: str) -> Engine:
-    engine = create_engine(check_url(url).set(drivername="sqlite"), execution_options={"luthier_write": True})
-    configure_sqlite(engine)
-    return engine
+    return open_sync(url, execution_options={"luthier_write": True})
 
 
 def _config(version_directories: Sequence[Path]) -> Config:

@@ -27,6 +27,8 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
+from luthier.storage.dialect import WITHOUT_ROWID
+
 LABELS = "labels"
 """Key of a family's table under which its table of labels is found (`Table.info`)."""
 FILTERS = "filters"
@@ -81,7 +83,7 @@ def labels_table(name: str, metadata: MetaData) -> Table:
         Column("name", String, primary_key=True),
         Column("uid", String, primary_key=True),
         Index(f"ix_{name}_labels_uid", "uid"),
-        sqlite_with_rowid=False,
+        **WITHOUT_ROWID,
     )
 
 

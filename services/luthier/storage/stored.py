@@ -15,12 +15,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
 from sqlalchemy import Select, Table, delete, func, select, update
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
-from luthier.storage import blob_refs
+from luthier.storage import blob_refs, dialect
 from luthier.storage.blob_refs import digests_in
 from luthier.storage.database import Database
 from luthier.storage.pages import (
@@ -163,7 +162,7 @@ class Rows(Generic[M, P]):
             update_time_us=now_us,
             revision=revision,
         )
-        statement = sqlite.insert(self._table).values(row)
+        statement = dialect.insert(self._table).values(row)
         is_live = self._table.c.delete_time_us.is_(None)
         unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
         result = await connection.execute(unless_there)

@@ -6,6 +6,7 @@ import asyncio
 
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
+from luthier.storage.opening import open_stores
 from luthier.training.assembly import Allowed, assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
@@ -33,6 +34,8 @@ def settings_of(config: Config) -> ServiceSettings:
         queue=QueueSettings(lease_seconds=config.lease_seconds),
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
+        database_url=config.database_url,
+        blobs_url=config.blobs_url,
     )
 
 
@@ -59,7 +62,7 @@ def main() -> None:
     """Serve."""
     config = read(Config, section="TRAINING")
     configure(config.log_level)
-    asyncio.run(host(settings_of(config), lambda parts: build(parts, config)))
+    asyncio.run(host(settings_of(config), lambda parts: build(parts, config), open_stores))
 
 
 if __name__ == "__main__":

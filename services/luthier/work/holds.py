@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, or_, select, update
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
+from luthier.storage import dialect
 from luthier.storage.stored import Stored
 from luthier.work.schema import holds
 
@@ -47,7 +47,7 @@ class Holds:
             for uid in dict.fromkeys(held)
         ]
         if rows:
-            statement = sqlite.insert(holds)
+            statement = dialect.insert(holds)
             either = or_(holds.c.lasting, statement.excluded.lasting)
             statement = statement.on_conflict_do_update(
                 index_elements=["held", "hold"], set_={"lasting": either}
@@ -60,7 +60,7 @@ class Holds:
         """Hold the resource of a uid for another service, so long from now; the same hold again holds it longer."""
         expire_time_us = self._clock_us() + round(seconds * 1e6)
         row = {"held": held, "hold": hold, "holder": holder, "lasting": True}
-        statement = sqlite.insert(holds).values(**row, expire_time_us=expire_time_us)
+        statement = dialect.insert(holds).values(**row, expire_time_us=expire_time_us)
         await connection.execute(
             statement.on_conflict_do_update(
                 index_elements=["held", "hold"], set_={"expire_time_us": expire_time_us}

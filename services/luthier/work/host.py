@@ -24,8 +24,9 @@ from luthier.runtime.tracing import traced
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.storage.disk import MIN_FREE_BYTES
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
+from luthier.storage.opening import Stores, StoreUrls, store_urls
+from luthier.storage.staging import Staging
 from luthier.work import schema
 from luthier.work.collecting import GRACE_SECONDS, LOOK_SECONDS, LOOSE_SECONDS, CollectionMetrics, Collector
 from luthier.work.elsewhere import Elsewhere, GrpcKeeper, Keeper
@@ -35,7 +36,7 @@ from luthier.work.hold_servicer import SERVICE as HOLD_SERVICE
 from luthier.work.hold_servicer import Holdable, HoldServicer
 from luthier.work.holds import Holds
 from luthier.work.log import EventLog
-from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
+from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 from luthier.work.metrics import WorkMetrics
 from luthier.work.peers import aio_channel
 from luthier.work.queue import Queue, QueueSettings
@@ -73,6 +74,8 @@ class ServiceSettings:
         queue: limits of leases and attempts.
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
         blob_grace_seconds: blobs that nothing needs stay so long.
+        database_url: where its database is; empty: a file below `home`.
+        blobs_url: where its blobs are; empty: a folder below `home`.
     """
 
     name: str
@@ -85,6 +88,13 @@ class ServiceSettings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     min_free_bytes: int = MIN_FREE_BYTES
     blob_grace_seconds: float = GRACE_SECONDS
+    database_url: str = ""
+    blobs_url: str = ""
+
+    @property
+    def urls(self) -> StoreUrls:
+        """Where its state is."""
+        return store_urls(self.folder, self.database_url, self.blobs_url)
 
     @property
     def folder(self) -> Path:
@@ -95,17 +105,15 @@ class ServiceSettings:
 class Parts:
     """What a hosted service is built from."""
 
-    def __init__(
-        self, settings: ServiceSettings, keys: Keys, database: Database, stack: AsyncExitStack
-    ) -> None:
-        self.database = database
-        reserve = database.disk.reserve
+    def __init__(self, settings: ServiceSettings, keys: Keys, stores: Stores, stack: AsyncExitStack) -> None:
+        self.database = database = stores.database
         self.metrics = MetricsServer(settings.metrics_address)
         registry = self.metrics.registry
         database.observe(DatabaseMetrics(registry))
         show_disk(registry, database.disk)
-        blobs = LocalBlobStore(settings.folder / "blobs", min_free_bytes=reserve.min_free_bytes)
-        self.blobs: BlobStore = MeasuredBlobs(blobs, BlobMetrics(registry))
+        blob_metrics = BlobMetrics(registry)
+        self.blobs: BlobStore = MeasuredBlobs(stores.blobs, blob_metrics)
+        self.staging: Staging = MeasuredStaging(stores.staging, blob_metrics)
         self.collector = Collector(
             database, self.blobs, CollectionMetrics(registry), settings.blob_grace_seconds
         )
@@ -185,22 +193,25 @@ class Hosted:
 
 
 Build = Callable[[Parts], Hosted]
+Opening = Callable[[StoreUrls, int], Stores]
+"""Opens the stores of a service; the bytes are what stays free on their disk."""
 
 
 @asynccontextmanager
-async def hosting(settings: ServiceSettings, build: Build) -> AsyncIterator[int]:
-    """Serve for the length of a block; yields the port."""
+async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> AsyncIterator[int]:
+    """Serve for the length of a block, on stores that `opening` opens; yields the port."""
     async with AsyncExitStack() as stack:
         for changed in secure_home(settings.home):
             _logger.warning(changed)
         keys = read_or_create_keys(settings.home)
         settings.folder.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite+aiosqlite:///{settings.folder / f'{settings.name}.db'}"
-        await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS, settings.migrations))
-        database = Database(url, min_free_bytes=settings.min_free_bytes)
+        urls = settings.urls
+        await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
+        stores = opening(urls, settings.min_free_bytes)
+        database = stores.database
         stack.push_async_callback(database.close)
         await _reserve(database)
-        parts = Parts(settings, keys, database, stack)
+        parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
@@ -283,11 +294,11 @@ async def _reserve(database: Database) -> None:
         _logger.warning("no room is kept for cancelling: %s", full.message)
 
 
-async def host(settings: ServiceSettings, build: Build) -> None:
-    """Serve until SIGTERM or SIGINT. Whatever the process creates is its owner's alone."""
+async def host(settings: ServiceSettings, build: Build, opening: Opening) -> None:
+    """Serve on stores that are opened here until SIGTERM or SIGINT. What the process creates is its owner's alone."""
     keep_private()
     with traced(settings.name):
-        async with hosting(settings, build):
+        async with hosting(settings, build, opening):
             await stop_signal()
 
 

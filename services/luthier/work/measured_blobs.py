@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from prometheus_client import CollectorRegistry
@@ -14,6 +15,7 @@ from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
 from luthier.runtime.metric import reason_label
 from luthier.storage.blobs import Blob, BlobStore, Inbox, ListedBlob
+from luthier.storage.staging import Staging
 
 Operation = Literal["read", "write", "append", "commit", "delete", "look"]
 _CALLERS_FAULT = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION"})
@@ -129,6 +131,13 @@ class MeasuredBlobs:
         self._metrics.passed("write", len(data))
         return blob
 
+    async def put_file(self, path: Path, digest: str) -> Blob:
+        """Store a whole file that has this digest. Raises NotFound."""
+        with self._metrics.timed("write"):
+            blob = await self._blobs.put_file(path, digest)
+        self._metrics.passed("write", blob.size_bytes)
+        return blob
+
     async def inbox(self) -> Inbox | None:
         """Return where copies may be left."""
         with self._metrics.timed("look"):
@@ -180,24 +189,32 @@ class MeasuredBlobs:
         with self._metrics.timed("look"):
             return await self._blobs.open(digest)
 
-    async def staged_size(self, key: str) -> int:
+
+class MeasuredStaging:
+    """The `Staging` within, measured."""
+
+    def __init__(self, staging: Staging, metrics: BlobMetrics) -> None:
+        self._staging = staging
+        self._metrics = metrics
+
+    async def size(self, key: str) -> int:
         """Return how many bytes are staged under a key."""
         with self._metrics.timed("look"):
-            return await self._blobs.staged_size(key)
+            return await self._staging.size(key)
 
-    async def stage(self, key: str, offset: int, data: bytes) -> int:
+    async def append(self, key: str, offset: int, data: bytes) -> int:
         """Append to the bytes staged under a key. Raises OutOfRange OFFSET_MISMATCH, FailedPrecondition."""
         with self._metrics.timed("append"):
-            size_bytes = await self._blobs.stage(key, offset, data)
+            size_bytes = await self._staging.append(key, offset, data)
         self._metrics.passed("append", len(data))
         return size_bytes
 
-    async def commit_staged(self, key: str, *, expected_digest: str | None = None) -> Blob:
-        """Turn the staged bytes into a blob. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
+    async def commit(self, key: str, *, expected_digest: str | None = None) -> Blob:
+        """Make a blob of the staged bytes. Raises NotFound, InvalidArgument CHECKSUM_MISMATCH."""
         with self._metrics.timed("commit"):
-            return await self._blobs.commit_staged(key, expected_digest=expected_digest)
+            return await self._staging.commit(key, expected_digest=expected_digest)
 
-    async def discard_staged(self, key: str) -> None:
+    async def discard(self, key: str) -> None:
         """Forget a key."""
         with self._metrics.timed("delete"):
-            await self._blobs.discard_staged(key)
+            await self._staging.discard(key)

@@ -8,11 +8,12 @@ from prometheus_client import CollectorRegistry
 
 from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
+from luthier.storage import dialect
 from luthier.storage.disk import Disk
 
 _TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE)\s+(\w+)")
 _MAX_STATEMENT = 500
-_SYSTEM = {"db.system.name": "sqlite"}
+_SYSTEM = {"db.system.name": dialect.SYSTEM}
 _COMMIT: tracing.Attributes = {**_SYSTEM, "db.query.text": "COMMIT"}
 
 

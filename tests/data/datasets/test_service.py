@@ -21,7 +21,7 @@ from luthier.errors import (
 )
 from luthier.errors.status import failure_to_status
 from luthier.storage.database import Database
-from luthier.storage.memory_blobs import MemoryBlobStore
+from luthier.storage.memory_blobs import MemoryBlobStore, MemoryStaging
 from luthier.v1.data_service_pb2 import (
     CreateDatasetRequest,
     CreateDatasetVersionRequest,
@@ -69,7 +69,7 @@ class Bench:
         self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
         self.log = EventLog(self.database)
         self.queue = PlainQueue()
-        self.uploads = UploadService(self.database, MemoryBlobStore(), 1 << 20)
+        self.uploads = UploadService(self.database, MemoryStaging(MemoryBlobStore()), 1 << 20)
         self.service = DatasetService(self.database, self.log, self.queue, self.uploads)
 
     async def uploaded(self, *, complete: bool = True) -> str:

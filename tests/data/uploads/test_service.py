@@ -13,6 +13,7 @@ from luthier.errors import Aborted, FailedPrecondition, InvalidArgument, NotFoun
 from luthier.storage.blobs import Blob
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.local_staging import LocalStaging
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
@@ -28,12 +29,13 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
         self.blobs = LocalBlobStore(root / "blobs")
+        self.staging = LocalStaging(root / "staging", self.blobs)
         self.services: list[UploadService] = []
         self.service = self.successor()
 
     def successor(self) -> UploadService:
         """Return a service that finds what those before it left, as after a start."""
-        self.services.append(UploadService(self.database, self.blobs, LIMIT))
+        self.services.append(UploadService(self.database, self.staging, LIMIT))
         return self.services[-1]
 
     async def started(self, size_bytes: int = 0, sha256: str = "") -> str:
@@ -52,7 +54,7 @@ class Bench:
         await asyncio.gather(*(task for service in self.services for task in service._clearing))
 
     async def staged_bytes(self, name: str) -> int:
-        return await self.blobs.staged_size((await self.service.get(name)).uid)
+        return await self.staging.size((await self.service.get(name)).uid)
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ async def test_write_in_chunks_makes_a_blob_of_the_same_bytes(bench: Bench) -> N
     assert (done.state, done.persisted_size_bytes) == (State.STATE_COMPLETE, len(DATA))
     assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
     await bench.settled()
-    assert await bench.blobs.staged_size(done.uid) == 0
+    assert await bench.staging.size(done.uid) == 0
     assert await bench.service.get(name) == done
 
 
@@ -165,15 +167,15 @@ async def test_write_by_two_at_once_stores_each_byte_once(bench: Bench) -> None:
 async def test_get_finishes_what_a_crash_cut_short(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
-    commit = LocalBlobStore.commit_staged
+    commit = LocalStaging.commit
 
-    async def crashing(self: LocalBlobStore, key: str, *, expected_digest: str | None = None) -> Blob:
+    async def crashing(self: LocalStaging, key: str, *, expected_digest: str | None = None) -> Blob:
         if crash == "after the blob":
             await commit(self, key, expected_digest=expected_digest)
         raise ConnectionAbortedError(crash)
 
     name = await bench.started()
-    monkeypatch.setattr(LocalBlobStore, "commit_staged", crashing)
+    monkeypatch.setattr(LocalStaging, "commit", crashing)
     with pytest.raises(ConnectionAbortedError):
         await bench.service.write(name, chunk(0, DATA, finish=True))
     monkeypatch.undo()
@@ -190,9 +192,9 @@ async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
     await bench.service.write(name, chunk(0, b"some"))
     monkeypatch.setattr(bench.service, "_clear_later", lambda upload: None)
     upload = await bench.service.cancel(name, "")
-    assert await bench.blobs.staged_size(upload.uid) == 4
+    assert await bench.staging.size(upload.uid) == 4
     await bench.successor().recover()
-    assert await bench.blobs.staged_size(upload.uid) == 0
+    assert await bench.staging.size(upload.uid) == 0
 
 
 async def test_cancel_removes_the_bytes_and_may_be_repeated(bench: Bench) -> None:
@@ -200,7 +202,7 @@ async def test_cancel_removes_the_bytes_and_may_be_repeated(bench: Bench) -> Non
     await bench.service.write(name, chunk(0, b"some"))
     cancelled = await bench.service.cancel(name, '"1"')
     await bench.settled()
-    assert await bench.blobs.staged_size(cancelled.uid) == 0
+    assert await bench.staging.size(cancelled.uid) == 0
     assert await bench.service.cancel(name, "") == cancelled
     with pytest.raises(FailedPrecondition, match="is CANCELLED"):
         await bench.service.write(name, chunk(0, b"some"))

@@ -13,8 +13,9 @@ from luthier.data.uploads import repository, rules
 from luthier.data.uploads.rules import State
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, LuthierError, Reason
 from luthier.runtime.names import new_id
-from luthier.storage.blobs import Blob, BlobStore
+from luthier.storage.blobs import Blob
 from luthier.storage.database import Database
+from luthier.storage.staging import Staging
 from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import UploadPrivate
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
@@ -55,9 +56,9 @@ class Turn:
 class UploadService:
     """Use cases of uploads. One instance serves a database: it keeps writers of one upload apart."""
 
-    def __init__(self, database: Database, blobs: BlobStore, max_bytes: int) -> None:
+    def __init__(self, database: Database, staging: Staging, max_bytes: int) -> None:
         self._database = database
-        self._blobs = blobs
+        self._staging = staging
         self._max_bytes = max_bytes
         self._uploads = repository.uploads()
         self._staged = repository.StagedUploads()
@@ -111,7 +112,7 @@ class UploadService:
             if chunk.data:
                 self._database.disk.require_room()
             if chunk.data or size_bytes == 0:
-                size_bytes = await self._blobs.stage(upload.uid, chunk.offset, chunk.data)
+                size_bytes = await self._staging.append(upload.uid, chunk.offset, chunk.data)
             if not chunk.finish:
                 turn.receiving = Received(upload=upload, size_bytes=size_bytes)
                 return turn.receiving.message()
@@ -188,7 +189,7 @@ class UploadService:
         if upload.message.state == State.STATE_RECEIVING and finishing:
             upload = await self._finish(upload)
         if upload.message.state == State.STATE_RECEIVING:
-            return Received(upload=upload, size_bytes=await self._blobs.staged_size(upload.uid))
+            return Received(upload=upload, size_bytes=await self._staging.size(upload.uid))
         return Received(upload=upload, size_bytes=upload.message.persisted_size_bytes)
 
     async def _finish(self, upload: StoredUpload) -> StoredUpload:
@@ -206,9 +207,9 @@ class UploadService:
     async def _committed(self, upload: StoredUpload) -> Blob:
         announced = upload.message.sha256
         try:
-            return await self._blobs.commit_staged(upload.uid, expected_digest=announced or None)
+            return await self._staging.commit(upload.uid, expected_digest=announced or None)
         except InvalidArgument as error:
-            await self._blobs.discard_staged(upload.uid)
+            await self._staging.discard(upload.uid)
             async with self._database.transaction() as connection:
                 await self._staged.set_finishing(connection, upload.uid, False)
             actual = error.metadata["actual"]
@@ -234,6 +235,6 @@ class UploadService:
     async def _clear(self, name: str, uid: str) -> None:
         # Under the lock: a writer that still saw the upload RECEIVING has staged its chunk by then.
         async with self.turn(name).lock:
-            await self._blobs.discard_staged(uid)
+            await self._staging.discard(uid)
             async with self._database.transaction() as connection:
                 await self._staged.remove(connection, uid)

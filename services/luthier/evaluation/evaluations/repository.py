@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.evaluation.schema import answer_files, predictions, shares
 from luthier.evaluation.schema import evaluations as table
 from luthier.storage import blob_refs
 from luthier.storage.blob_refs import digests_in
+from luthier.storage.dialect import insert
 from luthier.storage.stored import Rows
 from luthier.stored.v1.evaluation_pb2 import EvaluationPrivate, ShareRow
 from luthier.v1.evaluation_pb2 import Evaluation

@@ -8,12 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import NotFound
-from luthier.storage import blob_refs
+from luthier.storage import blob_refs, dialect
 from luthier.storage.blob_refs import digests_in
 from luthier.storage.pages import parent_of
 from luthier.storage.stored import Rows
@@ -87,7 +86,7 @@ class Checkpoints:
             "message": checkpoint.message.SerializeToString(deterministic=True),
             "private": checkpoint.private.SerializeToString(deterministic=True),
         }
-        statement = sqlite.insert(checkpoints).values(row).on_conflict_do_nothing()
+        statement = dialect.insert(checkpoints).values(row).on_conflict_do_nothing()
         if (await connection.execute(statement)).rowcount != 1:
             return False
         owner = checkpoint_owner(job_uid, checkpoint.message.step)
@@ -178,7 +177,7 @@ class Metrics:
             point = MetricPoint(step=step, attempt=attempt)
         point.values.update(values)
         row = {"message": point.SerializeToString(deterministic=True)}
-        upsert = sqlite.insert(metric_points).values(job=job_uid, step=step, **row)
+        upsert = dialect.insert(metric_points).values(job=job_uid, step=step, **row)
         await connection.execute(upsert.on_conflict_do_update(index_elements=["job", "step"], set_=row))
 
     async def after(
@@ -215,7 +214,7 @@ class Rollouts:
             "size_bytes": new.file.size_bytes,
             "num_rollouts": new.file.num_rows,
         }
-        upsert = sqlite.insert(rollouts).values(job=job_uid, step=new.step, **row)
+        upsert = dialect.insert(rollouts).values(job=job_uid, step=new.step, **row)
         await connection.execute(upsert.on_conflict_do_update(index_elements=["job", "step"], set_=row))
         owner = rollouts_owner(job_uid, new.step)
         await blob_refs.drop(connection, owner)

@@ -1,11 +1,13 @@
 import asyncio
+import re
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 
-from luthier.storage.connections import connect
+from luthier.storage import dialect
+from luthier.storage.dialect import connect
 
 
 async def test_two_who_close_at_once_both_come_back(tmp_path: Path) -> None:
@@ -53,3 +55,18 @@ async def test_what_is_opened_after_its_opener_was_cancelled_is_closed(
     await stopped
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("SELECT 1")
+
+
+def test_what_is_a_dialects_own_stands_in_one_file() -> None:
+    """Migrations are as they were on their day, and with them what they share; workers sort in files of their own."""
+    source = Path(dialect.__file__).parents[1]
+    former = {f"storage/{name}_rows.py" for name in ("json", "label", "uid", "ref")}
+    own = re.compile(
+        r"sqlalchemy\.dialects|import aiosqlite|PRAGMA|\b(?:sqlite|postgresql)_(?:where|with_rowid)"
+    )
+    found = {
+        str(path.relative_to(source))
+        for path in source.rglob("*.py")
+        if not {"versions", "worker"} & set(path.parts) and own.search(path.read_text())
+    }
+    assert found - former == {"storage/dialect.py"}

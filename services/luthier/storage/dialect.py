@@ -1,0 +1,178 @@
+"""All of the SQL layer that is SQLite's own: what another database does otherwise has its place here.
+
+Connections may be closed by two at once, and by whoever gives them up while they are opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
+from typing import Any
+
+import aiosqlite
+from sqlalchemy import URL, ColumnElement, create_engine, event, make_url
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import Connection as SyncConnection
+from sqlalchemy.engine import Engine, ExceptionContext
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from luthier.errors import InvalidArgument
+from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
+
+__all__ = ["insert"]
+SYSTEM = "sqlite"
+"""Its name in traces."""
+MAX_VALUES = 500
+"""One statement takes a limited number of values."""
+WITHOUT_ROWID: dict[str, Any] = {"sqlite_with_rowid": False}
+"""Options of a table whose rows are kept in the order of its key."""
+_RESERVED_BYTES = 6 << 20
+"""Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "busy_timeout=60000",
+    "foreign_keys=ON",
+    # NORMAL would lose the last commits in a power cut: events that watchers have seen, answers given.
+    "synchronous=FULL",
+)
+
+
+def url_of(path: Path) -> str:
+    """Return the URL of the database that is a file."""
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def check_url(url: str) -> URL:
+    """Return a database URL that is supported; raise InvalidArgument for any other."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise InvalidArgument(
+            f"database URL must be sqlite+aiosqlite:////path/of/a/file, got {url!r}"
+        ) from error
+    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
+        raise InvalidArgument(
+            "database URL must be sqlite+aiosqlite:////path/of/a/file, got "
+            f"{parsed.render_as_string(hide_password=True)}"
+        )
+    return parsed
+
+
+def file_of(url: str) -> Path:
+    """Return the file of a database. Raises InvalidArgument."""
+    return Path(str(check_url(url).database))
+
+
+def open_async(url: str, *, pool_size: int, max_overflow: int) -> AsyncEngine:
+    """Return an engine for an event loop. Raises InvalidArgument."""
+    # An error is logged, and what is stored may be secret: a URL, a record, what was asked.
+    engine = create_async_engine(
+        check_url(url),
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        connect_args={"async_creator_fn": connect},
+        hide_parameters=True,
+    )
+    _configure(engine.sync_engine)
+    return engine
+
+
+def open_sync(url: str, **options: Any) -> Engine:
+    """Return an engine for threads. Raises InvalidArgument."""
+    engine = create_engine(check_url(url).set(drivername="sqlite"), hide_parameters=True, **options)
+    _configure(engine)
+    return engine
+
+
+def reserve(connection: SyncConnection) -> None:
+    """Let the log of writes grow to what it may need. It goes with the last connection: this one must stay."""
+    # What does not fit into so small a cache is written to the log at once; none of it is committed.
+    connection.exec_driver_sql("PRAGMA cache_size=16")
+    connection.exec_driver_sql("CREATE TABLE reserved (data BLOB)")
+    connection.exec_driver_sql("INSERT INTO reserved VALUES (zeroblob(?))", (_RESERVED_BYTES,))
+    connection.rollback()
+    connection.exec_driver_sql("PRAGMA cache_size=-2000")
+
+
+def index_of(condition: ColumnElement[bool]) -> dict[str, Any]:
+    """Return the options of an index over the rows that meet a condition alone."""
+    return {"sqlite_where": condition, "postgresql_where": condition}
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether an error of the database says that its disk, or a quota of it, is full."""
+    return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
+
+
+def _configure(engine: Engine) -> None:
+    """Make an engine's connections durable, and its transactions real and immediate where they write."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(dbapi_connection: Any, _record: object) -> None:
+        # The driver's own idea of when to begin leaves DDL and SELECT outside transactions; begin below.
+        dbapi_connection.isolation_level = None
+        cursor = dbapi_connection.cursor()
+        for pragma in _PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "handle_error")
+    def _failed(context: ExceptionContext) -> None:
+        if _found_no_room(context.original_exception, Path(str(engine.url.database)).parent):
+            raise disk_full(str(context.original_exception)) from context.original_exception
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: SyncConnection) -> None:
+        # A transaction that reads first and writes later would fail at once when another wrote in between.
+        immediate = connection.get_execution_options().get("luthier_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _found_no_room(error: BaseException, folder: Path) -> bool:
+    """Tell whether SQLite found no room: it says so, or it failed on a disk that has none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if not isinstance(code, int):
+        return False
+    primary = code & 0xFF
+    # Growing the shared memory of the log fails as an error of the disk, not as a full one.
+    has_none = primary in (SQLITE_IOERR, SQLITE_CANTOPEN) and Disk(folder).free_bytes() < NO_ROOM_BYTES
+    return primary == SQLITE_FULL or has_none
+
+
+class Connection(aiosqlite.Connection):
+    """A connection whose thread is told once to stop, and then closes what it has opened.
+
+    aiosqlite 0.22 tells it each time, and waits for an answer that a thread that has stopped never gives: a reader that
+    is cancelled while its engine is disposed of closes its connection a second time, and the event loop never ends.
+    It also forgets what its thread opens after its opener was cancelled.
+    """
+
+    _stopped: asyncio.Future[Any] | None = None
+    _opened: sqlite3.Connection | None = None
+
+    def open(self, database: str, **options: Any) -> sqlite3.Connection:
+        """Open the file: in the thread."""
+        self._opened = sqlite3.connect(database, **options)
+        return self._opened
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Stop the thread; return what is done once it has stopped, None outside of an event loop."""
+        if self._stopped is None:
+            self._tx.put_nowait((None, self._close_opened))
+            self._stopped = super().stop()
+        return None if self._stopped is None else asyncio.shield(self._stopped)
+
+    def _close_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
+def connect(database: str, **options: Any) -> Connection:
+    """Return a connection, to be awaited; the options are those of `sqlite3.connect`."""
+    made = Connection(lambda: made.open(database, **options), 64)
+    # As SQLAlchemy has it: a connection that nobody closed does not keep its process.
+    made._thread.daemon = True
+    return made
