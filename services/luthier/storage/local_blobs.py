@@ -13,13 +13,15 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
+import stat
 import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import IO, BinaryIO, ParamSpec, TypeVar
@@ -33,6 +35,7 @@ from luthier.storage.blobs import (
     check_digest,
     check_match,
     check_range,
+    is_digest,
     missing,
 )
 from luthier.storage.disk import Disk, named_when_full
@@ -52,6 +55,7 @@ _THREADS = 16
 """More than cores: most of them wait for the disk."""
 _SWEEP_SECONDS = 60.0
 """Shortest time between two looks for what writers left that are gone."""
+_FOLDER = re.compile(r"[0-9a-f]{2}")
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 _logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -260,8 +264,8 @@ class LocalBlobStore:
             try:
                 os.utime(path)
                 os.link(path, target)
-            except FileExistsError:  # another call was first, and has made it young
-                os.utime(target)
+            except FileExistsError:  # another call was first, and has made it young, or it cannot be made so
+                return _made_young(target)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
@@ -270,13 +274,9 @@ class LocalBlobStore:
         return True
 
     def _refreshed(self, target: Path) -> bool:
-        """Make a blob young; False: it is not there."""
+        """Make a blob young; False: it is not there, or belongs to another user: it is to be stored anew."""
         with self._ages(fcntl.LOCK_SH):
-            try:
-                os.utime(target)
-            except FileNotFoundError:
-                return False
-        return True
+            return _made_young(target)
 
     @contextmanager
     def _ages(self, operation: int) -> Iterator[None]:
@@ -302,15 +302,32 @@ class LocalBlobStore:
 
     def _list(self, after: str, limit: int) -> Sequence[ListedBlob]:
         found: list[ListedBlob] = []
-        for folder in sorted(os.listdir(self._blobs)):
+        for folder in sorted(name for name in os.listdir(self._blobs) if _FOLDER.fullmatch(name)):
             if folder < after[: len(folder)]:
                 continue
-            for digest in sorted(name for name in os.listdir(self._blobs / folder) if name > after):
-                with suppress(FileNotFoundError):
-                    found.append(_listed(self._blobs / folder / digest))
+            for digest in self._digests_in(folder, after):
+                if listed := _listed(self._blobs / folder / digest):
+                    found.append(listed)
                 if len(found) == limit:
                     return found
         return found
+
+    def _digests_in(self, folder: str, after: str) -> Sequence[str]:
+        """Return what are blobs in a folder, in order: other programs leave files of other names."""
+        try:
+            names = os.listdir(self._blobs / folder)
+        except OSError as error:
+            _logger.error("a folder of blobs cannot be listed", extra={"detail": str(error)})
+            return ()
+        return sorted(name for name in names if name > after and name[:2] == folder and is_digest(name))
+
+
+def _made_young(target: Path) -> bool:
+    try:
+        os.utime(target)
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
 
 
 def _remove(aside: Path) -> None:
@@ -320,8 +337,13 @@ def _remove(aside: Path) -> None:
         _logger.warning("a collected blob is still on the disk", extra={"detail": str(error)})
 
 
-def _listed(path: Path) -> ListedBlob:
-    found = path.stat()
+def _listed(path: Path) -> ListedBlob | None:
+    try:
+        found = path.stat()
+    except OSError:  # collected meanwhile, or what cannot be read either
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
     return ListedBlob(digest=path.name, size_bytes=found.st_size, put_time=found.st_mtime)
 
 

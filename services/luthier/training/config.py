@@ -7,7 +7,7 @@ from pathlib import Path
 
 from luthier.errors import InvalidArgument
 from luthier.storage.disk import MIN_FREE_BYTES
-from luthier.work.collecting import GRACE_SECONDS
+from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, patience_of
 
 MODELS_FOLDER = "models"
 """The one folder of a home that base models may be read from; beside it lie keys, databases and blobs."""
@@ -21,7 +21,7 @@ class Config:
     worker that is silent this long loses its task.
 
     Raises:
-        InvalidArgument: a root of models holds the home's keys and state, or lies among them.
+        InvalidArgument: a root of models holds the home's keys and state, or lies among them; a time that is none.
     """
 
     home: Path
@@ -42,8 +42,11 @@ class Config:
     """Where its blobs are, `file:///path/of/a/folder`; empty: in the home."""
     blob_grace_seconds: float = GRACE_SECONDS
     """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""
+    blob_stray_seconds: float = STRAY_SECONDS
+    """Bytes that the database never named are found, stay so long, and then for the time above; 0: for ever."""
 
     def __post_init__(self) -> None:
+        patience_of(self.blob_grace_seconds, self.blob_stray_seconds)
         home = self.home.resolve()
         for root in self.roots:
             real = root.resolve()
