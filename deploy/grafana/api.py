@@ -1,4 +1,4 @@
-"""API: how many calls, how many fail and why, how long they take, what goes over the wire."""
+"""API: how many calls, how many fail and why, how long they take, what goes over the wire; and who is called."""
 
 from __future__ import annotations
 
@@ -192,9 +192,45 @@ _WIRE = Row(
         ),
     ),
 )
+_WEBHOOKS = Row(
+    title="Webhooks",
+    panels=(
+        Panel(
+            title="Attempts, by how they end",
+            width=6,
+            queries=(Query(expr=gained("luthier_webhook_attempts_total", "result"), legend="{{result}}"),),
+            about="Not sent for a fault of this side: not_allowed, not_signed, failed. All others are the receiver's.",
+        ),
+        Panel(
+            title="Time of an attempt",
+            unit="s",
+            width=6,
+            queries=(
+                Query(expr=quantile(0.5, "luthier_webhook_attempt_seconds"), legend="median"),
+                Query(expr=quantile(0.95, "luthier_webhook_attempt_seconds"), legend="95 %"),
+            ),
+        ),
+        Panel(
+            title="Somebody has not been told for",
+            unit="s",
+            width=6,
+            queries=(
+                Query(expr="max by (service) (luthier_webhook_oldest_waiting_seconds)", legend="{{service}}"),
+            ),
+        ),
+        Panel(
+            title="Deliveries that wait, and that are over",
+            width=6,
+            queries=(
+                Query(expr="sum(luthier_webhook_deliveries_waiting)", legend="waiting"),
+                Query(expr=gained("luthier_webhook_deliveries_total", "outcome"), legend="{{outcome}}"),
+            ),
+        ),
+    ),
+)
 BOARD = Dashboard(
     uid="luthier-api",
     title="Luthier / API",
-    rows=(_CALLS, _TIMES, _WIRE),
+    rows=(_CALLS, _TIMES, _WIRE, _WEBHOOKS),
     variables=(Variable(name="grpc_service", metric="grpc_server_started_total", label="grpc_service"),),
 )

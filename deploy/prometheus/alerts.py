@@ -134,6 +134,30 @@ _STORES = (
         "failed in ten minutes.",
     ),
 )
+_WEBHOOKS = (
+    Alert(
+        alert="LuthierWebhooksNotArriving",
+        # Not that one of them does not: a receiver that is away for days is its owner's, and others are told meanwhile.
+        expr="max by (service) (luthier_webhook_oldest_waiting_seconds) > 1800 and on (service)"
+        ' sum by (service) (increase(luthier_webhook_attempts_total{result="confirmed"}[1h])) == 0',
+        lasting="10m",
+        severity="warning",
+        summary="Webhooks are sent, and none of them arrives.",
+        description="The {{ $labels.service }} service has had somebody to tell for {{ $value | humanizeDuration }}, "
+        "and nobody confirmed anything in an hour.",
+    ),
+    Alert(
+        alert="LuthierWebhooksNotSent",
+        # Whatever receivers do is not in it, and a URL whose host was taken off the list is tried seldom.
+        expr="sum by (service, result)"
+        ' (increase(luthier_webhook_attempts_total{result=~"not_allowed|not_signed|failed"}[30m])) >= 5',
+        lasting="0m",
+        severity="warning",
+        summary="Webhooks cannot be sent from here, whatever their receivers do.",
+        description="{{ $value | humanize }} attempts of the {{ $labels.service }} service in half an hour ended as "
+        "{{ $labels.result }}.",
+    ),
+)
 _Burn = tuple[str, str, float, Severity]
 """A long and a short window, how many times too fast a budget burns, and how bad that is."""
 _BURNS: Sequence[_Burn] = (
@@ -200,6 +224,7 @@ GROUPS: Mapping[str, Sequence[Alert]] = {
     "luthier.alerts.queue": _QUEUE,
     "luthier.alerts.services": _SERVICES,
     "luthier.alerts.stores": _STORES,
+    "luthier.alerts.webhooks": _WEBHOOKS,
     "luthier.alerts.promises": _PROMISES,
 }
 ALERTS: tuple[Alert, ...] = tuple(alert for group in GROUPS.values() for alert in group)

@@ -150,14 +150,17 @@ luthier::Attention attention_of(const py::dict& p) {
           dtype_of(p["bfloat16"].cast<bool>())};
 }
 
-// (addresses of keys, values, and the prefix's keys and values; rows, capacity, tokens held, tokens of the prefix)
-using CacheTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+// (addresses of keys, values, and the prefix's keys and values; rows, capacity, tokens held, tokens of the prefix, key
+// heads, their size, whether they are bfloat16)
+using CacheTuple =
+    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
 
 std::vector<luthier::CachedRows> caches_of(const std::vector<CacheTuple>& tuples) {
   std::vector<luthier::CachedRows> caches;
-  for (const auto& [key, value, prefix_key, prefix_value, num_rows, capacity, num_held, num_prefix] : tuples)
+  for (const auto& [key, value, prefix_key, prefix_value, num_rows, capacity, num_held, num_prefix, num_key_heads,
+                    head_dim, bfloat16] : tuples)
     caches.push_back({at<void>(key), at<void>(value), at<const void>(prefix_key), at<const void>(prefix_value),
-                      num_rows, capacity, num_held, num_prefix});
+                      num_rows, capacity, num_held, num_prefix, num_key_heads, head_dim, dtype_of(bfloat16)});
   return caches;
 }
 
@@ -172,6 +175,8 @@ luthier::AttentionDecode attention_decode_of(const py::dict& p) {
           nullptr,
           nullptr,
           0,
+          0,
+          p["num_tokens"].cast<int64_t>(),
           p["num_new"].cast<int64_t>(),
           p["num_heads"].cast<int64_t>(),
           p["num_key_heads"].cast<int64_t>(),
@@ -189,6 +194,7 @@ void attention_decode(const py::dict& fields, const std::vector<CacheTuple>& tup
   problem.caches = caches.data();
   problem.first = first.data();
   problem.num_caches = static_cast<int64_t>(caches.size());
+  problem.num_rows = static_cast<int64_t>(first.size());
   const luthier::Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   luthier::attention_decode(problem, chosen, num_threads);
@@ -318,57 +324,53 @@ luthier::LinearCrossEntropy linear_cross_entropy_of(const py::dict& p) {
           dtype_of(p["bfloat16"].cast<bool>())};
 }
 
-// Steps that are told once and run many times.
-struct Program {
-  std::vector<luthier::Step> steps;
+// Addresses of cosines and sines, rows, elements of a row, whether they are bfloat16.
+using AnglesTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, bool>;
 
-  void product(const std::vector<AnyTermTuple>& tuples, int64_t num_columns, uintptr_t bias, const RowsTuple& addend,
-               const RowsTuple& out, bool bfloat16) {
-    const luthier::Product problem{nullptr,
-                                   0,
-                                   0,
-                                   num_columns,
-                                   at<const void>(bias),
-                                   at<const void>(addend.first),
-                                   addend.second,
-                                   at<void>(out.first),
-                                   out.second,
-                                   dtype_of(bfloat16)};
-    steps.push_back(luthier::ProductStep{problem, terms_of(tuples)});
-  }
+void add_product(luthier::Program& program, const std::vector<AnyTermTuple>& tuples, int64_t num_rows,
+                 int64_t num_columns, uintptr_t bias, const RowsTuple& addend, const RowsTuple& out, bool bfloat16) {
+  const luthier::Product problem{nullptr,
+                                 0,
+                                 num_rows,
+                                 num_columns,
+                                 at<const void>(bias),
+                                 at<const void>(addend.first),
+                                 addend.second,
+                                 at<void>(out.first),
+                                 out.second,
+                                 dtype_of(bfloat16)};
+  program.add(luthier::ProductStep{problem, terms_of(tuples)});
+}
 
-  void run(int64_t num_rows, const std::vector<std::vector<CacheTuple>>& layers, const std::vector<int64_t>& first,
-           std::tuple<uintptr_t, uintptr_t, int64_t> angles, const std::string& isa, int num_threads) const {
-    luthier::ProgramRun problem{
-        num_rows,           {}, first, at<const void>(std::get<0>(angles)), at<const void>(std::get<1>(angles)),
-        std::get<2>(angles)};
-    for (const auto& caches : layers) problem.layers.push_back(caches_of(caches));
-    const luthier::Isa chosen = isa_of(isa);
-    py::gil_scoped_release release;
-    luthier::run_program(steps, problem, chosen, num_threads);
-  }
-};
+void run_program(const luthier::Program& program, int64_t num_rows, const std::vector<std::vector<CacheTuple>>& layers,
+                 const std::vector<int64_t>& first, const AnglesTuple& angles, const std::string& isa,
+                 int num_threads) {
+  const auto& [cos, sin, angle_rows, rotary_dim, bfloat16] = angles;
+  luthier::ProgramRun problem{
+      num_rows, {}, first, {at<const void>(cos), at<const void>(sin), angle_rows, rotary_dim, dtype_of(bfloat16)}};
+  for (const auto& caches : layers) problem.layers.push_back(caches_of(caches));
+  const luthier::Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  program.run(problem, chosen, num_threads);
+}
 
 void define_program(py::module_& module) {
+  using luthier::Program;
   py::class_<Program>(module, "Program")
       .def(py::init<>())
-      .def("product", &Program::product, py::kw_only(), py::arg("terms"), py::arg("num_columns"), py::arg("bias"),
-           py::arg("addend"), py::arg("out"), py::arg("bfloat16"))
-      .def("rms_norm",
-           [](Program& program, const py::dict& problem, int64_t rows_of_row) {
-             program.steps.push_back(luthier::NormStep{rms_norm_of(problem), rows_of_row});
-           })
-      .def("gated", [](Program& program,
-                       const py::dict& problem) { program.steps.push_back(luthier::GateStep{gated_of(problem)}); })
+      .def("product", add_product, py::kw_only(), py::arg("terms"), py::arg("num_rows"), py::arg("num_columns"),
+           py::arg("bias"), py::arg("addend"), py::arg("out"), py::arg("bfloat16"))
+      .def("rms_norm", [](Program& program, const py::dict& problem,
+                          int64_t rows_of_row) { program.add(luthier::NormStep{rms_norm_of(problem), rows_of_row}); })
+      .def("gated",
+           [](Program& program, const py::dict& problem) { program.add(luthier::GateStep{gated_of(problem)}); })
       .def("round_to",
            [](Program& program, const std::vector<RoundingTuple>& problems, bool bfloat16) {
-             program.steps.push_back(luthier::RoundStep{roundings_of(problems), dtype_of(bfloat16)});
+             program.add(luthier::RoundStep{roundings_of(problems), dtype_of(bfloat16)});
            })
-      .def("attend",
-           [](Program& program, const py::dict& problem, int64_t layer, bool turns) {
-             program.steps.push_back(luthier::AttendStep{attention_decode_of(problem), layer, turns});
-           })
-      .def("run", &Program::run, py::kw_only(), py::arg("num_rows"), py::arg("layers"), py::arg("first"),
+      .def("attend", [](Program& program, const py::dict& problem, int64_t layer,
+                        bool turns) { program.add(luthier::AttendStep{attention_decode_of(problem), layer, turns}); })
+      .def("run", run_program, py::kw_only(), py::arg("num_rows"), py::arg("layers"), py::arg("first"),
            py::arg("angles"), py::arg("isa"), py::arg("num_threads"));
 }
 

@@ -93,13 +93,13 @@ def test_a_report_has_it_before_the_comparisons_and_only_where_it_was_measured()
     page = render_report(ReportData(evaluation=found))
     assert "<h2>What was forgotten</h2>" in page
     assert "75.0 % [60.0, 85.0] of 40" in page
-    assert "<th>On</th>" in page, "arms stand on several base models"
+    assert ">On</th>" in page, "arms stand on several base models"
     del found.drift_results[:]
     for arm in found.arms:
         arm.base_model = f"{PARENT}/models/b"
     page = render_report(ReportData(evaluation=found))
     assert "What was forgotten" not in page
-    assert "<th>On</th>" not in page
+    assert ">On</th>" not in page
 
 
 def test_a_card_tells_what_the_model_retains() -> None:

@@ -11,7 +11,14 @@ from google.rpc import status_pb2
 from rich.console import Console
 
 from luthier.client.cli.evaluation_views import evaluation_facts, prediction_table
-from luthier.client.judges import agreement_words, bias_words, error_words, judgement_words, pair_words
+from luthier.client.judges import (
+    agreement_words,
+    bias_words,
+    cost_words,
+    error_words,
+    judgement_words,
+    pair_words,
+)
 from luthier.client.report import ReportData, render_report
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm, Prediction
 from luthier.v1.judge_pb2 import (
@@ -44,6 +51,9 @@ def judged() -> JudgeResult:
             JudgeErrors(reason="JUDGE_UNAVAILABLE", count=1, first_message="away"),
         ],
         num_repeated_calls=41,
+        num_calls=1137,
+        num_prompt_tokens=40312,
+        num_generated_tokens=3120,
         agreement=JudgeEstimate(value=0.75, lower=0.6, upper=0.86, count=45),
         position_bias=JudgeEstimate(value=0.1, lower=-0.02, upper=0.22, count=45),
         pairs=[
@@ -78,6 +88,10 @@ def test_words_say_what_was_lost_and_what_the_order_does() -> None:
     )
     single = JudgeResult(judge_id="scale", num_asked=96)
     assert (error_words(single), agreement_words(single), bias_words(single)) == ("0 of 96", "", "")
+    assert cost_words(found) == "1,137 calls (41 repeated), 40,312 tokens read, 3,120 written"
+    assert cost_words(single) == ""
+    assert cost_words(JudgeResult(num_calls=8)) == "8 calls"
+    assert cost_words(JudgeResult(num_prompt_tokens=9, num_generated_tokens=1)) == "9 tokens read, 1 written"
 
 
 def test_words_of_one_judgement_say_in_which_order_it_was_shown() -> None:
@@ -107,7 +121,7 @@ def test_a_terminal_shows_judges_pairs_and_judgements() -> None:
         "3 of 96: 2 JUDGE_ANSWER_INVALID, 1 JUDGE_UNAVAILABLE",
         "75.0 % [60.0, 86.0] of 45",
         "+10.0 pp [-2.0, +22.0]",
-        "41",
+        "1,137 calls (41 repeated), 40,312 tokens read",
         "judge helpful: tuned against zero: 30 wins",
         "zero: 4",
     ):
@@ -117,7 +131,12 @@ def test_a_terminal_shows_judges_pairs_and_judgements() -> None:
 def test_a_report_has_judges_only_where_there_are_some() -> None:
     found = evaluation()
     page = render_report(ReportData(evaluation=found))
-    for words in ("<h2>Judges</h2>", "75.0 % [60.0, 86.0] of 45", "30 wins, 9 ties (4 contradictions)"):
+    for words in (
+        "<h2>Judges</h2>",
+        "75.0 % [60.0, 86.0] of 45",
+        "30 wins, 9 ties (4 contradictions)",
+        "1,137 calls (41 repeated), 40,312 tokens read, 3,120 written",
+    ):
         assert words in page
     row = Prediction(judgements=[Judgement(judge_id="<j>", arm_id="zero", number=4)])
     assert "<li>judge &lt;j&gt;: zero: 4</li>" in render_report(

@@ -27,6 +27,8 @@ LAG = "luthier_event_loop_lag_seconds_bucket{service='data', le='%s'}"
 COMMITS = "luthier_database_commit_seconds_%s{service='data'%s}"
 BLOBS = "luthier_blob_failures_total{service='data', operation='write', reason='%s'}"
 CHILDREN = "luthier_worker_child_failures_total{worker='w', reason='%s'}"
+ATTEMPTS = "luthier_webhook_attempts_total{service='training', result='%s'}"
+UNTOLD = "luthier_webhook_oldest_waiting_seconds{service='training'}"
 FREE, FLOOR = "luthier_disk_free_bytes{service='data'}", "luthier_disk_floor_bytes{service='data'}"
 
 
@@ -157,6 +159,55 @@ CASES = [
         "a full disk, and one hiccup",
         {BLOBS % "DISK_FULL": "0+5x20", BLOBS % "INTERNAL": "0x5 1x15"},
         10,
+    ),
+    fires(
+        "LuthierWebhooksNotArriving",
+        "the way out is shut, after a day in which they came",
+        {
+            UNTOLD: "0x60 0+60x90",
+            ATTEMPTS % "confirmed": "0+1x60 60x90",
+            ATTEMPTS % "unreachable": "0x60 0+1x90",
+        },
+        135,
+    ),
+    quiet(
+        "LuthierWebhooksNotArriving",
+        "one receiver is gone for hours, and one is told now and then",
+        {
+            UNTOLD: "0+60x240",
+            ATTEMPTS % "confirmed": "0x29 1x30 2x30 3x30 4x130",
+            ATTEMPTS % "refused": "0+1x240",
+        },
+        150,
+    ),
+    quiet(
+        "LuthierWebhooksNotArriving",
+        "a receiver is deployed for twenty minutes",
+        {
+            UNTOLD: "0x60 0+60x20 0x60",
+            ATTEMPTS % "confirmed": "0x80 8x60",
+            ATTEMPTS % "unreachable": "0x60 0+5x20 100x60",
+        },
+        79,
+    ),
+    quiet(
+        "LuthierWebhooksNotArriving",
+        "nobody wants to be told",
+        {UNTOLD: "0x200", ATTEMPTS % "confirmed": "0x200"},
+        150,
+    ),
+    fires("LuthierWebhooksNotSent", "no secret", {ATTEMPTS % "not_signed": "0+1x60"}, 20),
+    fires("LuthierWebhooksNotSent", "a fault of the service", {ATTEMPTS % "failed": "0x10 0+2x30"}, 20),
+    quiet(
+        "LuthierWebhooksNotSent",
+        "receivers refuse and sleep, and a host was taken off the list",
+        {
+            ATTEMPTS % "refused": "0+20x60",
+            ATTEMPTS % "slow": "0+20x60",
+            ATTEMPTS % "unreachable": "0+20x60",
+            ATTEMPTS % "not_allowed": "0x20 1 2x15 3x60",
+        },
+        50,
     ),
     fires("LuthierCallsFail", "9 %", {CALLS % "OK": "0+60x120", CALLS % "Internal": "0+6x120"}, 70),
     quiet(

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a real Luthier at work: jobs that end well and badly, an evaluation, a lost worker.
+"""A real Prometheus that scrapes a real Luthier at work: jobs that end well and badly, webhooks, a lost worker.
 
 `python -m tests.e2e.monitored FOLDER` draws each dashboard from what it saw.
 """
@@ -31,6 +31,7 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.test_kill import when_step
 from tests.e2e.test_reinforcement import LETTERS, reinforced
+from tests.work.webhooks.receiver import receiving
 
 from luthier.client import Client, JobFailed
 from luthier.v1.chat_pb2 import ChatMessage
@@ -60,19 +61,27 @@ class Seen:
     times: Times
 
 
+class _Telling(Cluster):
+    """Services that may tell this machine that something has ended."""
+
+    serving_seconds = PATIENCE_SECONDS
+
+    def environment(self) -> dict[str, str]:
+        return super().environment() | {"LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1"}
+
+
 def monitored(home: Path) -> Seen:
     """Let a cluster work for a minute or two, and ask Prometheus for every panel."""
-    cluster = Cluster(home)
-    cluster.serving_seconds = PATIENCE_SECONDS
+    cluster = _Telling(home)
     with prometheus(cluster, home.parent / "prometheus") as asked:
         began = time.time()
         try:
             cluster.start(*SERVICES)
             cluster.start(*TUNING_WORKERS, "evaluation-worker")
-            with cluster.client() as client:
-                work(cluster, client)
-            time.sleep(RATE_SECONDS)  # what came last is seen, and its rate
-            ended = time.time()  # and not how all of it is stopped
+            with cluster.client() as client, receiving(home.parent) as receiver:
+                work(cluster, client, receiver.origin)
+                time.sleep(RATE_SECONDS)  # what came last is seen, and its rate
+                ended = time.time()  # and not how all of it is stopped
         finally:
             cluster.stop()
         panels = {
@@ -110,8 +119,8 @@ def prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
         process.wait(30)
 
 
-def work(cluster: Cluster, client: Client) -> None:
-    """Prepare data, train well and badly, lose a worker, evaluate, generate."""
+def work(cluster: Cluster, client: Client, told: str) -> None:
+    """Prepare data, train well and badly, lose a worker, evaluate, generate; `told` is who receives webhooks."""
     version = client.renderings.get(prepare(cluster, client)).dataset_version
     spoilt_version(cluster, client)
     rendering = validated_rendering(cluster, client)
@@ -121,10 +130,13 @@ def work(cluster: Cluster, client: Client) -> None:
     ).name
 
     taught = job(rendering, 240, checkpoint_interval_steps=30, validation_interval_steps=20)
+    taught.webhooks.add(url=f"{told}/ok")
     client.jobs.create(taught, job_id="taught")
     client.jobs.create(reinforced(prompts, LETTERS, 20, kl_weight=0.05), job_id="rewarded")
     anything = Grader(name="any", regex=RegexGrader(input="{{sample.output_text}}", pattern="(?s).*"))
-    client.jobs.create(reinforced(prompts, anything, 2), job_id="hopeless")
+    hopeless = reinforced(prompts, anything, 2)
+    hopeless.webhooks.add(url=f"{told}/fail")
+    client.jobs.create(hopeless, job_id="hopeless")
     when_step(client, "taught", 120, lambda: cluster.kill("training-worker"))
     cluster.start("training-worker")
     client.jobs.wait("taught", timeout_seconds=PATIENCE_SECONDS)

@@ -166,10 +166,10 @@ def test_bad_jobs_and_models_are_refused(tuning: Shared) -> None:
                 "must be in projects/other, got 'projects/default/datasets/things",
             ),
             (
-                lambda: client.models.register_base(Model(directory=str(outside)), model_id="stolen"),
+                lambda: client.models.register_base(Model(directory="tiny"), model_id="stolen"),
                 errors.InvalidArgument,
-                "PATH_NOT_ALLOWED",
-                str(outside),
+                "INVALID_FIELD",
+                "model.directory: must be an absolute path, got 'tiny'",
             ),
         ]
         for call, kind, reason, said in cases:
@@ -178,6 +178,10 @@ def test_bad_jobs_and_models_are_refused(tuning: Shared) -> None:
             assert error.reason == reason
             assert said in error.message, error.message
         assert (list(client.models.list()), list(client.jobs.list())) == before
+        stolen = client.models.register_base(Model(directory=str(outside)), model_id="stolen")
+        with pytest.raises(ResourceFailed, match=str(outside)) as caught:
+            client.models.wait(stolen.name, timeout_seconds=WAIT)
+        assert caught.value.reason == "PATH_NOT_ALLOWED"
 
 
 def test_bad_chunks_and_request_ids_are_refused(tuning: Shared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,19 +88,23 @@ def test_a_run_without_caches_of_a_layer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"held": [[7]]}, "room for a new token after 7, got a capacity of 7"),
-        ({"held": [[-1]]}, "room for a new token after -1"),
-        ({"layers": [[Cached(drawn(2, 2, 7, 16), drawn(2, 2, 7, 16))]]}, r"hold 3 rows, got \[2\]"),
+        ({"held": [[7]]}, "room for 1 new tokens after 7, got a capacity of 7"),
+        ({"held": [[-1]]}, "room for 1 new tokens after -1"),
+        ({"held": []}, "shorter"),
+        ({"layers": [[Cached(drawn(2, 2, 7, 16), drawn(2, 2, 7, 16))]]}, "hold 3 rows, got 2"),
         ({"layers": [[Cached(drawn(3, 1, 7, 16), drawn(3, 1, 7, 16))]]}, r"\[B, 2, C, 16\], got"),
         (
             {"layers": [[Cached(drawn(3, 2, 7, 16).bfloat16(), drawn(3, 2, 7, 16).bfloat16())]]},
-            "float32 .* got torch.bfloat16",
+            r"float32 \[B, 2, C, 16\], got bfloat16 \[3, 2, 7, 16\]",
         ),
         ({"first": [0, -1, 0]}, "first keys must not be negative, got -1"),
         ({"first": [0] * (MOST + 1)}, f"at most {MOST} rows, got {MOST + 1}"),
         ({"angles": (drawn(3, 18), drawn(3, 18))}, "R even and at most 16"),
         ({"angles": (drawn(2, 8), drawn(2, 8))}, r"\[3, R\]"),
+        ({"angles": (drawn(3, 7), drawn(3, 7))}, "R even and at most 16"),
         ({"angles": (drawn(3, 8).double(), drawn(3, 8).double())}, "float64"),
+        ({"angles": (drawn(3, 8), drawn(3, 10))}, r"\(3, 8\) and torch.float32 \(3, 10\)"),
+        ({"angles": (drawn(3, 16)[:, ::2], drawn(3, 8))}, "dense"),
     ],
 )
 def test_a_run_that_does_not_fit_its_program_writes_nothing(changes: dict[str, Any], message: str) -> None:
@@ -116,3 +121,125 @@ def test_a_run_that_does_not_fit_its_program_writes_nothing(changes: dict[str, A
     assert not out.any()
     program.run(fitting)
     assert out[:3].any()
+
+
+Telling = Callable[[Program], None]
+
+
+@pytest.mark.parametrize(
+    ("tell", "message"),
+    [
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 7), True)], drawn(9, 4)),
+            r"float32 \(4, 8\) .*\(4, 7\)",
+        ),
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 8), False)], drawn(9, 4)),
+            r"\(8, 4\) .* got .*\(4, 8\)",
+        ),
+        (
+            lambda one: one.product([(drawn(8, 8), drawn(4, 8), True)], drawn(9, 4)),
+            r"\(9, 8\) .* got .*\(8, 8\)",
+        ),
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 8), True)], drawn(9, 4), drawn(3)),
+            r"\(4,\) .*\(3,\)",
+        ),
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 8), True)], drawn(9, 4), None, drawn(9, 5)),
+            r"\(9, 4\) .* got .*\(9, 5\)",
+        ),
+        (lambda one: one.product([], drawn(9, 4)), "needs terms"),
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 8).bfloat16(), True)], drawn(9, 4)),
+            "must be torch.float32 .* got torch.bfloat16",
+        ),
+        (
+            lambda one: one.product([(drawn(9, 8), drawn(4, 16)[:, ::2], True)], drawn(9, 4)),
+            r"dense along its rows, got .* with strides \(16, 2\)",
+        ),
+        (
+            lambda one: one.product([(drawn(1, 8).expand(9, 8), drawn(4, 8), True)], drawn(9, 4)),
+            "rows of a product's terms must be apart",
+        ),
+        (lambda one: one.rms_norm(drawn(9, 8), drawn(4), drawn(9, 8), (0.1, 0.0)), r"\(8,\) .* got .*\(4,\)"),
+        (lambda one: one.rms_norm(drawn(9, 8), drawn(8), drawn(9, 4), (0.1, 0.0)), r"\(9, 8\) .*\(9, 4\)"),
+        (lambda one: one.gated(drawn(9, 8), drawn(9, 7), drawn(9, 8), gelu=False), r"\(9, 8\) .*\(9, 7\)"),
+        (
+            lambda one: one.gated(drawn(9, 8), drawn(9, 8), drawn(9, 16)[:, :8], gelu=False),
+            "what a gate writes must be dense",
+        ),
+        (
+            lambda one: one.round_to([(drawn(4).bfloat16(), drawn(4), 1.0)]),
+            "must be dense and float32, got torch.b",
+        ),
+        (lambda one: one.round_to([(drawn(4), drawn(5), 1.0)]), r"\(4,\) .*\(5,\)"),
+        (
+            lambda one: one.attend(
+                (drawn(9, 3, 8), drawn(9, 2, 8), drawn(9, 2, 8)),
+                drawn(9, 24),
+                0,
+                turns=False,
+                options=(1.0, 0.0),
+            ),
+            "3 and 2 heads of 8",
+        ),
+        (
+            lambda one: one.attend(
+                (drawn(9, 2, 8), drawn(9, 2, 8), drawn(9, 1, 8)),
+                drawn(9, 16),
+                0,
+                turns=False,
+                options=(1.0, 0.0),
+            ),
+            r"\(9, 2, 8\) .*\(9, 1, 8\)",
+        ),
+        (
+            lambda one: one.attend(
+                (drawn(9, 2, 8), drawn(9, 2, 8), drawn(9, 2, 8)),
+                drawn(8, 16),
+                0,
+                turns=False,
+                options=(1.0, 0.0),
+            ),
+            r"as large as the query, got \(8, 16\)",
+        ),
+    ],
+)
+def test_a_step_whose_tensors_do_not_fit_is_refused(tell: Telling, message: str) -> None:
+    program = Program(torch.float32)
+    with pytest.raises(ValueError, match=message):
+        tell(program)
+    program.run(Rows(layers=[], held=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
+
+
+def test_programs_are_of_types_that_kernels_have() -> None:
+    with pytest.raises(ValueError, match=r"bfloat16 or float32, got torch\.float64"):
+        Program(torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_rows": 2}, "first keys must be of 2 rows, got 1"),
+        ({"num_rows": -1, "first": []}, "at most 9 rows, got -1"),
+        ({"angles": (0, 0, 1, 8, False)}, "angles must be dense float32"),
+        ({"angles": (1, 1, 1, 8, True)}, r"float32 \[1, R\], R even and at most 16, got bfloat16 \[1, 8\]"),
+        ({"layers": [[(0, 0, 0, 0, 1, 7, 5, 0, 2, 16, False)]]}, "an address of a cache is missing"),
+        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 3, 2, 16, False)]]}, "an address of a cache is missing"),
+        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 0, 2, 16, True)]]}, r"got bfloat16 \[1, 2, 7, 16\]"),
+    ],
+)
+def test_the_core_itself_refuses_numbers_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    """Addresses are taken as they are: those here would end the process if anything were read."""
+    heads = drawn(MOST, 4, 16), drawn(MOST, 2, 16), drawn(MOST, 2, 16)
+    program = Program(torch.float32)
+    program.attend(heads, drawn(MOST, 64), 0, turns=True, options=(1.0, 0.0))
+    fitting: dict[str, Any] = {
+        "num_rows": 1,
+        "layers": [[(1, 1, 0, 0, 1, 7, 5, 0, 2, 16, False)]],
+        "first": [0],
+        "angles": (1, 1, 1, 8, False),
+    }
+    with pytest.raises(ValueError, match=message):
+        program._program.run(**(fitting | changes), isa="plain", num_threads=1)

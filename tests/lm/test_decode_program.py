@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib
+import weakref
 from collections.abc import Callable
-from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +20,11 @@ from luthier.errors import InvalidArgument
 from luthier.kernels.tables import force_impl
 from luthier.lm import decode_program
 from luthier.lm.attention import IMPLEMENTATION
-from luthier.lm.blocks import use_kernels
+from luthier.lm.blocks import Linear, use_kernels
 from luthier.lm.decode_program import DecodeProgram
 from luthier.lm.decoding import Batch
 from luthier.lm.generate import GenerationRequest
-from luthier.lm.lora import muted, use_adapter
+from luthier.lm.lora import muted, remove_adapter, use_adapter
 from luthier.lm.passes import forward_together
 from luthier.lm.precision import Precision
 from luthier.lm.quantise import quantise_linears
@@ -131,7 +133,7 @@ def test_a_program_multiplies_with_quantised_weights_as_modules_do(
     adapter: str | None,
 ) -> None:
     model = tiny_model().to(torch.bfloat16)
-    plain = logits_of(with_kernels(deepcopy(model), torch.bfloat16))
+    plain = logits_of(with_kernels(copy.deepcopy(model), torch.bfloat16))
     runs.clear()
     quantise_linears(model, precision, "cpu")
     use_kernels(model)
@@ -241,3 +243,136 @@ def test_programs_of_a_few_adapters_are_kept_and_go_with_their_model(
     before = len(decode_program._programs)
     del model
     assert len(decode_program._programs) < before
+
+
+def same_as_modules(monkeypatch: pytest.MonkeyPatch, model: Any, found: torch.Tensor) -> None:
+    wanted = by_modules(monkeypatch, lambda: logits_of(model))
+    assert (found - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def halved(layer: nn.Linear) -> nn.Module:
+    """Another module in place of one, with weights of its own."""
+    other = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    other.weight = nn.Parameter(layer.weight / 2, requires_grad=False)
+    return Linear(other)
+
+
+def quiet_layer(model: Any) -> None:
+    """Another layer in place of the second."""
+    layer = copy.deepcopy(model.base_model.layers[1])
+    layer.mlp.down_proj.weight.zero_()
+    model.base_model.layers[1] = layer
+
+
+def bolder_norm(model: Any) -> None:
+    norm = copy.deepcopy(model.base_model.norm)
+    norm.offset = 1.0
+    model.base_model.norm = norm
+
+
+def swapped_attention(model: Any) -> None:
+    layer = model.base_model.layers[0]
+    layer.self_attn = copy.deepcopy(layer.self_attn)
+    layer.self_attn.o_proj.weight.mul_(3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.set_submodule(
+            "model.layers.1.mlp.down_proj", halved(model.base_model.layers[1].mlp.down_proj)
+        ),
+        quiet_layer,
+        swapped_attention,
+        lambda model: model.base_model.layers.pop(1),
+        bolder_norm,
+    ],
+    ids=["linear", "layer", "attention", "fewer layers", "norm"],
+)
+@torch.no_grad()
+def test_modules_that_take_the_place_of_others_are_what_runs(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, runs: Runs, change: Callable[[Any], Any]
+) -> None:
+    model = with_kernels(tiny_model())
+    before = logits_of(model)
+    change(model)
+    found = logits_of(model)
+    assert not torch.equal(found, before)
+    assert len(set(map(id, (program for _, program in runs)))) == 2
+    same_as_modules(monkeypatch, model, found)
+
+
+def test_an_adapter_that_comes_back_as_another_is_what_runs(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    """Magnitudes, which no program knows, stand between two that programs know."""
+    model = with_kernels(tiny_model())
+    known = []
+    for seed, dora in ((1, False), (2, True), (3, False)):
+        with_adapter(model, "a", seed, use_dora=dora)
+        with use_adapter(model, "a"):
+            runs.clear()
+            found = logits_of(model)
+            known.append(len(runs))
+            same_as_modules(monkeypatch, model, found)
+            if not dora:
+                layer = model.base_model.layers[0].self_attn.q_proj
+                layer.scales["a"] *= 4
+                assert not torch.equal(logits_of(model), found)
+                same_as_modules(monkeypatch, model, logits_of(model))
+        remove_adapter(model, "a")
+        assert "a" not in decode_program._programs[model]
+    assert known == [3, 0, 3]
+
+
+def test_who_listens_is_heard_as_long_as_it_listens(tiny_model: ModelMaker, runs: Runs) -> None:
+    """Hooks and forwards that come after the first pass; what could not be a program is one again without them."""
+    model = with_kernels(tiny_model())
+    heard: list[str] = []
+    before = logits_of(model)
+    inner = model.base_model
+    for module in (inner, inner.norm, inner.layers[1], inner.layers[0].mlp.down_proj):
+        for register in (module.register_forward_hook, module.register_forward_pre_hook):
+            handle = register(lambda *_: heard.append("hook"))
+            runs.clear()
+            logits_of(model, num_tokens=1)
+            assert not runs
+            assert heard.pop() == "hook"
+            handle.remove()
+            heard.clear()
+            assert torch.equal(logits_of(model), before)
+            assert len(runs) == 3
+    runs.clear()
+    original = inner.norm.forward
+    inner.norm.forward = lambda x: original(x) * 2
+    assert not torch.equal(logits_of(model), before)
+    assert not runs
+    del inner.norm.forward
+    assert torch.equal(logits_of(model), before)
+
+
+def test_what_was_replaced_or_removed_is_not_kept_by_programs(tiny_model: ModelMaker, runs: Runs) -> None:
+    model = with_kernels(tiny_model())
+    with_adapter(model, "a", 1)
+    with use_adapter(model, "a"):
+        logits_of(model, num_tokens=1)
+    logits_of(model, num_tokens=1)
+    factor = weakref.ref(model.base_model.layers[0].self_attn.q_proj.lora_B["a"])
+    runs.clear()
+    remove_adapter(model, "a")
+    gc.collect()
+    assert factor() is None, "an adapter's memory is free when it is gone"
+    down = model.base_model.layers[1].mlp.down_proj
+    old = weakref.ref(down.weight)
+    with_adapter(model, "b", 2)
+    with use_adapter(model, "b"):
+        logits_of(model, num_tokens=1)
+        runs.clear()
+    down = model.base_model.layers[1].mlp.down_proj
+    down.weight = nn.Parameter(down.weight * 2, requires_grad=False)
+    with use_adapter(model, "b"):
+        logits_of(model, num_tokens=1)
+        runs.clear()
+    del down
+    gc.collect()
+    assert old() is None, "the base's program goes too, though nobody runs it"

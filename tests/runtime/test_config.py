@@ -40,6 +40,16 @@ def test_read_takes_the_environment() -> None:
     assert (config.lease_seconds, config.verbose) == (1.5, True)
 
 
+def test_a_part_of_a_section_leaves_the_rest_of_it_to_its_owner() -> None:
+    environ = {"LUTHIER_DATA_WORKERS": "2", "LUTHIER_DATA_ANYTHING": "its owner's", "LUTHIER_HOEM": "/x"}
+    with pytest.raises(InvalidArgument, match="did you mean LUTHIER_HOME"):
+        read(Config, section="DATA", environ=environ, is_part=True)
+    del environ["LUTHIER_HOEM"]
+    assert read(Config, section="DATA", environ=environ, is_part=True).workers == 2
+    with pytest.raises(InvalidArgument, match="LUTHIER_DATA_ANYTHING is not a setting"):
+        read(Config, section="DATA", environ=environ)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

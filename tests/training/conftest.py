@@ -206,7 +206,7 @@ class Bench:
     keeper: MemoryKeeper
     elsewhere: Elsewhere
     crew: Crew
-    roots: Path
+    folder: Path
 
     PARENT: ClassVar[str] = "projects/default"
     MODEL: ClassVar[str] = "projects/default/models/tiny"
@@ -362,8 +362,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(url)
     blobs, log = LocalBlobStore(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
-    (roots := tmp_path / "roots").mkdir()
-    models = ModelService(database, log, queue, blobs, [roots])
+    models = ModelService(database, log, queue, blobs)
     elsewhere = Elsewhere(database, {"renderings": (keeper := MemoryKeeper())})
     crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
     away: Any = {"elsewhere": elsewhere, "rewards": rewards, "webhooks": Targets(["127.0.0.1"])}
@@ -388,7 +387,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         keeper=keeper,
         elsewhere=elsewhere,
         crew=crew,
-        roots=roots,
+        folder=tmp_path,
     )
     await made.add_model()
     made.add_rendering()

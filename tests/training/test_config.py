@@ -9,6 +9,7 @@ import pytest
 from luthier.errors import InvalidArgument
 from luthier.runtime.config import read
 from luthier.training.config import Config
+from luthier.training.model_roots import roots_of
 
 
 def config(home: Path, *roots: Path | str) -> Config:
@@ -16,18 +17,22 @@ def config(home: Path, *roots: Path | str) -> Config:
     return read(Config, section="TRAINING", environ=environ)
 
 
+def roots(home: Path, *named: Path) -> tuple[Path, ...]:
+    return roots_of(home, config(home, *named).model_roots, variable="V")
+
+
 def test_models_are_read_from_a_folder_of_their_own(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    assert config(home).roots == (home / "models",)
+    assert roots(home) == (home / "models",)
     (home / "models").mkdir(parents=True)
     (tmp_path / "large-disk").mkdir()
-    assert config(home, tmp_path / "large-disk", home / "models" / "team").roots == (
+    assert roots(home, tmp_path / "large-disk", home / "models" / "team") == (
         tmp_path / "large-disk",
         home / "models" / "team",
     )
     (home / "models").rmdir()
     (home / "models").symlink_to(tmp_path / "large-disk")
-    assert config(home).roots == (home / "models",)
+    assert roots(home) == (home / "models",)
 
 
 @pytest.mark.parametrize("root", ["{home}", "{home}/..", "/", "{home}/blobs", "{home}/models/..", "{door}"])

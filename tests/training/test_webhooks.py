@@ -167,7 +167,7 @@ async def queued(bench: Bench, home: Path, url: str) -> Service:
     """A service that has a queued job, which tells a URL of its end."""
     await bench.create("j", webhooks=[Webhook(url=url)])
     await bench.database.close()
-    moved_home(bench.roots.parent, home)
+    moved_home(bench.folder, home)
     return Service(home)
 
 

@@ -24,7 +24,8 @@ _FAILURES = ("503", "drop", "429", "half an answer", "500")
 LOCK = threading.Lock()
 CALLS = itertools.count()
 SEEN: list[dict[str, Any]] = []
-AWAKE = threading.Event()
+AWAKE: set[str] = set()
+USAGE = {"prompt_tokens": 100, "completion_tokens": 3, "total_tokens": 103}
 
 
 def answers_of(prompt: str) -> list[str]:
@@ -63,9 +64,9 @@ class Handler(BaseHTTPRequestHandler):
         """Be quiet."""
 
     def do_GET(self) -> None:
-        """Say what was seen; `/wake` ends the sleep of `asleep`."""
-        if self.path == "/wake":
-            AWAKE.set()
+        """Say what was seen; `/wake/MANNER` ends the sleep of `asleep` or of `dozing`."""
+        if self.path.startswith("/wake/"):
+            AWAKE.add(self.path.removeprefix("/wake/"))
         self.reply(200, json.dumps(SEEN).encode())
 
     def do_POST(self) -> None:
@@ -87,14 +88,15 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
         elif manner == "html":
             self.reply(200, b"<html>a portal</html>")
-        elif manner == "asleep" and not AWAKE.is_set():
+        elif manner in ("asleep", "dozing") and manner not in AWAKE:
             self.reply(503, b"later")
         elif manner == "drip":
             self.drip()
         else:
             text = judgement(manner, body["messages"][0]["content"])
             choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-            self.reply(200, json.dumps({"choices": [choice]}).encode())
+            usage = {"usage": USAGE} if manner == "tie" else {"usage": None} if manner == "first" else {}
+            self.reply(200, json.dumps({"choices": [choice], **usage}).encode())
 
     def fail(self, how: str) -> None:
         """Fail in a way that may pass."""
@@ -145,9 +147,9 @@ class Stub:
             found: list[dict[str, Any]] = json.load(answer)
         return found
 
-    def wake(self) -> None:
-        """Have the model `asleep` answer from now on."""
-        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/wake").close()
+    def wake(self, manner: str = "asleep") -> None:
+        """Have the model `asleep`, or `dozing`, answer from now on."""
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/wake/{manner}").close()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.work.judge_stub import Stub, judge_stub
@@ -51,6 +53,88 @@ def test_a_judge_that_fails_half_of_the_time_judges_all_and_its_failures_are_cou
     num_calls = len(stub.seen()) - before
     assert asker.num_repeated == num_calls - 20
     assert asker.num_repeated >= 10, "about every second call failed"
+
+
+def test_no_more_calls_are_made_than_it_may_have(stub: Stub) -> None:
+    asker = calls(stub, "longer-half")
+    before = len(stub.seen())
+    left_calls = 13
+
+    def take(wanted: int) -> int:
+        nonlocal left_calls
+        taken = min(wanted, left_calls)
+        left_calls -= taken
+        return taken
+
+    found = asker.ask([prompt("x", "yy")] * 20, take=take)
+    left = [one for one in found if isinstance(one, LuthierError)]
+    assert {one.reason for one in left} == {Reason.JUDGE_CALLS_SPENT}
+    assert len(stub.seen()) - before == asker.spent().num_calls == 13
+    assert 20 - 13 < len(left) < 20, "those that fail take two"
+    again = asker.ask([prompt("x", "yy")] * 20)
+    assert all(isinstance(one, JudgeAnswer) for one in again), "that it was not asked says nothing of it"
+    assert asker.spent().num_calls == len(stub.seen()) - before - 13
+    assert asker.spent().num_calls == 0, "told once"
+
+
+def test_calls_are_taken_before_they_are_made_and_more_where_they_fail(stub: Stub) -> None:
+    asker = calls(stub, "longer-half")
+    before = len(stub.seen())
+    taken: list[int] = []
+
+    def take(wanted: int) -> int:
+        assert len(stub.seen()) - before <= sum(taken), "none that was not taken"
+        taken.append(wanted)
+        return wanted
+
+    asker.ask([prompt("x", "yy")] * 6, take=take)
+    assert taken[0] == 12
+    assert len(stub.seen()) - before == asker.spent().num_calls <= sum(taken)
+    asker = calls(stub, "tie", port=1, timeout_seconds=1.5)
+    found: list[int] = []
+
+    def more(wanted: int) -> int:
+        found.append(wanted)
+        return wanted
+
+    errors(asker.ask(["x"] * 2, take=more))
+    assert asker.spent().num_calls > found[0] == 4, "more than were taken at first"
+
+
+def test_who_is_away_is_given_up_however_few_calls_are_taken_at_a_time(stub: Stub) -> None:
+    """A judgement's time goes on while it waits for calls."""
+    asker = calls(stub, "tie", port=1, timeout_seconds=1.0)
+    began = time.monotonic()
+    for _ in range(MOST_FAILURES - 1):
+        (error,) = errors(asker.ask(["x"]))
+        assert error.reason == Reason.JUDGE_UNAVAILABLE
+    with pytest.raises(Unavailable, match="asked no more"):
+        asker.ask(["x"])
+    assert time.monotonic() - began < 2 * MOST_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 2}, (7, 2)),
+        ({"prompt_tokens": "7", "completion_tokens": 2}, (0, 2)),
+        ({"prompt_tokens": -7, "completion_tokens": True}, (0, 0)),
+        ({"prompt_tokens": 10**12}, (0, 0)),
+        ([], (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_tokens_count_as_far_as_an_endpoint_tells_them(
+    stub: Stub, usage: Any, tokens: tuple[int, int]
+) -> None:
+    asker = calls(stub, "tie")
+    for text in ("Better: tie", None):
+        choice = {"message": {"content": text}}
+        asker._read(json.dumps({"choices": [choice], "usage": usage}).encode())
+    spent = asker.spent()
+    assert (spent.num_prompt_tokens, spent.num_generated_tokens) == (2 * tokens[0], 2 * tokens[1]), (
+        "also of an answer that is no judgement"
+    )
 
 
 def test_what_is_sent_is_openais_protocol(stub: Stub) -> None:

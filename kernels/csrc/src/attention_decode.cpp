@@ -1,6 +1,8 @@
 #include "luthier/attention_decode.hpp"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "attention_decode.hpp"
@@ -89,9 +91,65 @@ void run_all(const DecodeWork& work, const Task* tasks, int64_t num_tasks, int n
       &run);
 }
 
+std::string shape_of(Dtype dtype, const std::string& first, int64_t heads, const std::string& third, int64_t size) {
+  return std::string(dtype == Dtype::bfloat16 ? "bfloat16" : "float32") + " [" + first + ", " + std::to_string(heads) +
+         ", " + third + ", " + std::to_string(size) + "]";
+}
+
+void require_heads(const AttentionDecode& p) {
+  if (p.num_key_heads < 1 || p.num_heads < 1 || p.num_heads % p.num_key_heads || p.head_dim < 1 || p.num_new < 1)
+    throw std::invalid_argument(
+        "heads must be at least 1, those of queries a multiple of those of keys, and so must their size and the new "
+        "tokens, got " +
+        std::to_string(p.num_heads) + " and " + std::to_string(p.num_key_heads) + " heads of " +
+        std::to_string(p.head_dim) + ", " + std::to_string(p.num_new) + " new tokens");
+  const bool turns = p.cos || p.sin;
+  if (turns && !(p.cos && p.sin && p.rotary_dim > 0 && p.rotary_dim % 2 == 0 && p.rotary_dim <= p.head_dim))
+    throw std::invalid_argument("angles must be cosines and sines [tokens, R], R even and at most " +
+                                std::to_string(p.head_dim) + ", got an R of " + std::to_string(p.rotary_dim));
+  const bool has_all = p.query.elements && p.new_key.elements && p.new_value.elements && p.out && p.first;
+  if (p.num_rows > 0 && !has_all) throw std::invalid_argument("an address is missing");
+}
+
+void require_cache(const AttentionDecode& p, const CachedRows& cache) {
+  const bool fits = cache.num_key_heads == p.num_key_heads && cache.head_dim == p.head_dim && cache.dtype == p.dtype;
+  if (!fits || cache.num_rows < 0 || cache.num_prefix < 0)
+    throw std::invalid_argument("a cache must hold " + shape_of(p.dtype, "B", p.num_key_heads, "C", p.head_dim) +
+                                ", got " +
+                                shape_of(cache.dtype, std::to_string(cache.num_rows), cache.num_key_heads,
+                                         std::to_string(cache.capacity), cache.head_dim) +
+                                " behind " + std::to_string(cache.num_prefix) + " tokens");
+  if (cache.num_held < 0 || cache.num_held + p.num_new > cache.capacity)
+    throw std::invalid_argument("a cache needs room for " + std::to_string(p.num_new) + " new tokens after " +
+                                std::to_string(cache.num_held) + ", got a capacity of " +
+                                std::to_string(cache.capacity));
+  const bool has_own = cache.key && cache.value, has_prefix = cache.prefix_key && cache.prefix_value;
+  if (cache.num_rows > 0 && (!has_own || (cache.num_prefix > 0 && !has_prefix)))
+    throw std::invalid_argument("an address of a cache is missing");
+}
+
 }  // namespace
 
+void require_fitting(const AttentionDecode& problem) {
+  require_heads(problem);
+  int64_t num_rows = 0;
+  for (int64_t c = 0; c < problem.num_caches; ++c) {
+    require_cache(problem, problem.caches[c]);
+    num_rows += problem.caches[c].num_rows;
+  }
+  if (num_rows != problem.num_rows)
+    throw std::invalid_argument("caches must hold " + std::to_string(problem.num_rows) + " rows, got " +
+                                std::to_string(num_rows));
+  if (problem.num_rows * problem.num_new > problem.num_tokens)
+    throw std::invalid_argument("tokens must be at least " + std::to_string(problem.num_rows * problem.num_new) +
+                                ", those that are new, got " + std::to_string(problem.num_tokens));
+  for (int64_t row = 0; row < problem.num_rows; ++row)
+    if (problem.first[row] < 0)
+      throw std::invalid_argument("first keys must not be negative, got " + std::to_string(problem.first[row]));
+}
+
 void attention_decode(const AttentionDecode& problem, Isa isa, int num_threads) {
+  require_fitting(problem);
   const auto& kernels = detail::kernels_of(isa);
   const int type = static_cast<int>(problem.dtype);
   const int64_t group = problem.num_new * (problem.num_heads / problem.num_key_heads);

@@ -14,7 +14,7 @@ int main() {
       num_checked += check_adamw_8bit(isa, threads) + check_attention(isa, threads) +
                      check_attention_decode(isa, threads) + check_dequantise(isa, threads) +
                      check_elementwise(isa, threads) + check_linear_cross_entropy(isa, threads) +
-                     check_product(isa, threads) + check_quantised_product(isa, threads);
+                     check_product(isa, threads) + check_program(isa, threads) + check_quantised_product(isa, threads);
   }
   bool refused = false;
   try {

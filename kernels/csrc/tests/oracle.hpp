@@ -72,4 +72,5 @@ int check_dequantise(luthier::Isa isa, int threads);
 int check_elementwise(luthier::Isa isa, int threads);
 int check_linear_cross_entropy(luthier::Isa isa, int threads);
 int check_product(luthier::Isa isa, int threads);
+int check_program(luthier::Isa isa, int threads);
 int check_quantised_product(luthier::Isa isa, int threads);

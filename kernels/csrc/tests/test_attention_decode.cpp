@@ -14,9 +14,10 @@ struct Shape {
 template <class Scalar>
 struct Cache {
   std::vector<Scalar> key, value, prefix_key, prefix_value;
-  int64_t rows, capacity, held, prefix;
+  int64_t rows, capacity, held, prefix, key_heads, size;
   luthier::CachedRows problem() {
-    return {key.data(), value.data(), prefix_key.data(), prefix_value.data(), rows, capacity, held, prefix};
+    return {key.data(), value.data(), prefix_key.data(), prefix_value.data(), rows, capacity, held, prefix,
+            key_heads,  size,         dtype_of<Scalar>()};
   }
 };
 
@@ -36,7 +37,7 @@ Inputs<Scalar> inputs_of(const Shape& s) {
     const int64_t own = s.rows[c] * s.key_heads * capacity * s.size, before = s.key_heads * s.prefix[c] * s.size;
     in.caches.push_back({random_values<Scalar>(own, 0.7f, random), random_values<Scalar>(own, 0.7f, random),
                          random_values<Scalar>(before, 0.7f, random), random_values<Scalar>(before, 0.7f, random),
-                         s.rows[c], capacity, s.held[c], s.prefix[c]});
+                         s.rows[c], capacity, s.held[c], s.prefix[c], s.key_heads, s.size});
     // Some see all, some a part, one begins among the new tokens.
     for (int64_t r = 0; r < s.rows[c]; ++r)
       in.first.push_back(r % 3 == 0 ? 0 : r % 3 == 1 ? s.held[c] / 2 : s.held[c] + 1);
@@ -67,6 +68,8 @@ std::vector<Scalar> attend(const Shape& s, Inputs<Scalar>& in, std::vector<luthi
                                          caches.data(),
                                          in.first.data() + row,
                                          static_cast<int64_t>(caches.size()),
+                                         rows,
+                                         rows * s.new_tokens,
                                          s.new_tokens,
                                          s.heads,
                                          s.key_heads,

@@ -64,6 +64,7 @@ class Program:
         self,
         *,
         terms: Sequence[_Term | _Quantised | _Part],
+        num_rows: int,
         num_columns: int,
         bias: int,
         addend: _Rows,
@@ -80,7 +81,7 @@ class Program:
         num_rows: int,
         layers: Sequence[Sequence[_Cache]],
         first: Sequence[int],
-        angles: tuple[int, int, int],
+        angles: tuple[int, int, int, int, bool],
         isa: str,
         num_threads: int,
     ) -> None: ...

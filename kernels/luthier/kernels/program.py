@@ -4,7 +4,6 @@ What each computes is what the operator of that name computes in C++. Shape suff
 inputs of a gate, H heads, D size of a row or a head.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from luthier.kernels import _core
 from luthier.kernels.attention_decode import Cached
 from luthier.kernels.attention_decode import cpu as attention_decode
 from luthier.kernels.gated_activation import cpu as gated_activation
-from luthier.kernels.operands import row_pointer, settings
+from luthier.kernels.operands import DTYPES, row_pointer, settings
 from luthier.kernels.products import Matrix, Term, matrix_of
 from luthier.kernels.rms_norm import cpu as rms_norm
 
@@ -41,16 +40,18 @@ class Program:
 
     All tensors are on the processor, dense along their rows, and of one type, bfloat16 or float32, but for float32 ones
     that are rounded to it; matrices of products may be quantised. The program holds them, and reads and writes them
-    where they are: whoever tells it keeps weights in their place.
+    where they are: whoever tells it keeps weights in their place. What tells it raises ValueError where a tensor is no
+    such one or does not fit the others; all numbers are checked in C++ besides, before anything is read or written.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
+        """Raises ValueError for a type that C++ does not have."""
+        if dtype not in DTYPES:
+            raise ValueError(f"a program must be of bfloat16 or float32, got {dtype}")
         self._program = _core.Program()
         self._bfloat16 = dtype == torch.bfloat16
         self._dtype = dtype
-        self._owners: list[object] = []
-        self._most_rows = sys.maxsize
-        self._attended: list[tuple[int, tuple[int, int], bool]] = []
+        self._held: list[object] = []
 
     def product(
         self,
@@ -60,14 +61,22 @@ class Program:
         addend_MN: Tensor | None = None,
     ) -> None:
         """Sum of the terms' matrix products + bias + addend, as `products.product`; `out_MN` may be the addend."""
-        self._hold_rows(out_MN, *(rows for rows, _, _ in terms), *(() if addend_MN is None else (addend_MN,)))
-        self._hold(bias_N)
+        num_rows, num_columns = out_MN.shape
+        self._hold(out_MN.shape, out_MN, addend_MN)
+        self._hold((num_columns,), bias_N)
+        for rows, _, _ in terms:
+            self._hold((num_rows, rows.shape[1]), rows)
+        shapes = [
+            (num_columns, rows.shape[1]) if turned else (rows.shape[1], num_columns)
+            for rows, _, turned in terms
+        ]
         self._program.product(
             terms=[
-                (*row_pointer(rows), *self._matrix(matrix).place, rows.shape[1], turned)
-                for rows, matrix, turned in terms
+                (*row_pointer(rows), *self._matrix(shape, matrix).place, rows.shape[1], turned)
+                for (rows, matrix, turned), shape in zip(terms, shapes, strict=True)
             ],
-            num_columns=out_MN.shape[1],
+            num_rows=num_rows,
+            num_columns=num_columns,
             bias=0 if bias_N is None else bias_N.data_ptr(),
             addend=row_pointer(addend_MN),
             out=row_pointer(out_MN),
@@ -76,23 +85,30 @@ class Program:
 
     def rms_norm(self, x: Tensor, weight_D: Tensor, out: Tensor, options: tuple[float, float]) -> None:
         """Norms of rows [M, D], or of their heads [M, H, D], into `out`, which may be x; epsilon and offset."""
+        self._hold(x.shape, x, out)
+        self._hold(x.shape[-1:], weight_D)
         x_RD, out_RD = (one.view(-1, one.shape[-1]) for one in (x, out))
         inverse_R = torch.empty(len(x_RD), dtype=torch.float32, device="cpu")
-        self._hold_rows(x, out)
-        self._hold(weight_D, inverse_R)
+        self._held.append(inverse_R)
         self._program.rms_norm(
             rms_norm.problem_of(x_RD, weight_D, out_RD, inverse_R, options), len(x_RD) // len(x)
         )
 
     def gated(self, gate_MF: Tensor, up_MF: Tensor, out_MF: Tensor, *, gelu: bool) -> None:
         """Gated activations, silu or gelu by tanh, into `out_MF`, which is dense and may be one of the others."""
-        self._hold_rows(gate_MF, up_MF, out_MF)
+        self._hold(gate_MF.shape, gate_MF, up_MF, out_MF)
+        if not out_MF.is_contiguous():
+            raise ValueError(f"what a gate writes must be dense, got strides {out_MF.stride()}")
         problem = gated_activation.problem_of(gate_MF, up_MF, gelu)
         self._program.gated(problem | {"out": out_MF.data_ptr()})
 
     def round_to(self, parts: Sequence[tuple[Tensor, Tensor, float]]) -> None:
         """Factors times dense float32 tensors, rounded into dense ones."""
-        self._hold(*(one for given, made, _ in parts for one in (given, made)))
+        for given, made, _ in parts:
+            self._hold(given.shape, made)
+            if given.dtype != torch.float32 or not (given.is_contiguous() and made.is_contiguous()):
+                raise ValueError(f"what is rounded must be dense and float32, got {given.dtype}")
+            self._held.append(given)
         self._program.round_to(
             [(given.data_ptr(), made.data_ptr(), given.numel(), scale) for given, made, scale in parts],
             self._bfloat16,
@@ -109,10 +125,15 @@ class Program:
     ) -> None:
         """`attention_decode` over a layer's caches of query, key and value [M, heads, D].
 
-        They are turned by the run's angles or not; `options` are scale and softcap.
+        They are turned by the run's angles or not; `options` are scale and softcap. `out` is dense.
         """
-        self._hold_rows(*heads, out_MHD)
-        self._attended.append((layer, (heads[1].shape[1], heads[1].shape[2]), turns))
+        query_MHD, key_MGD, value_MGD = heads
+        num_rows, _, size = query_MHD.shape
+        self._hold(query_MHD.shape, query_MHD)
+        self._hold((num_rows, key_MGD.shape[1], size), key_MGD, value_MGD)
+        self._hold(out_MHD.shape, out_MHD)
+        if len(out_MHD) != num_rows or out_MHD.numel() != query_MHD.numel() or not out_MHD.is_contiguous():
+            raise ValueError(f"out must be dense and as large as the query, got {tuple(out_MHD.shape)}")
         self._program.attend(attention_decode.problem_of(heads, out_MHD, 0, options), layer, turns)
 
     def run(self, rows: Rows) -> None:
@@ -122,7 +143,6 @@ class Program:
             ValueError: there are more rows than the tensors have, or caches or angles do not fit them; nothing is
                 written then.
         """
-        self._check(rows)
         self._program.run(
             num_rows=len(rows.first),
             layers=[
@@ -130,63 +150,40 @@ class Program:
                 for caches, held in zip(rows.layers, rows.held, strict=True)
             ],
             first=rows.first,
-            angles=(rows.angles[0].data_ptr(), rows.angles[1].data_ptr(), rows.angles[0].shape[1]),
+            angles=self._angles(rows.angles),
             **settings(),
         )
 
-    def _check(self, rows: Rows) -> None:
-        num_rows = len(rows.first)
-        if num_rows > self._most_rows:
-            raise ValueError(f"a run must have at most {self._most_rows} rows, got {num_rows}")
-        if num_rows and min(rows.first) < 0:
-            raise ValueError(f"first keys must not be negative, got {min(rows.first)}")
-        for layer, head, turns in self._attended:
-            if layer >= min(len(rows.layers), len(rows.held)):
-                raise ValueError(
-                    f"a run needs caches for every layer of its program, got none of layer {layer}"
-                )
-            self._check_caches(rows.layers[layer], rows.held[layer], head, num_rows)
-            if turns:
-                self._check_angles(rows.angles, head[1], num_rows)
-
-    def _check_caches(
-        self, caches: Sequence[Cached], held: Sequence[int], head: tuple[int, int], num_rows: int
-    ) -> None:
-        if len(held) != len(caches) or sum(one.layout.num_rows for one in caches) != num_rows:
-            raise ValueError(
-                f"caches must hold {num_rows} rows, got {[one.layout.num_rows for one in caches]}"
-            )
-        for cached, length in zip(caches, held, strict=True):
-            if cached.layout.head != head or cached.key_BGCD.dtype != self._dtype:
-                raise ValueError(
-                    f"a cache must hold {self._dtype} [B, {head[0]}, C, {head[1]}], got {cached.key_BGCD.dtype} "
-                    f"{tuple(cached.key_BGCD.shape)}"
-                )
-            if not 0 <= length < cached.layout.capacity:
-                raise ValueError(
-                    f"a cache needs room for a new token after {length}, got a capacity of {cached.layout.capacity}"
-                )
-
-    def _check_angles(self, angles: tuple[Tensor, Tensor], size: int, num_rows: int) -> None:
+    def _angles(self, angles: tuple[Tensor, Tensor]) -> tuple[int, int, int, int, bool]:
+        """Where angles lie, how many there are and of what type, for C++, which knows dense ones alone."""
         cos, sin = angles
-        is_even = cos.dim() == 2 and cos.shape[1] % 2 == 0 and 0 < cos.shape[1] <= size
         is_plain = all(one.is_contiguous() and one.dtype == self._dtype for one in angles)
-        if not (is_even and is_plain and cos.shape == sin.shape and len(cos) == num_rows):
+        if not is_plain or cos.shape != sin.shape or cos.dim() != 2:
             raise ValueError(
-                f"angles must be dense {self._dtype} [{num_rows}, R], R even and at most {size}, "
-                f"got {cos.dtype} {tuple(cos.shape)} and {sin.dtype} {tuple(sin.shape)}"
+                f"angles must be two dense {self._dtype} [N, R], got {cos.dtype} {tuple(cos.shape)} and {sin.dtype} "
+                f"{tuple(sin.shape)}"
+            )
+        return cos.data_ptr(), sin.data_ptr(), *cos.shape, self._bfloat16
+
+    def _hold(self, shape: Sequence[int], *tensors: Tensor | None) -> None:
+        """Hold tensors, which have to be of a shape, of the program's type, and dense along their rows."""
+        for one in tensors:
+            if one is not None:
+                self._require(shape, one)
+                self._held.append(one)
+
+    def _require(self, shape: Sequence[int], one: Tensor) -> None:
+        is_dense = one.stride(-1) == 1 or one.shape[-1] == 1
+        is_fit = one.dtype == self._dtype and one.device.type == "cpu" and one.shape == torch.Size(shape)
+        if not (is_dense and is_fit):
+            raise ValueError(
+                f"a tensor must be {self._dtype} {tuple(shape)} on the processor, dense along its rows, got "
+                f"{one.dtype} {tuple(one.shape)} on {one.device} with strides {one.stride()}"
             )
 
-    def _matrix(self, matrix: Tensor) -> Matrix:
-        """A matrix where it stands, held."""
+    def _matrix(self, shape: Sequence[int], matrix: Tensor) -> Matrix:
+        """A matrix of a shape where it stands, held."""
+        self._require(shape, matrix)
         found = matrix_of(matrix)
-        self._owners.append(found.owner)
+        self._held += [matrix, found.owner]
         return found
-
-    def _hold_rows(self, *tensors: Tensor) -> None:
-        """Hold tensors that have as many rows as a run may have."""
-        self._most_rows = min(self._most_rows, *map(len, tensors))
-        self._hold(*tensors)
-
-    def _hold(self, *tensors: Tensor | None) -> None:
-        self._owners += [one for one in tensors if one is not None]

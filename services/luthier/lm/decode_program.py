@@ -10,7 +10,7 @@ updates together.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.kernels.dequantise import is_quantised
-from luthier.kernels.dequantise.cpu import address_of
 from luthier.kernels.products import Term
 from luthier.kernels.program import Program, Rows
 from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm
 from luthier.lm.joint_rows import JointRows
-from luthier.lm.lora import adapter_switch
-from luthier.lm.lora_layer import LoraLinear
+from luthier.lm.lora_layer import LoraLinear, adapter_switch
+from luthier.lm.parts_seen import PartsSeen
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ class UnfitError(Exception):
 class DecodeProgram:
     """The layers and the last norm of a model, with the adapter that is active when it is made.
 
+    It computes what the model does as long as nothing has changed of `seen`, which is told all that is read off the
+    model, also where it turns out to be unfit. Plain settings of a module, as a norm's epsilon, are taken to stay.
     Weights of linear layers may be quantised.
 
     Memory: hidden states of `num_rows` rows in one layer, and the adapter's factors in the model's type.
@@ -51,11 +52,14 @@ class DecodeProgram:
         UnfitError: the model has a part that no program knows.
     """
 
-    def __init__(self, model: PreTrainedModel, num_rows: int) -> None:
-        inner: Any = model.base_model
+    def __init__(self, model: PreTrainedModel, num_rows: int, seen: PartsSeen) -> None:
         self.num_rows = num_rows
-        self._dtype: torch.dtype = inner.norm.weight.dtype
-        self._places: list[tuple[Mapping[str, Any], str, Tensor, int]] = []
+        self._seen = seen
+        inner: nn.Module = seen.child(model, model.base_model_prefix)
+        inner = model if inner is None else inner
+        layers, norm = self._part(inner, "layers"), self._part(inner, "norm")
+        self._require_plain(inner)
+        self._dtype: torch.dtype = seen.weight(norm._parameters, "weight").dtype
         self._factors, self._layers = Program(self._dtype), Program(self._dtype)
         self._roundings: list[tuple[Tensor, Tensor, float]] = []
         self._windows: list[int | None] = []
@@ -65,17 +69,10 @@ class DecodeProgram:
             self._x_ME, self._normed_ME = (
                 self._buffer(name, model.config.hidden_size) for name in ("x", "normed")
             )
-            for layer in inner.layers:
-                self._tell_layer(layer)
-            self._tell_norm(inner.norm, self._x_ME, self._normed_ME)
+            for number in range(seen.count(layers._modules)):
+                self._tell_layer(self._part(layers, str(number)))
+            self._tell_norm(norm, self._x_ME, self._normed_ME)
         self._factors.round_to(self._roundings)
-
-    def is_current(self) -> bool:
-        """Whether all weights are the tensors that it was made of, and lie where they lay."""
-        return all(
-            held.get(name) is tensor and _address(tensor) == address
-            for held, name, tensor, address in self._places
-        )
 
     def run(self, hidden_NE: Tensor, joint: JointRows, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Hidden states [N, E] after the last norm, of embedded tokens; their keys and values are in the caches then.
@@ -94,7 +91,8 @@ class DecodeProgram:
         )
         self._x_ME[:num_rows].copy_(hidden_NE)
         if self._roundings:
-            self._factors.run(rows)
+            # It rounds, and attends to nothing.
+            self._factors.run(rows._replace(layers=(), held=()))
         self._layers.run(rows)
         for layer in range(num_layers):
             joint.advance(layer)
@@ -106,30 +104,40 @@ class DecodeProgram:
             self._buffers[name, size] = torch.empty(self.num_rows, size, dtype=self._dtype, device="cpu")
         return self._buffers[name, size]
 
-    def _weight(self, held: Mapping[str, Any], name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def _part(self, module: nn.Module, name: str) -> Any:
+        """The module of that name below another one."""
+        found = self._seen.child(module, name)
+        if found is None:
+            raise UnfitError(f"{type(module).__name__} has no {name}")
+        self._require_plain(found)
+        return found
+
+    def _require_plain(self, module: nn.Module) -> None:
+        if self._seen.is_intercepted(module):
+            raise UnfitError(f"{type(module).__name__} has hooks")
+
+    def _weight(self, held: dict[str, Any], name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of a module that has to stay where it is, of the model's type unless another one is said."""
-        found: Tensor = held[name]
+        found = self._seen.weight(held, name)
         is_known = type(found) in (Tensor, nn.Parameter) or is_quantised(found)
         is_here = found.device.type == "cpu" and found.is_contiguous()
         if not (is_known and is_here) or found.dtype != (dtype or self._dtype):
             raise UnfitError(f"{name} is a {found.dtype} {type(found).__name__} on {found.device}")
-        self._places.append((held, name, found, _address(found)))
         return found
 
-    def _tell_layer(self, layer: Any) -> None:
-        known = type(layer).__name__ in _LAYERS and type(layer.self_attn) is Attention
-        if not known or type(layer.mlp) is not GatedMlp or layer.mlp.is_joined:
+    def _tell_layer(self, layer: nn.Module) -> None:
+        attention, mlp = self._part(layer, "self_attn"), self._part(layer, "mlp")
+        known = type(layer).__name__ in _LAYERS and type(attention) is Attention
+        if not known or type(mlp) is not GatedMlp or mlp.is_joined:
             raise UnfitError(f"a layer is {type(layer).__name__}")
-        if any(one._forward_hooks or one._forward_pre_hooks for one in layer.modules()):
-            raise UnfitError("a layer has hooks")
-        self._tell_norm(layer.input_layernorm, self._x_ME, self._normed_ME)
-        self._tell_attention(layer.self_attn)
-        self._tell_norm(layer.post_attention_layernorm, self._x_ME, self._normed_ME)
+        self._tell_norm(self._part(layer, "input_layernorm"), self._x_ME, self._normed_ME)
+        self._tell_attention(attention)
+        self._tell_norm(self._part(layer, "post_attention_layernorm"), self._x_ME, self._normed_ME)
         gate, up = self._tell_linears(
-            self._normed_ME, [layer.mlp.get_submodule(name) for name in ("gate_proj", "up_proj")]
+            self._normed_ME, [self._part(mlp, name) for name in ("gate_proj", "up_proj")]
         )
-        self._layers.gated(gate, up, gate, gelu=layer.mlp.activation == "gelu_tanh")
-        self._tell_linears(gate, [layer.mlp.get_submodule("down_proj")], added_to=self._x_ME)
+        self._layers.gated(gate, up, gate, gelu=mlp.activation == "gelu_tanh")
+        self._tell_linears(gate, [self._part(mlp, "down_proj")], added_to=self._x_ME)
 
     def _tell_norm(self, norm: nn.Module, x: Tensor, out: Tensor) -> None:
         if type(norm) is not RmsNorm:
@@ -138,11 +146,11 @@ class DecodeProgram:
 
     def _tell_attention(self, attention: Attention) -> None:
         names = ("q_proj", "k_proj", "v_proj")
-        projected = self._tell_linears(self._normed_ME, [attention.get_submodule(name) for name in names])
+        projected = self._tell_linears(self._normed_ME, [self._part(attention, name) for name in names])
         query, key, value = (one.view(self.num_rows, -1, attention.head_dim) for one in projected)
         for name, heads in (("q_norm", query), ("k_norm", key)):
-            if hasattr(attention, name):
-                self._tell_norm(attention.get_submodule(name), heads, heads)
+            if self._seen.child(attention, name) is not None:
+                self._tell_norm(self._part(attention, name), heads, heads)
         out_MO = self._buffer("attended", projected[0].shape[1])
         self._layers.attend(
             (query, key, value),
@@ -152,7 +160,7 @@ class DecodeProgram:
             options=(attention.scaling, attention.softcap),
         )
         self._windows.append(attention.sliding_window)
-        self._tell_linears(out_MO, [attention.get_submodule("o_proj")], added_to=self._x_ME)
+        self._tell_linears(out_MO, [self._part(attention, "o_proj")], added_to=self._x_ME)
 
     def _tell_linears(
         self, x_MK: Tensor, linears: Sequence[nn.Module], added_to: Tensor | None = None
@@ -176,7 +184,8 @@ class DecodeProgram:
                 self._roundings += [(update.a, a, 1.0), (update.b, b_OR, update.scale)]
                 terms.append((low, b_OR, True))
             out_MO = self._buffer(f"output {place}", len(weight_OK)) if added_to is None else added_to
-            bias_O = None if layer.bias is None else self._weight(layer._parameters, "bias")
+            has_bias = self._seen.look(layer._parameters, "bias") is not None
+            bias_O = self._weight(layer._parameters, "bias") if has_bias else None
             self._layers.product(terms, out_MO, bias_O, added_to)
             outputs.append(out_MO)
         return outputs
@@ -187,18 +196,16 @@ class DecodeProgram:
         if type(layer) is not LoraLinear:
             raise UnfitError(f"a linear layer is {type(layer).__name__}")
         name = layer.switch.active
-        if name is None or name not in layer.scales:
+        scale = None if name is None else self._seen.look(layer.scales, name)
+        if name is None or scale is None:
             return None
-        if name in layer.lora_magnitude_vector:
+        if self._seen.look(self._part(layer, "lora_magnitude_vector")._parameters, name) is not None:
             raise UnfitError("an update has magnitudes")
         a_RK, b_OR = (
-            self._weight(factors._parameters, name, torch.float32) for factors in (layer.lora_A, layer.lora_B)
+            self._weight(self._part(layer, factors)._parameters, name, torch.float32)
+            for factors in ("lora_A", "lora_B")
         )
-        return _Update(a_RK, b_OR, layer.scales[name])
-
-
-def _address(tensor: Tensor) -> int:
-    return address_of(tensor) if is_quantised(tensor) else tensor.data_ptr()
+        return _Update(a_RK, b_OR, scale)
 
 
 class _Update(NamedTuple):
@@ -207,10 +214,20 @@ class _Update(NamedTuple):
     scale: float
 
 
-_programs: WeakKeyDictionary[PreTrainedModel, OrderedDict[str | None, DecodeProgram | None]] = (
-    WeakKeyDictionary()
-)
-"""Of each model the programs by adapter, the newest last; None: a part of the model is none that a program knows."""
+class _Made(NamedTuple):
+    """A program, None: the model had a part that none knows; and what that was decided by."""
+
+    program: DecodeProgram | None
+    seen: PartsSeen
+
+
+_programs: WeakKeyDictionary[nn.Module, OrderedDict[str | None, _Made]] = WeakKeyDictionary()
+"""Of each model what was made by adapter, the newest last."""
+
+
+def forget(model: nn.Module, adapter: str) -> None:
+    """Drop what is kept of an adapter that a model no longer has."""
+    _programs.get(model, OrderedDict()).pop(adapter, None)
 
 
 def decode(model: PreTrainedModel, ids_N1: Tensor, positions_N1: Tensor, joint: JointRows) -> Tensor | None:
@@ -237,17 +254,27 @@ def decode(model: PreTrainedModel, ids_N1: Tensor, positions_N1: Tensor, joint: 
 
 def _program(model: PreTrainedModel, adapter: str | None, num_rows: int) -> DecodeProgram | None:
     made = _programs.setdefault(model, OrderedDict())
-    if adapter in made:
-        found = made[adapter]
-        if found is None or (found.num_rows >= num_rows and found.is_current()):
-            made.move_to_end(adapter)
-            return found
-    try:
-        made[adapter] = DecodeProgram(model, max(_FEWEST_ROWS, 1 << (num_rows - 1).bit_length()))
-    except UnfitError as error:
-        _logger.info("decoding goes module by module: %s", error)
-        made[adapter] = None
+    found = made.get(adapter)
+    if found is None or not found.seen.are_unchanged() or _has_too_few_rows(found.program, num_rows):
+        # What others were made of may be gone as well, and would be kept by them alone.
+        for name in [name for name, one in made.items() if not one.seen.are_unchanged()]:
+            del made[name]
+        found = made[adapter] = _made(model, num_rows)
     made.move_to_end(adapter)
     while len(made) > _KEPT:
         made.popitem(last=False)
-    return made[adapter]
+    return found.program
+
+
+def _has_too_few_rows(program: DecodeProgram | None, num_rows: int) -> bool:
+    return program is not None and program.num_rows < num_rows
+
+
+def _made(model: PreTrainedModel, num_rows: int) -> _Made:
+    seen = PartsSeen()
+    most_rows = max(_FEWEST_ROWS, 1 << (num_rows - 1).bit_length())
+    try:
+        return _Made(DecodeProgram(model, most_rows, seen), seen)
+    except UnfitError as error:
+        _logger.info("decoding goes module by module: %s", error)
+        return _Made(None, seen)

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel
 
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.kernels.lora_linear import Dropout, token_number
-from luthier.lm.lora_layer import AdapterSwitch, Factors, LoraLinear, row_lengths
+from luthier.lm.decode_program import forget
+from luthier.lm.lora_layer import SWITCH, AdapterSwitch, Factors, LoraLinear, adapter_switch, row_lengths
 from luthier.lm.module_patterns import Patterns, assigned, require_one_value, targeted
 from luthier.lm.packed import PackedBatch
 from luthier.lm.trained_weights import distinct, fresh_weights
 
 MAX_RANK = 512
-
-_SWITCH = "luthier_adapter_switch"
 
 Targets = tuple[str, ...] | Literal["all-linear"]
 
@@ -147,7 +146,7 @@ def attach(
     if adapter.name in switch.adapters:
         raise AlreadyExists(f"the model already has an adapter named {adapter.name!r}")
     strengths = adapter.spec.strengths(adapter.modules)
-    model.__dict__[_SWITCH] = switch
+    model.__dict__[SWITCH] = switch
     with use_adapter(model, None):
         model.requires_grad_(requires_grad=False)
         for module, strength in strengths.items():
@@ -183,6 +182,7 @@ def remove_adapter(model: PreTrainedModel, name: str) -> None:
         _lora_linear(model, module).remove(name)
     switch.weights.remove(name)
     del switch.adapters[name]
+    forget(model, name)
 
 
 def find_adapter(model: PreTrainedModel, name: str) -> Adapter:
@@ -314,10 +314,3 @@ def _lora_linear(model: PreTrainedModel, module: str) -> LoraLinear:
     layer = model.get_submodule(module)
     assert isinstance(layer, LoraLinear)
     return layer
-
-
-def adapter_switch(model: PreTrainedModel) -> AdapterSwitch | None:
-    """What says which adapter a model uses; None: it has never had one."""
-    # Every token that is made asks for it: a look at all modules takes as long as some layers.
-    switch: AdapterSwitch | None = model.__dict__.get(_SWITCH)
-    return switch

@@ -20,6 +20,8 @@ from luthier.lm.trained_weights import ExchangedWeights
 if TYPE_CHECKING:
     from luthier.lm.lora import Adapter
 
+SWITCH = "luthier_adapter_switch"
+"""Under which name a model has its `AdapterSwitch`."""
 _PIECE_ELEMENTS = 1 << 18
 
 
@@ -55,6 +57,13 @@ class AdapterSwitch:
         """Let the active adapter count for nothing, or for something again."""
         self.is_muted = is_muted
         self.choose(self.active)
+
+
+def adapter_switch(model: nn.Module) -> AdapterSwitch | None:
+    """What says which adapter a model uses; None: it has never had one."""
+    # Every token that is made asks for it: a look at all modules takes as long as some layers.
+    switch: AdapterSwitch | None = model.__dict__.get(SWITCH)
+    return switch
 
 
 class LoraLinear(nn.Module):

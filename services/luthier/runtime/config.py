@@ -45,11 +45,14 @@ class _Setting:
     text: str
 
 
-def read(config: type[C], *, section: str, environ: Mapping[str, str] | None = None) -> C:
+def read(
+    config: type[C], *, section: str, environ: Mapping[str, str] | None = None, is_part: bool = False
+) -> C:
     """Return a configuration of the given frozen dataclass, read from the environment and the file it names.
 
     `section` is one of `SECTIONS`. Field types: str, int, float, bool, Path, tuple[str, ...], and each `| None`.
-    A shared field has no default in the dataclass: `SHARED` has it. `environ` is the process's own by default.
+    A shared field has no default in the dataclass: `SHARED` has it. `environ` is the process's own by default. With
+    `is_part` the section has other settings too: the process whose section it is reads them.
 
     Raises InvalidArgument that names the variable, the value and what would be right, for a name that nobody
     declares, a value of the wrong type, and a required setting that is missing.
@@ -64,7 +67,7 @@ def read(config: type[C], *, section: str, environ: Mapping[str, str] | None = N
     }
     if path := environ.get(_FILE):
         given = _read_file(Path(path).expanduser()) | given
-    _refuse_unknown(given, section, own)
+    _refuse_unknown(given, "" if is_part else section, own)
     hints = get_type_hints(config)
     return config(**{field.name: _value(name, field, hints, given) for name, field in own.items()})
 

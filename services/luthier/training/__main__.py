@@ -42,15 +42,12 @@ def settings_of(config: Config) -> ServiceSettings:
 
 def build(parts: Parts, config: Config) -> Hosted:
     """Put the service together on what the process opened."""
-    if not config.model_roots:
-        for root in config.roots:
-            root.mkdir(mode=0o700, exist_ok=True)
     channel = parts.channel(config.data_address)
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
     parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
     webhook_config, targets = webhooks.read_targets()
-    allowed = Allowed(roots=config.roots, rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
+    allowed = Allowed(rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
     training = assemble(parts, renderings, allowed)
     sender = webhooks.assemble(parts, config.home, webhook_config, targets)
     return Hosted(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from luthier.runtime.paging import PageTokens
@@ -78,19 +77,17 @@ class Allowed:
     """What the operator allows.
 
     Attributes:
-        roots: folders below which base models may be read.
         rewards: which reward services graders may ask.
         webhooks: where jobs may tell that they have ended.
     """
 
-    roots: Sequence[Path]
     rewards: RewardAddresses
     webhooks: Targets
 
 
 def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training:
     """Put the service together on real adapters or a test's."""
-    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, allowed.roots)
+    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs)
     outside = Outside(
         renderings=renderings,
         elsewhere=parts.elsewhere,

@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.errors import InvalidArgument
 from luthier.storage.disk import MIN_FREE_BYTES
+from luthier.training.model_roots import ROOTS_SETTING, roots_of
 from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, patience_of
-
-MODELS_FOLDER = "models"
-"""The one folder of a home that base models may be read from; beside it lie keys, databases and blobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Settings of the service, section TRAINING; what `runtime.config.SHARED` lists has its default there.
 
-    `model_roots`: folders below which base models may be read; empty means `models` in the home. `lease_seconds`: a
-    worker that is silent this long loses its task.
+    `model_roots`: folders below which training workers of this machine read base models, unless they have a setting of
+    their own; the service itself looks at no path. `lease_seconds`: a worker that is silent this long loses its task.
 
     Raises:
         InvalidArgument: a root of models holds the home's keys and state, or lies among them; a time that is none.
@@ -47,18 +44,4 @@ class Config:
 
     def __post_init__(self) -> None:
         patience_of(self.blob_grace_seconds, self.blob_stray_seconds)
-        home = self.home.resolve()
-        for root in self.roots:
-            real = root.resolve()
-            among_state = real.is_relative_to(home) and not real.is_relative_to(home / MODELS_FOLDER)
-            if among_state or home.is_relative_to(real):
-                raise InvalidArgument(
-                    f"LUTHIER_TRAINING_MODEL_ROOTS must name folders that hold models and nothing of the home's keys "
-                    f"and state, got {root}; put models into {self.home / MODELS_FOLDER} or outside of the home"
-                )
-
-    @property
-    def roots(self) -> tuple[Path, ...]:
-        """The folders below which base models may be read."""
-        named = tuple(Path(root).expanduser() for root in self.model_roots)
-        return named or (self.home / MODELS_FOLDER,)
+        roots_of(self.home, self.model_roots, variable=ROOTS_SETTING)

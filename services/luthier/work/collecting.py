@@ -92,7 +92,7 @@ class Collector:
         database: Database,
         blobs: BlobStore,
         metrics: CollectionMetrics,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
+        patience: Patience = Patience(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -112,7 +112,9 @@ class Collector:
                     return
             async with self._database.transaction(makes_room=True) as connection:
                 loose = await blob_refs.loose_before(connection, before_us, after, _COLLECTED_AT_ONCE)
-                await self._collect(connection, [one.digest for one in loose if one.digest not in self._stuck])
+                await self._collect(
+                    connection, [one.digest for one in loose if one.digest not in self._stuck]
+                )
             if len(loose) < _COLLECTED_AT_ONCE:
                 return
             after = loose[-1]

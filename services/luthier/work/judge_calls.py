@@ -12,13 +12,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason, Unavailable
+from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.v1.judge_pb2 import JudgeEndpoint
 from luthier.work.judge_access import Target
 from luthier.work.limited import Check
@@ -29,11 +29,19 @@ TIMEOUT_SECONDS = 60.0
 MOST_FAILURES = 10
 """Calls in a row that fail for good, after which a judge is asked no more."""
 CALLS_AT_ONCE = 4
+CALLS_A_JUDGEMENT = 2
+"""Calls that are taken at a time for each judgement: one, and another one as some fail."""
 _CUT_SECONDS = 0.05
 _MAX_ANSWER_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
+_MOST_TOKENS = 10**9
+"""Of one answer. An endpoint that tells of more does not count tokens."""
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Statuses of answers that another call may not get."""
+
+
+Take = Callable[[int], int]
+"""Says how many of so many calls may be made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,15 @@ class JudgeAnswer:
 
     text: str
     is_cut: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Calls that were made, and tokens that they took as far as the endpoint said so."""
+
+    num_calls: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
 
 
 class JudgeCalls:
@@ -68,22 +85,37 @@ class JudgeCalls:
         self._is_unwanted = False
         self._num_failures = 0
         self._last_failure: LuthierError | None = None
+        self._num_left = 0
+        self._is_spent = False
+        self._spent = Spent()
         self.num_repeated = 0
 
-    def ask(self, prompts: Sequence[str], check: Check = lambda: None) -> list[JudgeAnswer | LuthierError]:
-        """Return what it says to each prompt, in their order.
+    def spent(self) -> Spent:
+        """Return what was spent since this was asked last, and give back what was taken and is left."""
+        with self._lock:
+            self._num_left = 0
+            found, self._spent = self._spent, Spent()
+        return found
+
+    def ask(
+        self, prompts: Sequence[str], check: Check = lambda: None, take: Take = lambda wanted: wanted
+    ) -> list[JudgeAnswer | LuthierError]:
+        """Return what it says to each prompt, in their order; JUDGE_CALLS_SPENT to those that no call was left for.
 
         Each has `timeout_seconds`, calls that are repeated included. After `MOST_FAILURES` in a row without an answer
-        it is asked no more. `check` is called while it waits, from this thread; what it raises ends the calls.
+        it is asked no more. `check` is called while it waits, from this thread; what it raises ends the calls. So is
+        `take`, which says how many of some calls may be made; none is made before.
 
         Raises Unavailable JUDGE_UNAVAILABLE where it is asked no more because it is away, which may pass.
         """
+        self._take(CALLS_A_JUDGEMENT * len(prompts), take)
         with ThreadPoolExecutor(CALLS_AT_ONCE, thread_name_prefix="judge") as threads:
             waiting = [threads.submit(self._answer, prompt) for prompt in prompts]
             try:
                 while wait(waiting, timeout=HEAR_SECONDS).not_done:
                     check()
                     self._hang_up(time.monotonic())
+                    self._take_more(take)
             except BaseException:
                 self._is_unwanted = True
                 for one in waiting:
@@ -98,6 +130,16 @@ class JudgeCalls:
             raise self._gave_up(last)
         return found
 
+    def _take_more(self, take: Take) -> None:
+        if self._num_left < CALLS_AT_ONCE and not self._is_spent:
+            self._take(CALLS_A_JUDGEMENT * CALLS_AT_ONCE, take)
+
+    def _take(self, wanted: int, take: Take) -> None:
+        taken = take(wanted)
+        with self._lock:
+            self._num_left += taken
+            self._is_spent = taken < wanted
+
     def _answer(self, prompt: str) -> JudgeAnswer | LuthierError:
         last = self._last_failure
         if last is not None and self._is_given_up:
@@ -107,7 +149,7 @@ class JudgeCalls:
         except LuthierError as error:
             answer = error
         with self._lock:
-            if self._is_given_up:
+            if self._is_given_up or _is_of_no_call(answer):
                 return answer
             if not isinstance(answer, LuthierError):
                 self._num_failures = 0
@@ -128,7 +170,9 @@ class JudgeCalls:
     def _repeated(self, prompt: str) -> JudgeAnswer | LuthierError:
         deadline = time.monotonic() + self._timeout_seconds
         backoff = Backoff(0.2, 10.0)
+        is_repeated = False
         while True:
+            self._count_call(is_repeated=is_repeated)
             try:
                 return self._called(prompt, deadline)
             except Unavailable as error:
@@ -136,8 +180,24 @@ class JudgeCalls:
                 if self._is_unwanted or time.monotonic() + delay_seconds > deadline:
                     raise
             self._sleep(delay_seconds)
-            with self._lock:
-                self.num_repeated += 1
+            is_repeated = True
+
+    def _count_call(self, *, is_repeated: bool) -> None:
+        """Count a call that is made now, once there is one left."""
+        while not self._is_counted(is_repeated=is_repeated):
+            if self._is_spent or self._is_unwanted:
+                most = f"all {self._endpoint.max_calls:,} calls that the evaluation lets it have (max_calls)"
+                raise self._error(ResourceExhausted, Reason.JUDGE_CALLS_SPENT, f"{most} were made")
+            time.sleep(_CUT_SECONDS)
+
+    def _is_counted(self, *, is_repeated: bool) -> bool:
+        with self._lock:
+            if not self._num_left:
+                return False
+            self._num_left -= 1
+            self._spent = replace(self._spent, num_calls=self._spent.num_calls + 1)
+            self.num_repeated += is_repeated
+            return True
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -229,7 +289,9 @@ class JudgeCalls:
 
     def _read(self, data: bytes) -> JudgeAnswer | LuthierError:
         try:
-            choice = json.loads(data)["choices"][0]
+            answer = json.loads(data)
+            self._count_tokens(answer)
+            choice = answer["choices"][0]
             text = choice["message"]["content"]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             text = None
@@ -240,6 +302,19 @@ class JudgeCalls:
         # A text is stored, and one with halves of characters cannot be.
         text = text.encode("utf-8", "replace").decode()
         return JudgeAnswer(text=self._without_key(text), is_cut=choice.get("finish_reason") == "length")
+
+    def _count_tokens(self, answer: dict[str, Any]) -> None:
+        """Add what an answer says that it took; not every endpoint says it, and none is believed what cannot be."""
+        usage = answer.get("usage") if isinstance(answer, dict) else None
+        if not isinstance(usage, dict):
+            return
+        asked, written = (_told(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+        with self._lock:
+            self._spent = replace(
+                self._spent,
+                num_prompt_tokens=self._spent.num_prompt_tokens + asked,
+                num_generated_tokens=self._spent.num_generated_tokens + written,
+            )
 
     @property
     def _name(self) -> str:
@@ -255,3 +330,14 @@ class JudgeCalls:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _is_of_no_call(answer: JudgeAnswer | LuthierError) -> bool:
+    """Tell whether nobody was called: that says nothing of the endpoint."""
+    return isinstance(answer, LuthierError) and answer.reason == Reason.JUDGE_CALLS_SPENT
+
+
+def _told(value: Any) -> int:
+    """Return a number of tokens as it was told; 0 for what is none."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+    return value if is_count else 0

@@ -44,6 +44,9 @@ class WorkerConfig:
     """Ranks of the executors torchrun and ray, each on a processor or a GPU of its own. Jobs say how many they take."""
     ray_address: str = "auto"
     """The cluster of the executor ray, `host:port` of its head; auto means the one that this machine is a node of."""
+    model_roots: tuple[str, ...] = ()
+    """Folders of this machine below which a training worker reads base models; empty: those of
+    LUTHIER_TRAINING_MODEL_ROOTS, else `models` in the home."""
     name: str = ""
     """Added to the worker's id; needed when several workers of a kind serve one service."""
     drain_seconds: float = 20.0

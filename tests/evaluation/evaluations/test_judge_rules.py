@@ -36,6 +36,7 @@ async def test_what_is_not_said_has_its_default(bench: Bench) -> None:
     pairs, single, other = made.judges
     assert (pairs.pairwise.arm_id, pairs.max_new_tokens, pairs.base_model) == ("tuned", 512, BASE)
     assert (single.rubric.least, single.rubric.most, single.endpoint.timeout_seconds) == (1, 5, 60.0)
+    assert (single.endpoint.max_calls, pairs.HasField("endpoint")) == (10_000, False)
     assert (other.pairwise.arm_id, other.base_model) == ("zero", OTHER)
     assert single.base_model == ""
     assert OTHER in made.model_digests, "it is kept from being deleted as arms' models are"
@@ -86,12 +87,38 @@ async def test_without_a_tuned_arm_the_last_is_held_against_the_others(bench: Be
             "[0].endpoint.timeout_seconds",
             "must be above 0 and at most 600, got 601",
         ),
+        (
+            [judge(endpoint=JudgeEndpoint(url=URL, model="m", max_calls=-1))],
+            "[0].endpoint.max_calls",
+            "must be in 1..1000000, got -1",
+        ),
     ],
 )
 async def test_what_cannot_be_is_refused(bench: Bench, judges: list[Judge], field: str, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words) as caught:
         await bench.create(arms=[ZERO, TUNED_ARM], judges=judges)
     assert [one.field for one in caught.value.violations] == [f"evaluation.judges{field}"]
+
+
+async def test_more_judgements_than_calls_are_refused_with_the_number_that_is_needed(bench: Bench) -> None:
+    """The split has three records, and there are three arms."""
+    arms = [ZERO, EvaluationArm(arm_id="few", model=BASE, num_shots=1), TUNED_ARM]
+
+    def of(max_calls: int, judge_id: str = "paid", **fields: Any) -> Judge:
+        return judge(judge_id, endpoint=JudgeEndpoint(url=URL, model="m", max_calls=max_calls), **fields)
+
+    rubric: dict[str, Any] = {"pairwise": None, "rubric": RubricJudging()}
+    for each, manner in ((4, {}), (3, rubric)):
+        got = 3 * each - 1
+        words = (
+            f"must be at least {3 * each}, a call for each judgement: {each} of each of 3 records; got {got}, "
+            "for which evaluation.max_records must be at most 2"
+        )
+        with pytest.raises(InvalidArgument, match=words) as caught:
+            await bench.create(arms=arms, judges=[judge("ours", model=TUNED), of(got, **manner)])
+        assert [one.field for one in caught.value.violations] == ["evaluation.judges[1].endpoint.max_calls"]
+    made = await bench.create(arms=arms, judges=[of(8), of(6, "scale", **rubric)], max_records=2)
+    assert [one.endpoint.max_calls for one in made.judges] == [8, 6]
 
 
 async def test_one_arm_alone_has_nothing_to_be_held_against(bench: Bench) -> None:

@@ -8,13 +8,14 @@ from google.rpc import status_pb2
 from luthier.errors import Failure, Reason
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.worker.comparing import comparisons_of
-from luthier.evaluation.worker.judged import Item, Judged, judged_by
+from luthier.evaluation.worker.judged import Item, JudgeCost, Judged, judged_by
 from luthier.evaluation.worker.scoring import Answer
 from luthier.v1.evaluation_pb2 import FINISH_REASON_LENGTH, VERDICT_BETTER, Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgePreference, PairwiseJudging, RubricJudging
-from luthier.worker.v1.task_pb2 import AnsweredRecord
+from luthier.worker.v1.task_pb2 import AnsweredRecord, JudgeSpending
 
 PAIRS = Judge(judge_id="fair", pairwise=PairwiseJudging(arm_id="tuned"))
+SPENT = JudgeSpending(num_calls=43, num_prompt_tokens=900, num_generated_tokens=30)
 SCALE = Judge(judge_id="scale", rubric=RubricJudging(least=1, most=5))
 AWAY = failure_to_status(Failure(code="UNAVAILABLE", reason=Reason.JUDGE_UNAVAILABLE, message="away"))
 
@@ -48,7 +49,7 @@ def pairs(
 def test_a_pair_has_the_mean_of_both_orders(
     orders: tuple[str | None, str | None], points: float | None
 ) -> None:
-    found = judged_by(PAIRS, *pairs(orders), 0)
+    found = judged_by(PAIRS, *pairs(orders), JudgeCost())
     if points is None:
         assert not found.scores
         assert found.results[0].pairs[0].num_errors == 1
@@ -60,7 +61,9 @@ def test_a_pair_has_the_mean_of_both_orders(
 
 
 def test_a_judge_that_takes_whatever_stands_first_decides_nothing_and_is_found_out() -> None:
-    found = judged_by(PAIRS, *pairs(*[("Better: A", "Better: A")] * 20), 3)
+    found = judged_by(
+        PAIRS, *pairs(*[("Better: A", "Better: A")] * 20), JudgeCost(num_repeated_calls=3, spent=SPENT)
+    )
     (result,) = found.results
     assert (result.agreement.value, result.position_bias.value) == (0.0, 1.0)
     assert result.agreement.upper < 0.2
@@ -68,6 +71,7 @@ def test_a_judge_that_takes_whatever_stands_first_decides_nothing_and_is_found_o
     (told,) = result.pairs
     assert (told.num_wins, told.num_ties, told.num_losses, told.num_contradictions) == (0, 20, 0, 20)
     assert result.num_repeated_calls == 3
+    assert (result.num_calls, result.num_prompt_tokens, result.num_generated_tokens) == (43, 900, 30)
     assert {points["judge.fair"] for points in found.scores.values()} == {0.5}
 
 
@@ -77,7 +81,7 @@ def test_a_judge_that_does_not_mind_the_order_has_no_bias() -> None:
         + [("Better: B", "Better: A")] * 6
         + [("Better: tie", "Better: tie")] * 2
     )
-    (result,) = judged_by(PAIRS, *pairs(*said), 0).results
+    (result,) = judged_by(PAIRS, *pairs(*said), JudgeCost()).results
     assert (result.agreement.value, result.agreement.count) == (1.0, 20)
     assert result.position_bias.value == 0.0
     assert result.position_bias.lower < 0 < result.position_bias.upper
@@ -87,11 +91,11 @@ def test_a_judge_that_does_not_mind_the_order_has_no_bias() -> None:
 
 def test_rivals_of_a_record_do_not_make_a_judge_surer() -> None:
     said = [("Better: A", "Better: B")] * 12 + [("Better: A", "Better: A")] * 8
-    (alone,) = judged_by(PAIRS, *pairs(*said), 0).results
+    (alone,) = judged_by(PAIRS, *pairs(*said), JudgeCost()).results
     parts = [pairs(*said, rival=rival) for rival in ("zero", "few", "many")]
     items = [one for part in parts for one in part[0]]
     records = [one for part in parts for one in part[1]]
-    (three,) = judged_by(PAIRS, items, records, 0).results
+    (three,) = judged_by(PAIRS, items, records, JudgeCost()).results
     assert (three.agreement, three.position_bias) == (alone.agreement, alone.position_bias)
     assert three.agreement.count == 20
     assert (alone.agreement.lower, alone.agreement.upper) == pytest.approx((0.3866, 0.7812), abs=1e-4)
@@ -99,7 +103,7 @@ def test_rivals_of_a_record_do_not_make_a_judge_surer() -> None:
 
 def test_errors_are_counted_by_their_reasons_and_said() -> None:
     said = [(None, None), ("no idea", "Better: A"), ("Better: A", "Better: B")]
-    found = judged_by(PAIRS, *pairs(*said), 0)
+    found = judged_by(PAIRS, *pairs(*said), JudgeCost())
     (result,) = found.results
     assert (result.num_asked, result.num_errors) == (6, 3)
     assert [(one.reason, one.count) for one in result.errors] == [
@@ -119,7 +123,7 @@ def test_errors_are_counted_by_their_reasons_and_said() -> None:
 
 
 def test_a_judge_that_never_judged_has_no_agreement() -> None:
-    (result,) = judged_by(PAIRS, *pairs((None, None)), 0).results
+    (result,) = judged_by(PAIRS, *pairs((None, None)), JudgeCost()).results
     assert not result.HasField("agreement")
     assert not result.HasField("position_bias")
 
@@ -127,7 +131,7 @@ def test_a_judge_that_never_judged_has_no_agreement() -> None:
 def test_a_scale_is_a_share_from_its_worst_to_its_best() -> None:
     texts = ["Score: 1", "Score: 4", "Score: 5", "Score: 9"]
     items = [Item(row=row, arm_id="zero", prompt="") for row in range(4)]
-    found = judged_by(SCALE, items, [AnsweredRecord(text=text) for text in texts], 0)
+    found = judged_by(SCALE, items, [AnsweredRecord(text=text) for text in texts], JudgeCost())
     assert [found.scores.get(("zero", row)) for row in range(4)] == [
         {"judge.scale": 0.0},
         {"judge.scale": 0.75},
@@ -142,7 +146,7 @@ def test_a_scale_is_a_share_from_its_worst_to_its_best() -> None:
 def test_a_judgement_that_was_cut_is_none() -> None:
     record = AnsweredRecord(text="It says:\nScore: 5", finish_reason=FINISH_REASON_LENGTH)
     judge = Judge(judge_id="scale", rubric=RubricJudging(least=1, most=5), max_new_tokens=8)
-    found = judged_by(judge, [Item(row=0, arm_id="zero", prompt="")], [record], 0)
+    found = judged_by(judge, [Item(row=0, arm_id="zero", prompt="")], [record], JudgeCost())
     assert not found.scores
     (told,) = found.results[0].errors
     assert told.reason == Reason.JUDGE_ANSWER_INVALID
@@ -153,7 +157,7 @@ def test_each_pair_of_arms_is_compared_by_its_own_points() -> None:
     """Against one arm it wins always, against the other never: the mean of both says nothing of either."""
     wins, losses = ("Better: A", "Better: B"), ("Better: B", "Better: A")
     parts = [
-        judged_by(PAIRS, *pairs(*[said] * 20, rival=rival), 0)
+        judged_by(PAIRS, *pairs(*[said] * 20, rival=rival), JudgeCost())
         for said, rival in ((wins, "zero"), (losses, "few"))
     ]
     both = [Judged.joined([part]) for part in parts]

@@ -163,9 +163,66 @@ async def test_a_worker_that_stops_leaves_judgements_to_the_next(
     assert done.state == Evaluation.STATE_SUCCEEDED, done.error
     wanted = done.judge_results[0].num_asked
     assert 8 <= first < wanted
-    assert wanted <= len(stub.seen()) - before <= wanted + 4, (
-        "at most the batch that was cut off is asked again"
-    )
+    seen = len(stub.seen()) - before
+    assert wanted <= seen <= wanted + 4, "at most the batch that was cut off is asked again"
+    assert seen <= done.judge_results[0].num_calls <= seen + 2 * 4, "calls that were taken count as made"
+
+
+async def test_calls_end_where_the_evaluation_says_and_what_is_left_is_no_score(
+    site: Site, stub: Stub
+) -> None:
+    before = len(stub.seen())
+    made = judge(stub, "longer-half", "longer")
+    made.endpoint.max_calls = 4 * RECORDS + 5
+    done = await run(site, made)
+    (result,) = done.judge_results
+    assert result.num_calls == len(stub.seen()) - before == 4 * RECORDS + 5
+    assert {one.reason for one in result.errors} == {"JUDGE_CALLS_SPENT"}
+    assert 0 < result.num_errors < result.num_asked
+    assert f"all {4 * RECORDS + 5} calls that the evaluation lets it have" in result.errors[0].first_message
+    assert any("JUDGE_CALLS_SPENT" in warning for warning in done.warnings)
+    lacking = next(arm for arm in done.arm_results if arm.arm_id == "few")
+    assert all(one.count < RECORDS for one in lacking.scores if one.score == "judge.longer")
+
+
+async def test_lost_attempts_and_shares_spend_of_the_same_calls(
+    site: Site, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps through two attempts, which pay for their calls; three workers answer, one of them judges."""
+    given_up = []
+
+    class Waking(JudgeCalls):
+        def ask(self, *arguments: Any) -> Any:
+            try:
+                return super().ask(*arguments)
+            except Unavailable:
+                given_up.append(len(stub.seen()))
+                if len(given_up) == 2:
+                    stub.wake("dozing")
+                raise
+
+    monkeypatch.setattr(judging, "JudgeCalls", Waking)
+    before = len(stub.seen())
+    made = judge(stub, "dozing")
+    made.endpoint.timeout_seconds = 0.5
+    made.endpoint.max_calls = 4 * RECORDS + 20
+    done = await run(site, made, max_workers=3)
+    (result,) = done.judge_results
+    assert len(given_up) == 2, "ten failures in a row each"
+    num_spent = given_up[1] - before
+    assert num_spent >= 20
+    assert result.num_calls == len(stub.seen()) - before == 4 * RECORDS + 20
+    assert result.num_errors == num_spent - 20, "a call for each judgement, less those that failed"
+
+
+async def test_results_say_what_tokens_judges_took(site: Site, stub: Stub) -> None:
+    counted, silent = judge(stub, "tie"), judge(stub, "first")
+    done = await run(site, counted, silent)
+    by_id = {one.judge_id: one for one in done.judge_results}
+    calls = 4 * RECORDS
+    assert by_id["tie"].num_calls == by_id["first"].num_calls == calls
+    assert (by_id["tie"].num_prompt_tokens, by_id["tie"].num_generated_tokens) == (100 * calls, 3 * calls)
+    assert (by_id["first"].num_prompt_tokens, by_id["first"].num_generated_tokens) == (0, 0)
 
 
 async def test_the_judgements_are_the_same_whoever_answers(
@@ -248,5 +305,7 @@ async def test_a_model_of_ours_judges_and_one_that_cannot_is_only_errors(
     rows = await site.predictions(done.name)
     made = [one for row in rows for one in row.judgements if one.judge_id == "sure"]
     assert {(one.preference, one.text) for one in made} == {(JUDGE_PREFERENCE_FIRST, "Better: A")}
+    assert (sure.num_calls, sure.num_generated_tokens) == (0, 8), "a token each, called by nobody"
+    assert sure.num_prompt_tokens > 8 * 10
     assert done.judges[0].base_model == f"{site.PARENT}/models/judge"
     assert done.judges[1].base_model == f"{site.PARENT}/models/base"

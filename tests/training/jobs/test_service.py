@@ -351,7 +351,7 @@ async def test_plan_names_records_that_teach_nothing(bench: Any) -> None:
 
 async def test_create_below_the_floor_of_the_disk_is_refused_and_cancel_is_not(bench: Any) -> None:
     made = await bench.create("one")
-    bench.database.disk = Disk(bench.roots, 1 << 60)
+    bench.database.disk = Disk(bench.folder, 1 << 60)
     with pytest.raises(ResourceExhausted, match="must stay free") as caught:
         await bench.create("two")
     assert caught.value.reason == Reason.DISK_FULL
@@ -362,7 +362,7 @@ async def test_create_below_the_floor_of_the_disk_is_refused_and_cancel_is_not(b
 
 async def test_no_attempt_begins_below_the_floor_of_the_disk(bench: Any) -> None:
     await bench.create("one")
-    room, bench.database.disk = bench.database.disk, Disk(bench.roots, 1 << 60)
+    room, bench.database.disk = bench.database.disk, Disk(bench.folder, 1 << 60)
     assert await bench.queue.claim("w@1", [TaskKind.TRAIN], 0.1) is None
     waiting = asyncio.create_task(bench.queue.claim("w@1", [TaskKind.TRAIN], 20.0))
     await asyncio.sleep(0.1)

@@ -183,7 +183,7 @@ class Site:
         make: Make = make_with_check,
         equipment: Equipment = Equipment(),  # noqa: B008 - it never changes
     ) -> AsyncIterator[None]:
-        """Run a worker for the length of the block, or until `stopping` is set."""
+        """Run a worker for the length of the block, or until `stopping` is set; models lie in `models` of the home."""
         stopping = stopping or asyncio.Event()
         settings = WorkerSettings(
             service_address=self.address,
@@ -196,7 +196,9 @@ class Site:
         )
         with channel(self.data_address) as data_channel:
             runners: Mapping[TaskKind, Runner] = {
-                TaskKind.REGISTER_MODEL: partial(run_register, register=register),
+                TaskKind.REGISTER_MODEL: partial(
+                    run_register, register=register, roots=[self.home / "models"]
+                ),
                 TaskKind.MERGE: partial(run_merge, make=make),
                 TaskKind.EXPORT: partial(run_export, make=make),
                 TaskKind.TRAIN: Trainer(

@@ -14,9 +14,9 @@ from tests.training.worker.conftest import Site
 
 @contextmanager
 def real_worker(
-    site: Site, name: str, *options: str, group: MemoryGroup | None = None
+    site: Site, name: str, *options: str, group: MemoryGroup | None = None, **settings: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run one for the length of a block, in a control group if one is given."""
+    """Run one for the length of a block, in a control group if one is given; `settings` are of its environment."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LUTHIER_")}
     environ = clean | {
         "LUTHIER_HOME": str(site.home),
@@ -24,6 +24,7 @@ def real_worker(
         "LUTHIER_TRAINING_ADDRESS": site.address,
         "LUTHIER_WORKER_NAME": name,
         "LUTHIER_WORKER_NUM_THREADS": "1",
+        **settings,
     }
     command = [sys.executable, "-m", "luthier.daemon", "worker", "training", "--device", "cpu", *options]
     with (site.home / f"{name}.log").open("wb") as log:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from pathlib import Path
 
 import grpc
 import pytest
 from tests.training.worker.conftest import PARENT, Site
+from tests.training.worker.real_worker import real_worker
 
+from luthier.errors.status import status_to_failure
 from luthier.v1 import model_pb2, model_service_pb2
 
 
@@ -70,12 +73,45 @@ async def test_a_key_is_no_model_and_its_bytes_are_not_shown(site: Site, model_f
             said.append(model.error.message)
     assert all("names (hard links)" in message for message in said)
     assert all(key[:4] not in message for message in said)
-    for path in ("api-key", "worker-key", "training"):
-        request = model_service_pb2.RegisterBaseModelRequest(
-            parent=PARENT, model=model_pb2.Model(gguf_path=str(site.home / path))
-        )
-        with pytest.raises(grpc.aio.AioRpcError, match="must lie below an allowed root"):
-            await site.models.RegisterBaseModel(request, metadata=site.metadata)
+    async with site.worker():
+        for path in ("api-key", "worker-key", "training"):
+            model = await site.register_from(model_pb2.Model(gguf_path=str(site.home / path)), path)
+            error = status_to_failure(model.error)
+            assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PATH_NOT_ALLOWED")
+            assert "must lie below an allowed root" in error.message
+
+
+async def test_a_source_is_read_where_the_worker_runs_below_its_own_roots(
+    site: Site, model_folder: Path, tmp_path: Path
+) -> None:
+    """The service's home has `models`; the worker has a home and a root of its own, which the service may not see."""
+    home, root = tmp_path / "workers-home", tmp_path / "large-disk"
+    home.mkdir(mode=0o700)
+    shutil.copy(site.home / "worker-key", home / "worker-key")
+    shutil.copytree(model_folder, root / "tiny")
+    with real_worker(site, "elsewhere", LUTHIER_HOME=str(home), LUTHIER_WORKER_MODEL_ROOTS=str(root)):
+        model = await asyncio.wait_for(site.register(root / "tiny", "there"), 120)
+        assert model.state == model_pb2.Model.STATE_READY, model.error.message
+        assert model.directory == str(root / "tiny")
+        refused = await asyncio.wait_for(site.register(model_folder, "here"), 60)
+        error = status_to_failure(refused.error)
+        assert (error.code, error.reason) == ("INVALID_ARGUMENT", "PATH_NOT_ALLOWED")
+        assert f"model.directory: must lie below an allowed root ({root})" in error.message
+        assert f"got '{model_folder}'; LUTHIER_WORKER_MODEL_ROOTS of the training worker" in error.message
+        missing = await asyncio.wait_for(site.register(root / "none", "missing"), 60)
+        error = status_to_failure(missing.error)
+        assert (error.code, error.reason) == ("FAILED_PRECONDITION", "BASE_MODEL_MISSING")
+        assert f"must exist on the worker's machine, got '{root / 'none'}'" in error.message
+
+
+async def test_a_worker_of_the_services_machine_has_the_services_roots(
+    site: Site, model_folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "large-disk"
+    shutil.copytree(model_folder, root / "tiny")
+    with real_worker(site, "same", LUTHIER_TRAINING_MODEL_ROOTS=str(root)):
+        model = await asyncio.wait_for(site.register(root / "tiny", "there"), 120)
+        assert model.state == model_pb2.Model.STATE_READY, model.error.message
 
 
 async def test_a_nul_in_a_path_is_the_callers_fault(site: Site, model_folder: Path) -> None:

@@ -39,6 +39,20 @@ def bias_words(result: JudgeResult) -> str:
     return f"{100 * bias.value:+.1f} pp [{100 * bias.lower:+.1f}, {100 * bias.upper:+.1f}]"
 
 
+def cost_words(result: JudgeResult) -> str:
+    """Return `128 calls (41 repeated), 40,312 tokens read, 3,120 written`; empty where nothing was counted.
+
+    A model of the project is called by nobody, and an endpoint need not say what it read.
+    """
+    told = []
+    if result.num_calls:
+        repeated = f" ({result.num_repeated_calls:,} repeated)" if result.num_repeated_calls else ""
+        told.append(f"{result.num_calls:,} calls{repeated}")
+    if result.num_prompt_tokens or result.num_generated_tokens:
+        told.append(f"{result.num_prompt_tokens:,} tokens read, {result.num_generated_tokens:,} written")
+    return ", ".join(told)
+
+
 def pair_words(pair: JudgedPair) -> str:
     """Return `tuned against zero: 20 wins, 5 ties (2 contradictions), 7 losses, 1 not judged`."""
     contradictions = f" ({pair.num_contradictions:,} contradictions)" if pair.num_contradictions else ""

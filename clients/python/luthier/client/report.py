@@ -11,7 +11,7 @@ from luthier.client.escaping import escaped_html
 from luthier.client.names import short
 from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
-from luthier.client.report_parts import estimate_cell, facts_table, section, table
+from luthier.client.report_parts import estimate_cell, facts_table, scrolled, section, table
 from luthier.client.report_style import STYLE
 from luthier.client.report_verdict import (
     comparison_section,
@@ -169,10 +169,11 @@ def _results(evaluation: Evaluation) -> str:
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
-    chart = f"<h3>{escaped_html(main)}</h3>{interval_chart(main, estimates)}<h3>All scores</h3>"
+    drawn = scrolled(f"{main} by arm", interval_chart(main, estimates))
+    chart = f"<h3>{escaped_html(main)}</h3>{drawn}<h3>All scores</h3>"
     form = text_form_words(evaluation)
     compared = f"<p>Texts are compared in the Unicode form {escaped_html(form)}.</p>" if form else ""
-    return section("Results", chart + table(head, rows, numbers_from=1) + compared)
+    return section("Results", chart + table("All scores", head, rows, numbers_from=1) + compared)
 
 
 def _by_module(patterns: Mapping[str, float]) -> str:
@@ -220,7 +221,8 @@ def _run(run: TuningRun) -> str:
         ("Rendering digest", record.rendering_digest),
         ("A resumed run is", _enum_word(Determinism, record.determinism)),
     ]
-    body = loss_curve(run.metrics)
+    curve = loss_curve(run.metrics)
+    body = scrolled("Loss by step", curve) if curve else ""
     body += f'<div class="columns"><div><h3>Job</h3>{facts_table(facts)}</div>'
     body += f"<div><h3>Run record</h3>{facts_table(facts_of_record)}</div></div>"
     return section(f"Training: {short(job.name)}", body)
@@ -261,8 +263,8 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
         ]
         for name, model in models.items()
     ]
-    body = facts_table(facts) + "<h3>Arms</h3>" + table(columns, arms, numbers_from=len(columns) - 1)
+    body = facts_table(facts) + "<h3>Arms</h3>" + table("Arms", columns, arms, numbers_from=len(columns) - 1)
     if rows:
         head = ["Model", "Kind", "Architecture", "Parameters", "Digest"]
-        body += "<h3>Models</h3>" + table(head, rows)
+        body += "<h3>Models</h3>" + table("Models", head, rows)
     return section("Where it comes from", body)

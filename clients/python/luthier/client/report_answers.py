@@ -52,7 +52,7 @@ def _card(prediction: Prediction) -> str:
     turns = "\n".join(
         f"<b>{escaped_html(turn.role)}</b> {escaped_html(turn.content)}" for turn in prediction.prompt
     )
-    reference = f'<div class="answer"><h4>reference</h4><pre>{escaped_html(prediction.reference)}</pre></div>'
+    reference = f'<div class="answer"><h3>reference</h3><pre>{escaped_html(prediction.reference)}</pre></div>'
     place = f"{prediction.filename}:{prediction.line}"
     answers = "".join(_answer(answer, place) for answer in prediction.answers)
     judged = "".join(
@@ -74,6 +74,6 @@ def _answer(answer: ArmPrediction, place: str) -> str:
         f"<li>{escaped_html(f'grader {name}: {words}')}</li>" for name, words in grade_lines(answer)
     )
     return (
-        f'<div class="answer {kind}"><h4>{escaped_html(answer.arm_id)}<span>{mark}</span></h4>'
+        f'<div class="answer {kind}"><h3>{escaped_html(answer.arm_id)}<span>{mark}</span></h3>'
         f"<pre>{escaped_html(text)}</pre>{f'<ul>{grades}</ul>' if grades else ''}</div>"
     )

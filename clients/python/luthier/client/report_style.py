@@ -6,7 +6,7 @@ STYLE = """
   --second: #d9730d; --good: #18794e; --good-back: #e6f6ee; --bad: #c0352b; --bad-back: #fdecea; --mid:
   #8a6100; --mid-back: #fff4d6; }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink);
+body { margin: 0; background: var(--back); color: var(--ink); overflow-wrap: break-word;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; } header p { margin: 4px 0; color:
 var(--soft); } h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; } h2 {
@@ -37,11 +37,21 @@ var(--soft); white-space: pre-wrap; margin: 0 0 10px; overflow-wrap: anywhere; }
 var(--ink); font-weight: 600; } .answers { display: grid; gap: 10px; grid-template-columns: repeat(auto-fit,
 minmax(215px, 1fr)); } .answer { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px;
 background: var(--back); min-width: 0; } .answer.right { background: var(--good-back); border-color: #b7e2cc;
-} .answer.wrong { background: var(--bad-back); border-color: #f4c7c3; } .answer h4 { margin: 0 0 6px;
-font-size: 12px; display: flex; justify-content: space-between; gap: 8px; } .answer.right h4 span { color:
-var(--good); } .answer.wrong h4 span { color: var(--bad); } .answer pre { margin: 0; white-space: pre-wrap;
+} .answer.wrong { background: var(--bad-back); border-color: #f4c7c3; } .answer h3 { margin: 0 0 6px;
+font-size: 12px; color: var(--ink); display: flex; justify-content: space-between; gap: 8px; }
+.answer.right h3 span { color: var(--good); } .answer.wrong h3 span { color: var(--bad); }
+.answer pre { margin: 0; white-space: pre-wrap;
 overflow-wrap: anywhere; } .columns { display: grid; gap: 8px 32px; grid-template-columns: repeat(auto-fit,
-minmax(320px, 1fr)); } footer { color: var(--soft); font-size: 13px; margin-top: 24px; } @media print {
+minmax(min(320px, 100%), 1fr)); } .columns > * { min-width: 0; } footer { color: var(--soft);
+font-size: 13px; margin-top: 24px; }
+@media (max-width: 640px) {
+  main { padding: 20px 10px 40px; }
+  h1 { font-size: 22px; }
+  section { padding: 16px 12px; }
+  /* Letters of a picture that shrinks with the window could not be read. */
+  .wide svg { min-width: 620px; }
+}
+@media print {
   body { background: #fff; font-size: 11px; }
   main { max-width: none; padding: 0; }
   section { border: 0; border-radius: 0; padding: 12px 0; margin-top: 8px; break-inside: auto; }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.escaping import escaped_html
 from luthier.client.graders import first_error, lost_words
-from luthier.client.judges import agreement_words, bias_words, error_words, pair_words
+from luthier.client.judges import agreement_words, bias_words, cost_words, error_words, pair_words
 from luthier.client.report_parts import estimate_cell, section, table
 from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
 from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
@@ -89,7 +89,9 @@ def comparison_section(evaluation: Evaluation) -> str:
             ]
         )
     head = ["Score", "Compared", "Verdict", "Difference", "Confidence", "p", "Pairs"]
-    return section("Paired comparisons", table(head, rows, numbers_from=3) if rows else "")
+    return section(
+        "Paired comparisons", table("Paired comparisons", head, rows, numbers_from=3) if rows else ""
+    )
 
 
 def drift_section(evaluation: Evaluation) -> str:
@@ -112,7 +114,7 @@ def drift_section(evaluation: Evaluation) -> str:
         "<p>Of the general suite's questions that the arm it is held against has right, those that the tuned arm has "
         "right too. Divergence: how much less likely it finds what that arm says itself.</p>"
     )
-    return section("What was forgotten", told + table(head, rows, numbers_from=1) if rows else "")
+    return section("What was forgotten", told + table("By arm", head, rows, numbers_from=1) if rows else "")
 
 
 def grader_section(evaluation: Evaluation) -> str:
@@ -122,7 +124,9 @@ def grader_section(evaluation: Evaluation) -> str:
         for one in evaluation.grader_results
     ]
     told = "<p>An answer without a score of a grader counts in no score of it.</p>"
-    return section("Graders", told + table(["Grader", "Without a score", "First"], rows) if rows else "")
+    return section(
+        "Graders", told + table("By grader", ["Grader", "Without a score", "First"], rows) if rows else ""
+    )
 
 
 def judge_section(evaluation: Evaluation) -> str:
@@ -134,15 +138,16 @@ def judge_section(evaluation: Evaluation) -> str:
             escaped_html(agreement_words(one)),
             escaped_html(bias_words(one)),
             "<br>".join(escaped_html(pair_words(pair)) for pair in one.pairs),
+            escaped_html(cost_words(one)),
         ]
         for one in evaluation.judge_results
     ]
-    head = ["Judge", "Without a judgement", "Orders agree", "First preferred by", "Pairs"]
+    head = ["Judge", "Without a judgement", "Orders agree", "First preferred by", "Pairs", "Cost"]
     told = (
         "<p>Each pair of answers is shown in both orders. What has no judgement counts in no score. Orders agree: in "
         "what share of the pairs both say the same. First preferred by: how much more often the first answer is.</p>"
     )
-    return section("Judges", told + table(head, rows) if rows else "")
+    return section("Judges", told + table("By judge", head, rows) if rows else "")
 
 
 def _badge(word: str, kind: str | None = None) -> str:

@@ -206,6 +206,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A key is not one of those that may be sent to the host."""
     ERROR_REASON_KEY_UNREADABLE: _ErrorReason.ValueType  # 209
     """The worker cannot read a key that a judge is asked with."""
+    ERROR_REASON_JUDGE_CALLS_SPENT: _ErrorReason.ValueType  # 210
+    """A judge was called as often as the evaluation lets it be."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -396,4 +398,6 @@ ERROR_REASON_KEY_NOT_ALLOWED: ErrorReason.ValueType  # 208
 """A key is not one of those that may be sent to the host."""
 ERROR_REASON_KEY_UNREADABLE: ErrorReason.ValueType  # 209
 """The worker cannot read a key that a judge is asked with."""
+ERROR_REASON_JUDGE_CALLS_SPENT: ErrorReason.ValueType  # 210
+"""A judge was called as often as the evaluation lets it be."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

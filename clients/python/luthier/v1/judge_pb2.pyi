@@ -126,6 +126,7 @@ class JudgeEndpoint(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """http:// or https:// with host, port and path, e.g. https://api.openai.com/v1. The host must be one of those that the operator allows
     (LUTHIER_JUDGE_ADDRESSES): any port of this machine's loopback unless set otherwise. It is followed nowhere else.
@@ -142,6 +143,11 @@ class JudgeEndpoint(_message.Message):
     """Whether the model thinks before it answers, and takes max_completion_tokens and no temperature, as OpenAI's reasoning models do.
     False: it is sent max_tokens, and temperature 0.
     """
+    max_calls: _builtins.int
+    """Calls that one evaluation makes of it at most, those that are repeated and those of lost attempts included; at most 1,000,000. Judgements
+    that are left then are errors, JUDGE_CALLS_SPENT. An evaluation that has more judgements than this is refused when it is created.
+    0 means 10,000.
+    """
     def __init__(
         self,
         *,
@@ -150,10 +156,11 @@ class JudgeEndpoint(_message.Message):
         key: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
         reasons: _builtins.bool = ...,
+        max_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "model", b"model", "reasons", b"reasons", "timeout_seconds", b"timeout_seconds", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_calls", b"max_calls", "model", b"model", "reasons", b"reasons", "timeout_seconds", b"timeout_seconds", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -383,6 +390,9 @@ class JudgeResult(_message.Message):
     AGREEMENT_FIELD_NUMBER: _builtins.int
     POSITION_BIAS_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
+    NUM_CALLS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     judge_id: _builtins.str
     """The judge."""
     num_asked: _builtins.int
@@ -391,6 +401,16 @@ class JudgeResult(_message.Message):
     """Those that did not come, or could not be read. They count in no score."""
     num_repeated_calls: _builtins.int
     """Calls of an endpoint that failed and were made again, by the attempt that ended the evaluation."""
+    num_calls: _builtins.int
+    """Calls of an endpoint by all attempts, at most its max_calls. Of an attempt that was killed those count that it was about to make. 0 of a
+    model of the project.
+    """
+    num_prompt_tokens: _builtins.int
+    """Tokens of what it was shown: as the endpoint says in its answers, those that were no judgement included, or as a model of the project
+    counts. 0 where the endpoint says nothing.
+    """
+    num_generated_tokens: _builtins.int
+    """Tokens that it wrote, likewise."""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeErrors]:
         """The same by their reasons, the most frequent first."""
@@ -420,10 +440,13 @@ class JudgeResult(_message.Message):
         agreement: Global___JudgeEstimate | None = ...,
         position_bias: Global___JudgeEstimate | None = ...,
         pairs: _abc.Iterable[Global___JudgedPair] | None = ...,
+        num_calls: _builtins.int = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_generated_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "position_bias", b"position_bias"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "errors", b"errors", "judge_id", b"judge_id", "num_asked", b"num_asked", "num_errors", b"num_errors", "num_repeated_calls", b"num_repeated_calls", "pairs", b"pairs", "position_bias", b"position_bias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "errors", b"errors", "judge_id", b"judge_id", "num_asked", b"num_asked", "num_calls", b"num_calls", "num_errors", b"num_errors", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_repeated_calls", b"num_repeated_calls", "pairs", b"pairs", "position_bias", b"position_bias"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

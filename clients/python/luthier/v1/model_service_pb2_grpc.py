@@ -98,7 +98,8 @@ class ModelServiceServicer(object):
     def RegisterBaseModel(self, request, context):
         """Take in a base model from the Hub, a folder or a GGUF file. Returns at once; follow it with WatchModel.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid. The worker that reads a path looks whether it is there and below its allowed roots: the
+        model is FAILED where it is not. ALREADY_EXISTS: the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,8 @@ class ModelServiceStub:
     RegisterBaseModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.RegisterBaseModelRequest, _model_pb2.Model]
     """Take in a base model from the Hub, a folder or a GGUF file. Returns at once; follow it with WatchModel.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid. The worker that reads a path looks whether it is there and below its allowed roots: the
+    model is FAILED where it is not. ALREADY_EXISTS: the id is taken.
     """
     MergeModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.MergeModelRequest, _model_pb2.Model]
     """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
@@ -110,7 +111,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     RegisterBaseModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterBaseModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Take in a base model from the Hub, a folder or a GGUF file. Returns at once; follow it with WatchModel.
 
-    Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
+    Errors: INVALID_ARGUMENT: a field is not valid. The worker that reads a path looks whether it is there and below its allowed roots: the
+    model is FAILED where it is not. ALREADY_EXISTS: the id is taken.
     """
     MergeModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.MergeModelRequest, _model_pb2.Model]  # type: ignore[assignment]
     """Make a model with all its weights, of kind WEIGHTS, from an adapter or a checkpoint of one and its base. Weights are added up in
@@ -183,7 +185,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
         """Take in a base model from the Hub, a folder or a GGUF file. Returns at once; follow it with WatchModel.
 
-        Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
+        Errors: INVALID_ARGUMENT: a field is not valid. The worker that reads a path looks whether it is there and below its allowed roots: the
+        model is FAILED where it is not. ALREADY_EXISTS: the id is taken.
         """
 
     @_abc_1.abstractmethod

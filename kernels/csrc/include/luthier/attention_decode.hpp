@@ -14,7 +14,8 @@ namespace luthier {
 struct CachedRows {
   void *key, *value;
   const void *prefix_key, *prefix_value;
-  int64_t num_rows, capacity, num_held, num_prefix;
+  int64_t num_rows, capacity, num_held, num_prefix, num_key_heads, head_dim;
+  Dtype dtype;
 };
 
 // Attention of a few new tokens of each row over what its cache holds. The new keys and values are appended to the
@@ -28,13 +29,20 @@ struct AttentionDecode {
   void* out;  // [tokens][num_heads][head_dim], dense
   const void *cos, *sin;
   const CachedRows* caches;
-  const int64_t* first;  // of each row of all caches
-  int64_t num_caches, num_new, num_heads, num_key_heads, head_dim, rotary_dim;
+  const int64_t* first;  // of each row
+  int64_t num_caches;
+  int64_t num_rows;    // of all caches together
+  int64_t num_tokens;  // that query, keys, values and out have place for
+  int64_t num_new, num_heads, num_key_heads, head_dim, rotary_dim;
   float scale, softcap;
   Dtype dtype;
 };
 
-// A row's bits depend neither on the number of threads nor on other rows nor on how its cache is shared.
+// Throws std::invalid_argument where caches, rows, sizes or types do not fit each other, or an address is missing.
+void require_fitting(const AttentionDecode& problem);
+
+// A row's bits depend neither on the number of threads nor on other rows nor on how its cache is shared. Throws as
+// require_fitting, before anything is read or written.
 void attention_decode(const AttentionDecode& problem, Isa isa, int num_threads);
 
 }  // namespace luthier

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -10,7 +11,8 @@
 
 namespace luthier {
 
-// The steps of a program. What a problem says of its number of rows does not count: those of a run do.
+// The steps of a program. What a problem says of its number of rows is the most that a run may have: those that its
+// tensors have.
 struct ProductStep {
   Product product;  // of `terms`
   std::vector<Term> terms;
@@ -26,7 +28,7 @@ struct RoundStep {
   std::vector<Rounding> problems;
   Dtype dtype;
 };
-// Over the caches of the run's layer of that number.
+// Over the caches of the run's layer of that number; its problem has neither caches nor angles.
 struct AttendStep {
   AttentionDecode attention;
   int64_t layer;
@@ -34,17 +36,37 @@ struct AttendStep {
 };
 using Step = std::variant<ProductStep, NormStep, GateStep, RoundStep, AttendStep>;
 
+// Cosines and sines of the token of each row, [num_rows][rotary_dim], dense.
+struct Angles {
+  const void *cos, *sin;
+  int64_t num_rows, rotary_dim;
+  Dtype dtype;
+};
+
 // What a run is about: rows, one new token each, the caches of each layer, the first key of its own that each row sees,
 // and the angles of its token.
 struct ProgramRun {
   int64_t num_rows;
   std::vector<std::vector<CachedRows>> layers;
   std::vector<int64_t> first;
-  const void *cos, *sin;  // [num_rows][rotary_dim]
-  int64_t rotary_dim;
+  Angles angles;
 };
 
-// Runs steps in their order. Throws std::invalid_argument where a layer has no caches in the run.
-void run_program(const std::vector<Step>& steps, const ProgramRun& run, Isa isa, int num_threads);
+// Steps that are told once and run in their order, many times. Addresses are taken as they are; all else is checked.
+class Program {
+ public:
+  // Throws std::invalid_argument for a step with a missing address, a size that is none or a stride within a row, and
+  // for one of another type than those before it.
+  void add(Step step);
+
+  // Throws std::invalid_argument, before anything is read or written, where there are more rows than a step's tensors
+  // have, or caches, first keys or angles do not fit a step.
+  void run(const ProgramRun& run, Isa isa, int num_threads) const;
+
+ private:
+  std::vector<Step> steps_;
+  std::optional<Dtype> dtype_;
+  int64_t most_rows_ = INT64_MAX;
+};
 
 }  // namespace luthier

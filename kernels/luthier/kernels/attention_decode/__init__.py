@@ -20,7 +20,7 @@ class Cached:
         key_BGCD: of each row; new ones are written into it. Dense, as all of them.
         value_BGCD: as `key_BGCD`.
         prefix: keys and values [G, P, D] that all rows see before their own; None: nothing.
-        layout: addresses, rows, capacity and tokens of the prefix, for C++.
+        layout: where it lies and what it holds, for C++.
     """
 
     __slots__ = ("key_BGCD", "layout", "prefix", "value_BGCD")
@@ -49,17 +49,19 @@ class Cached:
             capacity=shapes[0][2],
             num_prefix=0 if prefix is None else shapes[2][1],
             head=(shapes[0][1], shapes[0][3]),
+            is_bfloat16=str(key_BGCD.dtype) == "torch.bfloat16",
         )
 
 
 class Layout(NamedTuple):
-    """Where a `Cached` lies and how large it is: `head` are its key heads and their size."""
+    """Where a `Cached` lies, how large it is and of what type: `head` are its key heads and their size."""
 
     addresses: tuple[int, int, int, int]
     num_rows: int
     capacity: int
     num_prefix: int
     head: tuple[int, int]
+    is_bfloat16: bool
 
 
 class NewTokens(NamedTuple):

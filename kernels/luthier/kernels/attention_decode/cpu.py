@@ -42,6 +42,7 @@ def problem_of(
         "out": out.data_ptr(),
         "cos": 0,
         "sin": 0,
+        "num_tokens": len(query_THD),
         "num_new": 1,
         "num_heads": query_THD.shape[1],
         "num_key_heads": key_TGD.shape[1],
@@ -56,6 +57,8 @@ def problem_of(
 def layouts_of(caches: Sequence[Cached], held: Sequence[int]) -> list[tuple[int, ...]]:
     """Where caches lie that hold so many tokens each, for C++."""
     return [
-        (*one.layout.addresses, one.layout.num_rows, one.layout.capacity, length, one.layout.num_prefix)
-        for one, length in zip(caches, held, strict=True)
+        (*addresses, num_rows, capacity, length, num_prefix, *head, is_bfloat16)
+        for (addresses, num_rows, capacity, num_prefix, head, is_bfloat16), length in zip(
+            (one.layout for one in caches), held, strict=True
+        )
     ]

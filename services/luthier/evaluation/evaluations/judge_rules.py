@@ -9,6 +9,7 @@ from datetime import date
 from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.bases import base_name
+from luthier.evaluation.judgements import judgements_a_record
 from luthier.evaluation.names import WEIGHTS
 from luthier.grading.metrics.scores import JUDGED
 from luthier.runtime.field_limits import (
@@ -33,6 +34,8 @@ MAX_NEW_TOKENS = 8192
 DEFAULT_NEW_TOKENS = 512
 DEFAULT_SCALE = (1, 5)
 DEFAULT_TIMEOUT_SECONDS = 60.0
+DEFAULT_CALLS = 10_000
+MAX_CALLS = 1_000_000
 _MAX_TIMEOUT_SECONDS = 600.0
 _MAX_CRITERIA_CHARACTERS = 4000
 JUDGE_LIMITS: LimitTable = {
@@ -44,6 +47,7 @@ JUDGE_LIMITS: LimitTable = {
     "judges[].endpoint.model": demanded(characters(200)),
     "judges[].endpoint.key": characters(1000),
     "judges[].endpoint.timeout_seconds": positive(_MAX_TIMEOUT_SECONDS),
+    "judges[].endpoint.max_calls": demanded(whole(1, MAX_CALLS)),
     "judges[].rubric.least": whole(0, 99),
     "judges[].rubric.most": demanded(whole(1, 100)),
 }
@@ -59,6 +63,9 @@ JUDGE_RESULT_LIMITS: LimitTable = {
     "num_repeated_calls": ANY,
     **under("agreement", _ESTIMATE),
     **under("position_bias", _ESTIMATE),
+    "num_calls": ANY,
+    "num_prompt_tokens": ANY,
+    "num_generated_tokens": ANY,
     "pairs": count(15, "pairs"),
     "pairs[].arm_id": demanded(ID_LIMIT),
     "pairs[].rival_arm_id": demanded(ID_LIMIT),
@@ -77,6 +84,7 @@ def resolve_judges(filled: Evaluation) -> None:
         judge.max_new_tokens = judge.max_new_tokens or DEFAULT_NEW_TOKENS
         if judge.HasField("endpoint"):
             judge.endpoint.timeout_seconds = judge.endpoint.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+            judge.endpoint.max_calls = judge.endpoint.max_calls or DEFAULT_CALLS
         if judge.HasField("rubric"):
             least, most = DEFAULT_SCALE
             if not judge.rubric.most:
@@ -158,6 +166,24 @@ def pin_judges(filled: Evaluation, models: Mapping[str, Model]) -> None:
             judge.base_model = base_name(models[judge.model])
         if judge.HasField("pairwise") and not judge.pairwise.arm_id:
             judge.pairwise.arm_id = filled.candidate_arm_id or filled.arms[-1].arm_id
+
+
+def require_calls(evaluation: Evaluation, num_records: int) -> None:
+    """Raise InvalidArgument where an endpoint may be called less often than it would be asked about so many records."""
+    num_arms = len(evaluation.arms)
+    for index, judge in enumerate(evaluation.judges):
+        each, most = judgements_a_record(judge, num_arms), judge.endpoint.max_calls
+        if judge.HasField("endpoint") and each * num_records > most:
+            description = (
+                f"must be at least {each * num_records:,}, a call for each judgement: {each} of each of "
+                f"{num_records:,} records; got {most:,}, for which evaluation.max_records must be at most "
+                f"{most // each:,}"
+            )
+            raise InvalidArgument.of_fields(
+                FieldViolation(
+                    field=f"evaluation.judges[{index}].endpoint.max_calls", description=description
+                )
+            )
 
 
 def require_judges(evaluation: Evaluation, found: Iterable[JudgeResult]) -> None:

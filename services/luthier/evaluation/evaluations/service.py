@@ -20,6 +20,7 @@ from luthier.evaluation.evaluations.judge_rules import (
     judge_askings,
     judge_field,
     judging_arms,
+    require_calls,
 )
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
@@ -141,6 +142,7 @@ class EvaluationService:
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
+        require_calls(evaluation, num_records)
         judges = judging_arms(evaluation)
         every = [*evaluation.arms, *judges]
         models = {name: await self._peers.model(name) for name in dict.fromkeys(arm.model for arm in every)}

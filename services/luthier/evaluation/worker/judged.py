@@ -90,8 +90,21 @@ class Judged:
 NOBODY_JUDGED = Judged()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCost:
+    """What a judge cost.
+
+    Attributes:
+        num_repeated_calls: calls that failed and were made again, by this attempt.
+        spent: calls and tokens of all attempts.
+    """
+
+    num_repeated_calls: int = 0
+    spent: task_pb2.JudgeSpending = field(default_factory=task_pb2.JudgeSpending)
+
+
 def judged_by(
-    judge: Judge, items: Sequence[Item], said: Sequence[task_pb2.AnsweredRecord], num_repeated_calls: int
+    judge: Judge, items: Sequence[Item], said: Sequence[task_pb2.AnsweredRecord], cost: JudgeCost
 ) -> Judged:
     """Return what came of one judge; `said` is what it said to each of `items`."""
     made = [_judgement(judge, item, record) for item, record in zip(items, said, strict=True)]
@@ -102,7 +115,10 @@ def judged_by(
         judge_id=judge.judge_id,
         num_asked=len(made),
         num_errors=sum(one.HasField("error") for one in made),
-        num_repeated_calls=num_repeated_calls,
+        num_repeated_calls=cost.num_repeated_calls,
+        num_calls=cost.spent.num_calls,
+        num_prompt_tokens=cost.spent.num_prompt_tokens,
+        num_generated_tokens=cost.spent.num_generated_tokens,
         errors=_errors(made),
     )
     name = f"{JUDGED}{judge.judge_id}"

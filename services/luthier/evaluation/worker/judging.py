@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.errors.status import failure_to_status
 from luthier.evaluation import shares
+from luthier.evaluation.judgements import judgements_a_record
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmRunner, Manner
-from luthier.evaluation.worker.judged import Item, Judged, judged_by
+from luthier.evaluation.worker.judged import Item, JudgeCost, Judged, judged_by
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.questions import Question, failure_of
+from luthier.evaluation.worker.spending import Spending
 from luthier.grading.judging import Matter, pairwise_prompt, rubric_prompt
 from luthier.text.records import ChatRecord, Message, SingleRecord
 from luthier.text.rendering import reference_text
@@ -73,7 +75,7 @@ class Judging:
             if judge.HasField("endpoint")
         }
         self._num_all = 0
-        self._num_repeated: dict[str, int] = {}
+        self._costs: dict[str, JudgeCost] = {}
         self._items: dict[str, list[Item]] = {}
         self.num_answers = sum(self._most_items(judge) for judge in evaluation.judges)
 
@@ -116,31 +118,36 @@ class Judging:
             num_answers=self._num_all,
         )
         if items:
-            runner.run(_key(judge), _questions(items), (), range(len(items)))
+            said = runner.run(_key(judge), _questions(items), (), range(len(items)))
+            self._costs[judge.judge_id] = JudgeCost(
+                spent=task_pb2.JudgeSpending(
+                    num_prompt_tokens=said.num_prompt_tokens,
+                    num_generated_tokens=sum(record.num_generated_tokens for record in said.records),
+                )
+            )
 
     def judged(self) -> Judged:
         """Return what came of it."""
         parts = []
         for judge in self._evaluation.judges:
             records = [record for batch in self._answered.of(_key(judge)) for record in batch.records]
-            repeated = self._num_repeated.get(judge.judge_id, 0)
-            parts.append(judged_by(judge, self._items[judge.judge_id], records, repeated))
+            cost = self._costs.get(judge.judge_id, JudgeCost())
+            parts.append(judged_by(judge, self._items[judge.judge_id], records, cost))
         return Judged.joined(parts)
 
     def _most_items(self, judge: Judge) -> int:
-        num_arms = len(self._evaluation.arms)
-        each = 2 * (num_arms - 1) if judge.HasField("pairwise") else num_arms
-        return each * len(self._questions)
+        return judgements_a_record(judge, len(self._evaluation.arms)) * len(self._questions)
 
     def _ask_endpoint(self, judge: Judge, endpoint: _Endpoint) -> None:
         items = self._items[judge.judge_id]
         calls = JudgeCalls(judge.endpoint, endpoint.target, endpoint.key, judge.max_new_tokens)
+        spending = Spending(self._answered, f"{_key(judge)}/calls", judge.endpoint.max_calls)
         for first in self._answered.missing(_key(judge), range(len(items))):
             began = time.monotonic()
             rows = range(first, min(first + shares.ROWS_A_BATCH, len(items)))
             self._context.progress(_phase(judge), self._answered.num_records, self._num_all, "answers")
             try:
-                said = calls.ask([items[row].prompt for row in rows], self._context.check)
+                said = spending.asked(calls, [items[row].prompt for row in rows], self._context.check)
             except Unavailable as error:
                 # The next attempt asks on from here, and pays for nothing twice that was committed.
                 if error.reason == Reason.JUDGE_UNAVAILABLE:
@@ -153,7 +160,7 @@ class Judging:
                 records=[_record(row, one) for row, one in zip(rows, said, strict=True)],
             )
             self._answered.add(batch)
-        self._num_repeated[judge.judge_id] = calls.num_repeated
+        self._costs[judge.judge_id] = JudgeCost(num_repeated_calls=calls.num_repeated, spent=spending.total)
 
     def _of(self, judge: Judge, answers: Mapping[str, Records]) -> Iterator[Item]:
         """Yield what a judge is asked: the two orders of a pair beside each other."""

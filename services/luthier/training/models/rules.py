@@ -13,11 +13,13 @@ from luthier.runtime.field_limits import (
     ANY,
     DIGEST,
     REQUIRED,
+    Limit,
     LimitTable,
     count,
     demanded,
     limit_violations,
     matching,
+    num_bytes,
     refuse,
     under,
 )
@@ -43,10 +45,23 @@ _WEIGHTS_FILES = frozenset({"config.json", "model.safetensors"})
 """What a job brings of its model: of one on a base model, and of one that has all its weights."""
 MAX_FILES = 1000
 
+MAX_PATH_BYTES = 4096
+"""The longest path that Linux takes."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PATH = (
+    Limit(rule="must have no control characters", allows=lambda path: _CONTROL.search(path) is None),
+    Limit(rule="must be an absolute path", allows=lambda path: path.startswith("/")),
+    Limit(rule="must have no part '..'", allows=lambda path: ".." not in path.split("/")),
+    num_bytes(MAX_PATH_BYTES),
+)
+"""What a path must be on whatever machine it is read; where it may lie, the worker there looks."""
+
 LIMITS: LimitTable = {
     "display_name": DISPLAY_NAME,
     "hub.repo_id": demanded(_REPO_ID),
     "hub.revision": _REVISION,
+    "directory": _PATH,
+    "gguf_path": _PATH,
 }
 RESULT_LIMITS: LimitTable = {
     "files": count(MAX_FILES, "files", least=1),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,7 +16,6 @@ from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
 from luthier.training.models.rules import State
-from luthier.training.models.sources import resolve_allowed
 from luthier.training.weights import Origin, SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
@@ -35,12 +32,9 @@ FILTERS = ("state", "labels", "kind", "base_model", "fine_tuning_job")
 class ModelService:
     """Use cases of models. A parent's project is checked by the caller."""
 
-    def __init__(
-        self, database: Database, log: EventLog, tasks: Tasks, blobs: BlobStore, roots: Sequence[Path]
-    ) -> None:
+    def __init__(self, database: Database, log: EventLog, tasks: Tasks, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
-        self._roots = tuple(roots)
         lifecycle = Lifecycle(Model.State.DESCRIPTOR, rules.TRANSITIONS)
         self._models = repository.models()
         self.family = Family(self._models, lifecycle, database, log, tasks)
@@ -49,24 +43,18 @@ class ModelService:
         """Queue the registration of a base model.
 
         Raises:
-            InvalidArgument: a field is wrong, or the path lies outside the allowed roots (PATH_NOT_ALLOWED).
+            InvalidArgument: a field is wrong, or a path that is none on any machine; whether it is there and allowed,
+                the worker finds out that reads it.
             AlreadyExists: the id is taken.
             ResourceExhausted: DISK_FULL.
         """
         rules.check_model(request.model)
         model = rules.resolved(request.model)
         model.name = child_name(request.parent, "models", request.model_id, field="model_id", prefix="model")
-        if model.HasField("directory"):
-            model.directory = await self._resolve(model.directory, "model.directory", folder=True)
-        if model.HasField("gguf_path"):
-            model.gguf_path = await self._resolve(model.gguf_path, "model.gguf_path", folder=False)
         self._database.disk.require_room()
         work = Work(kind=TaskKind.REGISTER_MODEL)
         async with self._database.transaction() as connection:
             return (await self.family.add(connection, model, ModelPrivate(), work)).message
-
-    async def _resolve(self, path: str, field: str, *, folder: bool) -> str:
-        return str(await asyncio.to_thread(resolve_allowed, path, self._roots, field=field, folder=folder))
 
     async def list_page(self, request: ListRequest, tokens: PageTokens) -> tuple[tuple[Model, ...], str]:
         """Return a page of a project's models and the next page's token. Raises InvalidArgument."""

@@ -15,6 +15,7 @@ from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker.making import make_in, run_export, run_merge
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
+from luthier.training.worker.sources import allowed_roots
 from luthier.training.worker.train import Compute, Trainer
 from luthier.work.children import Children, Program
 from luthier.work.device import ChosenDevice, chosen_device
@@ -30,6 +31,7 @@ def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
     try:
+        roots = allowed_roots(config)
         device, executor = chosen(config)
     except LuthierError as error:
         raise SystemExit(f"error: {error.message}") from error
@@ -39,7 +41,7 @@ def main() -> None:
         except LuthierError as error:
             raise SystemExit(f"error: {error.message}") from error
         runners: Mapping[TaskKind, Runner] = {
-            TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children)),
+            TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children), roots=roots),
             TaskKind.MERGE: partial(run_merge, make=make_in(children)),
             TaskKind.EXPORT: partial(run_export, make=make_in(children)),
             TaskKind.TRAIN: Trainer(

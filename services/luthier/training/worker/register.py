@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from luthier.lm.sources import (
 )
 from luthier.runtime.digests import files_digest
 from luthier.training.worker.order import RegisterOrder
+from luthier.training.worker.sources import resolve_allowed
 from luthier.v1 import model_pb2
 from luthier.work.children import Children
 from luthier.work.context import TaskContext
@@ -50,19 +51,21 @@ def register_in(children: Children) -> Register:
     return register
 
 
-def run_register(context: TaskContext, register: Register = register_here) -> task_pb2.TaskResult:
-    """Read the source, write the model's files, store them.
+def run_register(
+    context: TaskContext, register: Register = register_here, roots: Sequence[Path] = ()
+) -> task_pb2.TaskResult:
+    """Read the source, write the model's files, store them; a folder or a file must lie below one of the roots.
 
     Raises:
         FailedPrecondition: BASE_MODEL_MISSING; the source is not there, or the Hub did not deliver it.
-        InvalidArgument: UNSAFE_MODEL_FILE or MODEL_INVALID.
+        InvalidArgument: PATH_NOT_ALLOWED, UNSAFE_MODEL_FILE or MODEL_INVALID.
         Unavailable: STALLED or CRASHED; the registration hung, or its process ended.
     """
     spec = context.task.register_model
     context.progress("reading", 0, 0, "files")
     folder = context.scratch / "model"
     try:
-        order = RegisterOrder(source=_source(spec), directory=folder, scratch=context.scratch)
+        order = RegisterOrder(source=_source(spec, roots), directory=folder, scratch=context.scratch)
         registered = register(order, context)
     except (NotFound, Unavailable) as error:
         if error.reason in {Reason.STALLED, Reason.CRASHED, Reason.SHUTTING_DOWN}:
@@ -130,11 +133,13 @@ def _unknown_ending(why: str) -> str:
     )
 
 
-def _source(spec: task_pb2.RegisterModelSpec) -> Source:
+def _source(spec: task_pb2.RegisterModelSpec, roots: Sequence[Path]) -> Source:
     match spec.WhichOneof("source"):
         case "hub":
             return HubSource(repo_id=spec.hub.repo_id, revision=spec.hub.revision)
         case "directory":
-            return DirectorySource(path=Path(spec.directory))
+            path = resolve_allowed(spec.directory, roots, field="model.directory", folder=True)
+            return DirectorySource(path=path)
         case _:
-            return GgufSource(path=Path(spec.gguf_path))
+            path = resolve_allowed(spec.gguf_path, roots, field="model.gguf_path", folder=False)
+            return GgufSource(path=path)

@@ -610,9 +610,9 @@ class RegisterModelSpec(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     GGUF_PATH_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
-    """A folder, already checked against the allowed roots."""
+    """A folder of the worker's machine, which looks whether it lies below its allowed roots."""
     gguf_path: _builtins.str
-    """A GGUF file, already checked against the allowed roots."""
+    """A GGUF file of the worker's machine, likewise."""
     @_builtins.property
     def hub(self) -> _model_pb2.HubSource:
         """The Hugging Face Hub."""
@@ -1428,9 +1428,10 @@ class AnsweredBatch(_message.Message):
     FIRST_ROW_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's;
-    judge/JUDGE is what a judge said; grader/GRADER/ARM is what a grader made of the arm's answers.
+    judge/JUDGE is what a judge said, and judge/JUDGE/calls what it was called; grader/GRADER/ARM is what a grader made of the arm's answers.
     """
     first_row: _builtins.int
     """First row of the batch."""
@@ -1440,6 +1441,10 @@ class AnsweredBatch(_message.Message):
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnsweredRecord]:
         """Every row of the batch, in order."""
 
+    @_builtins.property
+    def spent(self) -> Global___JudgeSpending:
+        """Calls of a judge's endpoint, of judge/JUDGE/calls alone: written down before they are made, and once more when it is known how many were."""
+
     def __init__(
         self,
         *,
@@ -1447,14 +1452,45 @@ class AnsweredBatch(_message.Message):
         first_row: _builtins.int = ...,
         duration_seconds: _builtins.float = ...,
         records: _abc.Iterable[Global___AnsweredRecord] | None = ...,
+        spent: Global___JudgeSpending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "first_row", b"first_row", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "first_row", b"first_row", "records", b"records", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnsweredBatch: _TypeAlias = AnsweredBatch  # noqa: Y015
+
+@_typing.final
+class JudgeSpending(_message.Message):
+    """JudgeSpending is what an endpoint that judges was asked, and what it said that this took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_CALLS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
+    num_calls: _builtins.int
+    """Calls, repeated ones included."""
+    num_prompt_tokens: _builtins.int
+    """Tokens of what it was shown. 0 where it does not say."""
+    num_generated_tokens: _builtins.int
+    """Tokens that it wrote. 0 where it does not say."""
+    def __init__(
+        self,
+        *,
+        num_calls: _builtins.int = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        num_generated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_calls", b"num_calls", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeSpending: _TypeAlias = JudgeSpending  # noqa: Y015
 
 @_typing.final
 class EvaluateResult(_message.Message):

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from luthier.client.cli.views import table
-from luthier.client.judges import agreement_words, bias_words, error_words, judgement_words, pair_words
+from luthier.client.judges import (
+    agreement_words,
+    bias_words,
+    cost_words,
+    error_words,
+    judgement_words,
+    pair_words,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,14 +25,14 @@ if TYPE_CHECKING:
 
 def judge_table(evaluation: Evaluation) -> Table:
     """Return judges, a row each: how often they gave nothing, and what the order of two answers does to them."""
-    made = table("JUDGE", "WITHOUT A JUDGEMENT", "#ORDERS AGREE", "#FIRST PREFERRED BY", "#CALLS REPEATED")
+    made = table("JUDGE", "WITHOUT A JUDGEMENT", "#ORDERS AGREE", "#FIRST PREFERRED BY", "COST")
     for one in evaluation.judge_results:
         made.add_row(
             one.judge_id,
             error_words(one),
             agreement_words(one),
             bias_words(one),
-            f"{one.num_repeated_calls:,}" if one.num_repeated_calls else "",
+            cost_words(one),
         )
     return made
 

@@ -516,7 +516,8 @@ export const ModelService: GenService<{
   /**
    * Take in a base model from the Hub, a folder or a GGUF file. Returns at once; follow it with WatchModel.
    *
-   * Errors: INVALID_ARGUMENT: a field is not valid or the path is outside the allowed roots. ALREADY_EXISTS: the id is taken.
+   * Errors: INVALID_ARGUMENT: a field is not valid. The worker that reads a path looks whether it is there and below its allowed roots: the
+   * model is FAILED where it is not. ALREADY_EXISTS: the id is taken.
    *
    * @generated from rpc luthier.v1.ModelService.RegisterBaseModel
    */

@@ -1,43 +1,65 @@
-"""Which paths a base model may be read from."""
+"""Which paths of this machine a base model may be read from."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.lm.source_files import MAX_ENTRIES, has_control_characters
+from luthier.errors import FieldViolation, InvalidArgument, NotFound, Reason
+from luthier.lm.source_files import MAX_ENTRIES
+from luthier.runtime.config import read
+from luthier.training.model_roots import ROOTS_SETTING, roots_of
+from luthier.work.worker_config import WorkerConfig
 
-MAX_PATH = 4096
-"""The longest path that Linux takes, in bytes."""
+SETTING = "LUTHIER_WORKER_MODEL_ROOTS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfService:
+    model_roots: tuple[str, ...] = ()
+
+
+def allowed_roots(config: WorkerConfig) -> tuple[Path, ...]:
+    """Return the folders below which a worker may read base models; what the home has for it is made if missing.
+
+    Its own setting wins over that of the service, which a worker of the same machine sees as well.
+
+    Raises InvalidArgument for a root that holds keys or state.
+    """
+    if config.model_roots:
+        return roots_of(config.home, config.model_roots, variable=SETTING)
+    service = read(_OfService, section="TRAINING", is_part=True)
+    roots = roots_of(config.home, service.model_roots, variable=ROOTS_SETTING)
+    if not service.model_roots:
+        for root in roots:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return roots
 
 
 def resolve_allowed(path: str, roots: Sequence[Path], *, field: str, folder: bool) -> Path:
     """Return the real path of a model's folder or file below a root.
 
-    Symbolic links are refused, below the root and in the folder; the root itself may be reached by one. The worker
-    that reads the model looks at every file. Blocking.
+    Symbolic links are refused, below the root and in the folder; the root itself may be reached by one. Whoever reads
+    the model looks at every file. Blocking.
 
     Raises:
-        InvalidArgument: PATH_NOT_ALLOWED outside of the roots or through a link; otherwise the path is not
-            absolute, has control characters, is not there or not to be read, or is no folder (no file).
+        InvalidArgument: PATH_NOT_ALLOWED outside of the roots or through a link; otherwise it is not to be read, or no
+            folder (no file).
+        NotFound: nothing is there.
     """
-    if has_control_characters(path):
-        raise _wrong(field, f"must have no control characters, got {path[:MAX_PATH]!r}")
-    if not os.path.isabs(path):
-        raise _wrong(field, f"must be an absolute path, got {path[:MAX_PATH]!r}")
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise _wrong(field, f"must have at most {MAX_PATH} bytes, got {len(os.fsencode(path))}")
     # What lies outside is refused unseen, so that a caller cannot ask which files exist there.
     wanted = _below_root(Path(os.path.normpath(path)), roots)
     if wanted is None:
         raise _not_allowed(path, roots, field)
     try:
         real = wanted.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise _wrong(field, f"must exist on the worker's machine, got {path!r}: nothing is there") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise NotFound(
+            f"{field}: must exist on the worker's machine, got {path!r}: nothing is there"
+        ) from error
     if real != wanted:
         raise _not_allowed(path, roots, field)
     if folder and not real.is_dir():
@@ -76,7 +98,7 @@ def _not_allowed(path: str, roots: Sequence[Path], field: str) -> InvalidArgumen
     return _wrong(
         field,
         f"must lie below an allowed root ({allowed}) and not be reached by a symbolic link, got {path!r}; "
-        "LUTHIER_TRAINING_MODEL_ROOTS names the roots",
+        f"{SETTING} of the training worker names the roots",
         reason=Reason.PATH_NOT_ALLOWED,
     )
 
