@@ -66,6 +66,7 @@ if [ "$level" = check-all ]; then
   stage "example reasoning" make --no-print-directory example NAME=reasoning
   stage "example reasoning, control" make --no-print-directory example NAME=reasoning CONTROL=1
   stage "example full_vs_lora FAST=1" make --no-print-directory example NAME=full_vs_lora FAST=1
+  stage "example forgetting FAST=1" make --no-print-directory example NAME=forgetting FAST=1
 else
   stage "demo FAST=1" make --no-print-directory demo FAST=1
 fi

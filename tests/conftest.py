@@ -54,6 +54,7 @@ TOGETHER = {
     "tests/e2e/test_taught.py": "cluster",
     "tests/e2e/test_take_away.py": "cluster",
     "tests/e2e/test_weights.py": "cluster",
+    "tests/e2e/test_learning_curve.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/evaluation/worker/test_asking.py": "asking",

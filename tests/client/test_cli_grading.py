@@ -72,7 +72,7 @@ def test_grade_shows_scores_parts_and_errors(grading: Grading, run: Run, tmp_pat
     samples = [
         {"item": {"answer": "é"}, "output_text": "abc"},
         {"output_text": "bad"},
-        {"output_text": "abcde"},
+        {"output_text": "abcde", "is_truncated": True},
     ]
     result = run("evaluations", "grade", *files(tmp_path, *samples))
     assert result.exit_code == 0, result.output
@@ -87,6 +87,7 @@ def test_grade_shows_scores_parts_and_errors(grading: Grading, run: Run, tmp_pat
     assert request.grader.multi.calculate_output == "0.8 * same + 0.2 * close"
     assert json.loads(request.samples[0].item_json) == {"answer": "é"}
     assert request.samples[1] == Sample(item_json="{}", output_text="bad")
+    assert request.samples[2] == Sample(item_json="{}", output_text="abcde", is_truncated=True)
 
 
 def test_grade_writes_json_and_reads_stdin(grading: Grading, run: Run, tmp_path: Path) -> None:
@@ -102,8 +103,9 @@ def test_grade_writes_json_and_reads_stdin(grading: Grading, run: Run, tmp_path:
         ("{", "samples.jsonl:2: must be a JSON object on one line"),
         ("[1]", "samples.jsonl:2: must be a JSON object on one line"),
         ({"item": 1, "output_text": "a"}, "samples.jsonl:2: item must be an object and output_text a text"),
+        ({"output_text": "a", "is_truncated": 1}, "samples.jsonl:2: is_truncated must be true or false"),
         ({"item": {}}, "samples.jsonl:2: item must be an object and output_text a text"),
-        ({"output": "a"}, "samples.jsonl:2: must hold item and output_text alone, got output"),
+        ({"output": "a"}, "samples.jsonl:2: must hold item, output_text, is_truncated alone, got output"),
         ('{"output_text": "\\ud800"}', "samples.jsonl:2: must be Unicode text"),
     ],
 )

@@ -10,7 +10,11 @@ import pytest
 from click.testing import Result
 from tests.client.creating import Creating
 
+from luthier.client import Client
 from luthier.grading.asked import reward_model_names
+from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.evaluation_service_pb2 import GradeSamplesResponse
+from luthier.v1.grader_pb2 import Grader, MultiGrader, RewardModelGrader, Sample, SampleGrade
 
 Run = Callable[..., Result]
 MODELS = "projects/default/models"
@@ -49,3 +53,30 @@ def test_reinforcement_names_reward_models_of_the_project(
     assert [name for _, name in reward_model_names(grader, "")] == [
         f"projects/default/{name}" for name in names
     ]
+
+
+def deep() -> Grader:
+    alone = Grader(name="g", reward_model=RewardModelGrader(model="judge/step-4"))
+    return Grader(name="deep", multi=MultiGrader(graders={"a": alone}, calculate_output="a"))
+
+
+def test_graders_of_evaluations_and_of_trials_name_them_too(services: Any, client: Client) -> None:
+    asked: list[Any] = []
+    grader = deep()
+
+    def create(request: Any, context: Any) -> Evaluation:
+        asked.append(request.evaluation.graders[0])
+        return Evaluation(name="projects/default/evaluations/e")
+
+    def grade(request: Any, context: Any) -> Any:
+        asked.append(request.grader)
+        yield GradeSamplesResponse(grades=[SampleGrade(score=1)])
+
+    services.answers["CreateEvaluation"], services.answers["GradeSamples"] = create, grade
+    client.evaluations.create(Evaluation(dataset_version="d/v", graders=[grader]))
+    assert len(list(client.evaluations.grade(grader, [Sample(output_text="a")]))) == 1
+    for one in asked:
+        assert [name for _, name in reward_model_names(one, "")] == [
+            "projects/default/fineTuningJobs/judge/checkpoints/step-4"
+        ]
+    assert grader == deep(), "what is given stays as it was"

@@ -43,6 +43,8 @@ class Service:
                 self._states.pop(0) if len(self._states) > 1 else self._states[0]
             ),
             "CancelFineTuningJob": lambda request, context: self.job(FineTuningJob.STATE_CANCELLED),
+            "PauseFineTuningJob": lambda request, context: self.job(FineTuningJob.STATE_PAUSING),
+            "ResumeFineTuningJob": lambda request, context: self.job(FineTuningJob.STATE_QUEUED),
             "WatchFineTuningJob": self.watch,
             "ListFineTuningJobEvents": lambda request, context: ListFineTuningJobEventsResponse(
                 events=[Event(sequence=1)]
@@ -79,6 +81,10 @@ def test_a_job_in_the_hand_is_asked_without_its_name(services: Any, client: Clie
     assert [one.delivery_id for one in job.deliveries()] == ["msg_1"]
     assert [one.sequence for one in job.events()] == [1]
     assert [one.sequence for one in job.watch()] == [1, 2]
+    job.pause()
+    assert job.state == "PAUSING"
+    job.resume()
+    assert job.state == "QUEUED"
     assert job.cancel().state == FineTuningJob.STATE_CANCELLED
     assert job.state == "CANCELLED"
 
@@ -102,6 +108,8 @@ async def test_the_async_client_has_the_same(services: Any, async_client: AsyncC
     assert [one.delivery_id async for one in job.deliveries()] == ["msg_1"]
     assert [one.sequence async for one in job.events()] == [1]
     assert [one.sequence async for one in job.watch()] == [1, 2]
+    assert (await job.pause()).state == FineTuningJob.STATE_PAUSING
+    assert (await job.resume()).state == FineTuningJob.STATE_QUEUED
     assert (await (await async_client.jobs.handle("one")).cancel()).state == FineTuningJob.STATE_CANCELLED
     assert "QUEUED" in str(job._repr_html_()) or "SUCCEEDED" in str(job._repr_html_())
 

@@ -16,7 +16,7 @@ from tests.e2e.conftest import WAIT, Shared, job
 from luthier.client import Client
 from luthier.errors import NotFound
 from luthier.v1.event_pb2 import AttemptChange, Event
-from luthier.v1.fine_tuning_job_pb2 import MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
 from luthier.work.child import NURSERY_NAME
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
@@ -66,16 +66,14 @@ def assert_same_run(client: Client, left: str, right: str) -> None:
     assert [point.digest for point in one] == [point.digest for point in other]
     metrics = [without_clock(list(client.jobs.metrics(name))) for name in (left, right)]
     assert metrics[0] == metrics[1]
-    models = [client.models.get(client.jobs.get(name).tuned_model) for name in (left, right)]
-    weights = [
-        {
-            file.path: file.sha256
-            for file in client.models.files(model.name)
-            if file.path.endswith("safetensors")
-        }
-        for model in models
-    ]
+    weights = [weights_of(client, name) for name in (left, right)]
     assert weights[0] == weights[1] != {}
+
+
+def weights_of(client: Client, name: str) -> dict[str, str]:
+    """Digests of what a job made, by path."""
+    files = client.models.files(client.jobs.get(name).tuned_model)
+    return {file.path: file.sha256 for file in files if file.path.endswith("safetensors")}
 
 
 def attempts(events: list[Event]) -> list[AttemptChange.Kind.ValueType]:
@@ -118,6 +116,60 @@ def test_a_killed_worker_and_a_killed_service_change_nothing(tuning: Shared) -> 
         # A loaded machine kills late: which checkpoint that is depends on it, and one may still be on its way.
         assert min(again) == max(kept) + 1, "the second attempt goes on from the last checkpoint"
         assert max(first) - max(kept) < 2 * INTERVAL, "no more is repeated than the checkpoints were apart"
+
+
+def until_paused(client: Client, name: str) -> None:
+    deadline = time.monotonic() + WAIT
+    while client.jobs.get(name).state != FineTuningJob.STATE_PAUSED:
+        assert time.monotonic() < deadline, f"{name} does not pause"
+        time.sleep(0.05)
+
+
+def test_a_job_that_pauses_while_its_worker_and_its_service_are_killed_ends_with_the_same_bits(
+    tuning: Shared,
+) -> None:
+    cluster, rendering = tuning.cluster, tuning.rendering
+    # A worker trains on while its service is away: up to the checkpoint after the next.
+    long = job(rendering, 3 * STEPS, checkpoint_interval_steps=INTERVAL)
+    with cluster.client() as client:
+        whole = client.jobs.start(long, job_id="never-paused")
+        whole.wait(timeout_seconds=WAIT)
+        handle = client.jobs.start(long, job_id="paused")
+
+        def pause_unheard() -> None:
+            os.kill(cluster.pid("training-worker"), signal.SIGSTOP)
+            assert handle.pause().state == FineTuningJob.STATE_PAUSING
+            cluster.kill("training-worker")
+
+        when_step(client, "paused", INTERVAL + 5, pause_unheard)
+        cluster.start("training-worker")
+        until_paused(client, "paused")
+        handle.resume()
+
+        next(
+            event for event in client.jobs.watch("paused") if event.attempt == 2 and event.HasField("metrics")
+        )
+        handle.pause()
+        cluster.kill("training")
+        time.sleep(0.5)
+        cluster.start("training")
+        until_paused(client, "paused")
+        assert handle.refresh().num_attempts == 2
+        handle.resume()
+        handle.wait(timeout_seconds=WAIT)
+        assert attempts(list(client.jobs.watch("paused"))) == [
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_LOST,
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_PAUSED,
+            AttemptChange.KIND_STARTED,
+            AttemptChange.KIND_SUCCEEDED,
+        ]
+        one, other = (list(client.jobs.checkpoints(name))[-1] for name in ("never-paused", "paused"))
+        assert (one.step, one.digest) == (other.step, other.digest)
+        metrics = [without_clock(list(client.jobs.metrics(name))) for name in ("never-paused", "paused")]
+        assert metrics[0] == metrics[1]
+        assert weights_of(client, "never-paused") == weights_of(client, "paused") != {}
 
 
 def training_process(worker: int) -> int:

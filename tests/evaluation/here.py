@@ -34,8 +34,8 @@ class Here:
 
     def begun(self, check: Check = lambda: None) -> Facts:
         check()
-        model, facts = loaded(self._order, "cpu")
-        self.computing = Computing(model, self, self._ended)
+        model, facts, head = loaded(self._order, "cpu")
+        self.computing = Computing(model, self, self._ended, head)
         self._answering.start()
         return facts
 

@@ -115,6 +115,7 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         self.tokenizers: dict[str, str] = {}
         self.bases: dict[str, str] = {}
         self.jobs: dict[str, str] = {}
+        self.kinds: dict[str, model_pb2.Model.Kind.ValueType] = {}
         self.context_lengths: dict[str, int] = {}
 
     async def GetModel(self, request: Any, context: Any) -> model_pb2.Model:  # noqa: N802
@@ -126,6 +127,9 @@ class ModelServer(model_service_pb2_grpc.ModelServiceServicer):
         return model_pb2.Model(
             name=request.name,
             uid=uid_of(name),
+            kind=self.kinds.get(
+                name, model_pb2.Model.KIND_ADAPTER if is_tuned else model_pb2.Model.KIND_BASE
+            ),
             state=self.states.get(name, model_pb2.Model.STATE_READY),
             digest=digest_of(self.folders[name]),
             base_model=f"{PROJECT}/models/{base}" if is_tuned else "",

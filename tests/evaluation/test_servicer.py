@@ -53,7 +53,10 @@ async def test_create_returns_the_queued_evaluation_with_what_it_pinned(site: An
     made = await site.call("CreateEvaluation", wanted)
     assert (made.name, made.state, made.etag) == (f"{site.PARENT}/evaluations/first", QUEUED, '"1"')
     assert (made.split, made.max_new_tokens) == (dataset_pb2.SPLIT_TEST, 256)
-    assert list(made.metrics) == [evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH]
+    assert list(made.metrics) == [
+        evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH,
+        evaluation_pb2.EVALUATION_METRIC_PERPLEXITY,
+    ]
     assert made.dataset_digest == "d" * 64
     assert set(made.model_digests) == {f"{site.PARENT}/models/{name}" for name in ("base", "tuned")}
     assert await site.get(made.name) == made
@@ -74,8 +77,8 @@ async def test_create_names_every_field_that_is_wrong(site: Any) -> None:
 
 
 REFUSED: tuple[tuple[dict[str, Any], type[LuthierError], Reason, str], ...] = (
-    ({"metrics": [0]}, InvalidArgument, Reason.INVALID_FIELD, "PERPLEXITY, got number 0"),
-    ({"metrics": [77]}, InvalidArgument, Reason.INVALID_FIELD, "PERPLEXITY, got number 77"),
+    ({"metrics": [0]}, InvalidArgument, Reason.INVALID_FIELD, "BLEU, ..., got number 0"),
+    ({"metrics": [77]}, InvalidArgument, Reason.INVALID_FIELD, "BLEU, ..., got number 77"),
     ({"split": 77}, InvalidArgument, Reason.INVALID_FIELD, "TEST, got number 77"),
     (
         {"dataset_version": "projects/other/datasets/d/versions/v"},

@@ -19,8 +19,11 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE tokenizer with a ChatML template."""
+TRAINED_ON = "what colour has the thing and what is its number"
+
+
+def write_tokenizer(folder: Path, trained_on: str = TRAINED_ON) -> None:
+    """Write a byte-level BPE tokenizer with a ChatML template; another text makes other tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,7 +33,7 @@ def write_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["what colour has the thing and what is its number"] * 4, trainer)
+    tokenizer.train_from_iterator([trained_on] * 4, trainer)
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     (folder / "chat_template.jinja").write_text(TEMPLATE)

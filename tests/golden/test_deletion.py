@@ -109,8 +109,10 @@ def holders(cluster: RestingCluster, service: str, uid: str) -> list[str]:
 
 
 # Fields that the home knows nothing of; test_starts.py, test_mixing.py and test_reward_models.py of tests/training/jobs
-# have what has them, and test_several_bases.py of tests/evaluation/worker.
+# have what has them, and test_several_bases.py, test_drift.py and test_rewards.py of tests/evaluation/worker.
 YOUNGER = {
+    "luthier.v1.DriftProbe.dataset_version",
+    "luthier.v1.Evaluation.reward_model",
     "luthier.v1.EvaluationArm.base_model",
     "luthier.v1.FineTuningJob.start_from",
     "luthier.v1.Judge.base_model",

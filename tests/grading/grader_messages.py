@@ -65,7 +65,7 @@ def graded(
     output_text: str,
     item_json: str = "{}",
     remote_scores: Mapping[str, float | GradingError] = MappingProxyType({}),
-    values: Mapping[str, float] = MappingProxyType({}),
+    values: Mapping[str, float | GradingError] = MappingProxyType({}),
 ) -> Grade:
     sample = Sample(item_json=item_json, output_text=output_text, remote=remote_scores, values=values)
     return ReadGrader(grader).grade(sample)

@@ -249,6 +249,14 @@ def test_values_of_reward_models_are_taken_by_path_as_they_are() -> None:
     assert list(remote_graders(grader)) == []
 
 
+def test_an_answer_without_a_value_is_an_error_of_its_grader() -> None:
+    why = GradingError(Reason.SEQUENCE_TOO_LONG, "it is too long")
+    grade = graded(multi("a", a=reward_model()), "x", values={"a": why})
+    assert grade.score is None
+    assert grade.error is not None
+    assert (grade.error.reason, grade.error.message) == (Reason.SEQUENCE_TOO_LONG, "grader a: it is too long")
+
+
 def test_a_value_beyond_the_range_of_a_multi_grader_is_an_error() -> None:
     grade = graded(multi("a", a=reward_model()), "x", values={"a": 1.5})
     assert grade.error is not None

@@ -157,6 +157,9 @@ class RecordingHandler:
             raise error
         self.calls.append(("lost", task.attempt))
 
+    async def paused(self, connection: AsyncConnection, task: Task) -> None:
+        self.calls.append(("paused", task.attempt))
+
     async def _end(self, connection: AsyncConnection, task: Task, state: str) -> None:
         self.calls.append((state, task.attempt))
         await self.log.append(connection, task.uid, [state_changed(state)], final=True)

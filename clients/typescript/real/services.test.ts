@@ -11,6 +11,7 @@ import { after, before, test } from "node:test";
 import { readRecords, readRendering } from "#dist/arrow.js";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
 import { FinishReason } from "#dist/gen/luthier/v1/evaluation_pb.js";
+import { FineTuningJob_State } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
 import { Upload_State } from "#dist/gen/luthier/v1/upload_pb.js";
 import {
   bytesSource,
@@ -169,6 +170,14 @@ test("a job is tuned and watched over cut connections, no event lost or doubled"
     },
     { jobId: "ts-job" },
   );
+  assert.equal((await client.jobs.pause(job.name)).name, job.name);
+  const { PAUSED, PAUSING } = FineTuningJob_State;
+  let { state } = await client.jobs.get(job.name);
+  for (; state === PAUSING; { state } = await client.jobs.get(job.name)) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  assert.equal(state, PAUSED);
+  assert.equal((await client.jobs.resume(job.name)).state, FineTuningJob_State.QUEUED);
   const early = await thrown(DeadlineExceeded, client.jobs.wait(job.name, { timeoutSeconds: 0.01 }));
   assert.match(early.message, /is still/);
   const seen: bigint[] = [];

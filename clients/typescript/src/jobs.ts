@@ -83,6 +83,23 @@ export class Jobs {
     return call(this.scope.of(options), TrainingService.method.cancelFineTuningJob, request);
   }
 
+  /**
+   * Ask a job to pause: its worker ends the step, stores a checkpoint and is free. It may end before. One that is paused
+   * is returned unchanged.
+   *
+   * Throws FailedPrecondition for one that has ended or is stopping.
+   */
+  async pause(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<FineTuningJob> {
+    const request = { name: this.name(name), etag };
+    return call(this.scope.of(options), TrainingService.method.pauseFineTuningJob, request);
+  }
+
+  /** Queue a paused job again, to go on from its last checkpoint. Throws FailedPrecondition for one that is not PAUSED. */
+  async resume(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<FineTuningJob> {
+    const request = { name: this.name(name), etag };
+    return call(this.scope.of(options), TrainingService.method.resumeFineTuningJob, request);
+  }
+
   /** Delete a job that has ended; its model stays. Its name may be used again. */
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<FineTuningJob> {
     const request = { name: this.name(name), etag };

@@ -16,6 +16,7 @@ from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.generation.metrics import GenerationMetrics
 from luthier.evaluation.generation.service import GenerationService
 from luthier.evaluation.generation.servicer import GenerationServicer
+from luthier.evaluation.generation.values import Values
 from luthier.evaluation.grading.service import GradingService
 from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.evaluation.peers import GrpcPeers
@@ -45,7 +46,8 @@ def build(parts: Parts, config: Config) -> Hosted:
     evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens)
-    grading = GradingService(rewards)
+    values = Values(exchange, peers, parts.task_tokens)
+    grading = GradingService(rewards, values)
     parts.at_end(grading.close)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens),

@@ -34,21 +34,26 @@ def has_tokens_of(model: Model, other: Model, models: Mapping[str, Model]) -> bo
     return bool(_tokenizers(model, models) & _tokenizers(other, models))
 
 
+def arm_of_other_tokens(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> EvaluationArm | None:
+    """Return the first arm that is not known to have the first one's tokenizer; None: all have it."""
+    first = models[arms[0].model]
+    return next((arm for arm in arms if not has_tokens_of(models[arm.model], first, models)), None)
+
+
 def require_same_tokens(evaluation: Evaluation, models: Mapping[str, Model]) -> None:
     """Raise InvalidArgument where perplexities, which are per token, are to be compared across tokenizers."""
     if EVALUATION_METRIC_PERPLEXITY not in evaluation.metrics:
         return
-    first = evaluation.arms[0]
-    for arm in evaluation.arms:
-        if not has_tokens_of(models[arm.model], models[first.model], models):
-            shown = "; ".join(f"{one.arm_id}: {base_name(models[one.model])}" for one in (first, arm))
-            description = (
-                "must not have PERPLEXITY where arms are not known to have one tokenizer, as it is per token; got "
-                f"{shown}; leave it out, or measure it in an evaluation of each"
-            )
-            raise InvalidArgument.of_fields(
-                FieldViolation(field="evaluation.metrics", description=description)
-            )
+    other = arm_of_other_tokens(evaluation.arms, models)
+    if other is not None:
+        shown = "; ".join(
+            f"{one.arm_id}: {base_name(models[one.model])}" for one in (evaluation.arms[0], other)
+        )
+        description = (
+            "must not have PERPLEXITY where arms are not known to have one tokenizer, as it is per token; got "
+            f"{shown}; measure BITS_PER_BYTE in its place, or perplexity in an evaluation of each"
+        )
+        raise InvalidArgument.of_fields(FieldViolation(field="evaluation.metrics", description=description))
 
 
 def bases_of(arms: Sequence[EvaluationArm], models: Mapping[str, Model]) -> list[str]:

@@ -111,6 +111,8 @@ def _reward_model(grader: RewardModelGrader, path: str) -> _Score:
     def score(sample: Sample, parts: _Parts) -> float:
         del parts
         value = sample.values[path]
+        if isinstance(value, GradingError):
+            raise value
         if not math.isfinite(value):
             raise GradingError(
                 Reason.SCORE_NOT_FINITE, f"the value that {name} gives must be finite, got {value}"

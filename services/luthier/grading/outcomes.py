@@ -14,6 +14,8 @@ MAX_ITEM_BYTES = 1 << 18
 CODES: Mapping[Reason, str] = {
     Reason.TEMPLATE_FIELD_MISSING: "INVALID_ARGUMENT",
     Reason.GRADER_INPUT_INVALID: "INVALID_ARGUMENT",
+    Reason.TEMPLATE_INVALID: "INVALID_ARGUMENT",
+    Reason.SEQUENCE_TOO_LONG: "FAILED_PRECONDITION",
     Reason.SCORE_NOT_FINITE: "FAILED_PRECONDITION",
     Reason.SCORE_OUT_OF_RANGE: "FAILED_PRECONDITION",
     Reason.REWARD_FAILED: "FAILED_PRECONDITION",
@@ -57,7 +59,7 @@ class Sample:
     item_json: str
     output_text: str
     remote: Mapping[str, float | GradingError] = field(default_factory=dict)
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float | GradingError] = field(default_factory=dict)
 
     @cached_property
     def item(self) -> Mapping[str, Any]:

@@ -21,6 +21,8 @@ from luthier.grading.number_words import last_number_in_words
 from luthier.grading.refusals import is_refusal
 
 SKILLS = ("facts", "arithmetic", "grammar", "instructions", "refusals")
+OF_A_VERSION = "questions"
+"""The one skill of questions that are records of a dataset version."""
 _FILE = Path(__file__).parent / "general_suite.jsonl"
 _TEXTS = Path(__file__).parent / "general_texts.txt"
 _FLAGS = re.IGNORECASE | re.DOTALL

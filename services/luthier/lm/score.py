@@ -16,3 +16,11 @@ class SequenceScore:
     logprob: float
     num_tokens: int
     is_greedy: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceDivergence:
+    """Summed Kullback-Leibler divergence, in nats, at a sequence's chosen tokens, and how many they are."""
+
+    nats: float
+    num_tokens: int

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, for perplexity.
+"""Log-probabilities of given tokens, for perplexity, and the values of a reward model.
 
 Shape suffixes: T tokens, N positions that predict a chosen token, V vocabulary.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument
@@ -14,6 +15,7 @@ from luthier.kernels.linear_logprob import linear_logprob
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.blocks import final_softcap
 from luthier.lm.packed import WEIGHT, named_positions, pack
+from luthier.lm.readouts import SequenceValues, read
 from luthier.lm.score import SequenceScore
 
 _ROWS_PER_MATMUL = 512
@@ -46,6 +48,23 @@ def sequence_logprobs(
     for start, end in _batches([len(ids) for ids in sequences], max_tokens):
         scores += _score(model, sequences[start:end], masks[start:end], likeliest)
     return scores
+
+
+@torch.inference_mode()
+def sequence_values(model: PreTrainedModel, head: Tensor, sequences: Sequence[Sequence[int]]) -> list[float]:
+    """Return what a reward model's head [1, E], with the active adapter, makes of the last token of each sequence.
+
+    Each goes through the model alone, so that its value has the same bits whatever else is valued. It may not be
+    finite.
+
+    Raises:
+        InvalidArgument: a sequence is empty.
+    """
+    values = []
+    for ids in sequences:
+        batch = pack([ids], {}).to(model.device)
+        values.append(float(read(model, batch, SequenceValues(head=head))[0]))
+    return values
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import stat
 import time
 import uuid
@@ -247,14 +246,18 @@ class LocalBlobStore:
             return Blob(digest=digest, size_bytes=self._size(digest))
         with file:
             if not self._refreshed(target) and not self._linked(file, path, target):
-                aside = self._incoming / uuid.uuid4().hex
-                try:
-                    with open_locked(aside) as copy:
-                        shutil.copyfileobj(file, copy, PIECE_BYTES)
-                        self._keep(copy, aside, digest)
-                finally:
-                    aside.unlink(missing_ok=True)
+                self._copy(file, digest)
             return Blob(digest=digest, size_bytes=os.fstat(file.fileno()).st_size)
+
+    def _copy(self, file: IO[bytes], digest: str) -> None:
+        aside = self._incoming / uuid.uuid4().hex
+        try:
+            with open_locked(aside) as copy:
+                while piece := file.read(PIECE_BYTES):
+                    append(copy, piece)
+                self._keep(copy, aside, digest)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _linked(self, file: IO[bytes], path: Path, target: Path) -> bool:
         """Give a file that is durable a second name; False: it is on another file system, or this one has no such."""

@@ -106,6 +106,19 @@ def chosen_record(pair: PairRecord) -> SingleRecord:
     return _with_answer(pair, pair.chosen)
 
 
+def rejected_record(pair: PairRecord) -> SingleRecord:
+    """Return a pair's prompt with its rejected answer."""
+    return _with_answer(pair, pair.rejected)
+
+
+def with_text(record: SingleRecord, text: str) -> SingleRecord:
+    """Return a record with another last answer, a plain text."""
+    if isinstance(record, CompletionRecord):
+        return replace(record, completion=text)
+    last = replace(record.messages[-1], content=text, tool_calls=())
+    return replace(record, messages=(*record.messages[:-1], last))
+
+
 def preference_unit(renderer: Renderer, record: Record, limit: LengthLimit) -> Unit:
     """Return a pair as the prompt with the chosen and the prompt with the rejected answer.
 

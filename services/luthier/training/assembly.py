@@ -20,10 +20,10 @@ from luthier.training.models.servicer import ModelServicer, RegisterModelHandler
 from luthier.training.models.tasks import KINDS as MAKING_KINDS
 from luthier.training.models.tasks import MakingHandler
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
+from luthier.work.pausing import PausableTasks
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
@@ -46,7 +46,7 @@ class Parts(Protocol):
         """Events of its resources."""
 
     @property
-    def queue(self) -> Tasks:
+    def queue(self) -> PausableTasks:
         """Work for its workers."""
 
     @property

@@ -12,13 +12,14 @@ from luthier.errors import Failure, Reason
 from luthier.runtime import tracing
 from luthier.storage.database import Database
 from luthier.work.events import AttemptKind, attempt_changed
+from luthier.work.faults import GIVEN_BACK
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
 from luthier.work.results import require_kind
-from luthier.work.tasks import Outcome, Task, TaskKind
+from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 from luthier.work.workers import holder_parts
 
 LONGEST_RETRY_SECONDS = 60.0
@@ -85,6 +86,20 @@ class Attempts:
         ) as span:
             return await self._tasks.change(connection, task.task_id, attempt_traceparent=span.traceparent)
 
+    async def conclude(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
+        """End an attempt as its worker says: lost or given back where the failure passes, paused, or with its task.
+
+        Raises InvalidArgument for a result of another kind of task.
+        """
+        failure = outcome.failure
+        if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
+            counts = failure.reason not in GIVEN_BACK
+            await self.lose(connection, task, failure.message, counts=counts, reason=failure.reason)
+        elif outcome.paused:
+            await self.pause(connection, task)
+        else:
+            await self.end(connection, task, outcome)
+
     async def lose(
         self,
         connection: AsyncConnection,
@@ -96,7 +111,7 @@ class Attempts:
     ) -> None:
         """Queue a task again whose attempt is lost, or end it: it was to stop, or this `counts` once too often.
 
-        It ends with WORKER_LOST then, or with `reason` where the worker is well.
+        It ends with WORKER_LOST then, or with `reason` where the worker is well. One that was to pause is paused.
         """
         losses = task.losses + counts
         self.database.after_commit(lambda: self.leases.end(task.task_id))
@@ -105,6 +120,8 @@ class Attempts:
             self.database.after_commit(partial(_note_lost, task))
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
+        elif task.pause_requested:
+            await self.rest(connection, task, losses)
         elif losses >= self.max_losses:
             failure = Failure(
                 code="UNAVAILABLE",
@@ -114,21 +131,46 @@ class Attempts:
             )
             await self._close(connection, task, Outcome(failure=failure))
         else:
-            seconds = self._retry_seconds(losses) if counts else 0.0
-            task = await self._tasks.requeue(connection, task.task_id, losses, seconds)
-            await self.handlers[task.kind].lost(connection, task)
-            self.database.after_commit(lambda: self.metrics.task_lost(task))
-            self.database.after_commit(lambda: self.announce_after(seconds))
+            await self._queue_again(connection, task, losses, self._retry_seconds(losses) if counts else 0.0)
+
+    async def _queue_again(
+        self, connection: AsyncConnection, task: Task, losses: int, seconds: float
+    ) -> None:
+        task = await self._tasks.requeue(connection, task.task_id, losses, seconds)
+        await self.handlers[task.kind].lost(connection, task)
+        self.database.after_commit(lambda: self.metrics.task_left(task))
+        self.database.after_commit(lambda: self.announce_after(seconds))
+
+    async def pause(self, connection: AsyncConnection, task: Task) -> None:
+        """End an attempt that left its checkpoint because it was asked to; nothing is counted against its task.
+
+        A task that was cancelled since ends, and one that was not asked goes on.
+        """
+        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        await self.record(connection, task, "PAUSED")
+        if task.cancel_requested:
+            await self._close(connection, task, Outcome(cancelled=True))
+        elif task.pause_requested:
+            await self.rest(connection, task, task.losses)
+        else:
+            await self._queue_again(connection, task, task.losses, 0.0)
+
+    async def rest(self, connection: AsyncConnection, task: Task, losses: int) -> None:
+        """Let a task that nobody has be given to nobody."""
+        task = await self._tasks.pause(connection, task.task_id, losses)
+        await self.handlers[task.kind].paused(connection, task)
+        self.database.after_commit(lambda: self.metrics.task_left(task))
 
     async def end(self, connection: AsyncConnection, task: Task, outcome: Outcome) -> None:
-        """End a task whose worker, if it ever had one, brought its outcome.
+        """End a task whose worker, if it has one, brought its outcome.
 
         Raises InvalidArgument for a result of another kind of task.
         """
         if outcome.result is not None:
             require_kind(task, outcome.result)
         self.database.after_commit(lambda: self.leases.end(task.task_id))
-        if task.attempt > 0:
+        # The last attempt of one that is paused has ended as such.
+        if task.attempt > 0 and task.state is not TaskState.PAUSED:
             kind: AttemptKind = "SUCCEEDED"
             reason = ""
             if outcome.failure is not None:

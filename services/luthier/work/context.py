@@ -49,6 +49,13 @@ class TaskStopped(Exception):
         self.result = result
 
 
+class TaskPaused(Exception):
+    """The service asked for the task back, to be gone on with later from its last checkpoint. Let it pass."""
+
+    def __init__(self) -> None:
+        super().__init__("the task was asked to pause")
+
+
 class TaskFailed(Exception):
     """A task failed, and part of its result is known all the same."""
 
@@ -91,6 +98,7 @@ class TaskContext:
         self._num_waiting = 0
         self._waiting_since: float | None = None
         self._storing: Future[list[task_pb2.BlobFile]] | None = None
+        self._pauses_itself = False
         self._phases = PhaseSpans()
 
     @property
@@ -101,6 +109,14 @@ class TaskContext:
     def cancelled(self) -> bool:
         """Tell whether the service asked to stop."""
         return self._session.cancel_requested
+
+    def pausing(self) -> bool:
+        """Tell whether the service asked to pause: leave a checkpoint then, and raise `TaskPaused`.
+
+        From the first call on the runner pauses where it likes; before, `heed` ends its work for a pause.
+        """
+        self._pauses_itself = True
+        return self._session.pause_requested
 
     @property
     def activity(self) -> int:
@@ -150,6 +166,7 @@ class TaskContext:
 
         Raises:
             TaskCancelled: the service asked to stop.
+            TaskPaused: the service asked to pause, and the runner has never called `pausing`.
             FailedPrecondition: LEASE_LOST; another worker may have the task.
             Unavailable: this worker shuts down; the task is queued again.
             DeadlineExceeded: TASK_DEADLINE; it took longer than its announced work permits.
@@ -162,6 +179,8 @@ class TaskContext:
             raise FailedPrecondition(reason=Reason.LEASE_LOST, message="the lease of this task is lost")
         if self._session.cancel_requested:
             raise TaskCancelled(reason=Reason.CANCELLED_BY_USER, message="the task was asked to stop")
+        if self._session.pause_requested and not self._pauses_itself:
+            raise TaskPaused
         if self._draining.is_set():
             raise Unavailable(reason=Reason.SHUTTING_DOWN, message="the worker shuts down")
         if self.overtime_seconds > 0:

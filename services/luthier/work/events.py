@@ -9,7 +9,7 @@ from google.rpc import status_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event, LogLine, StateChange
 
 Severity = Literal["INFO", "WARNING", "ERROR"]
-AttemptKind = Literal["STARTED", "SUCCEEDED", "FAILED", "LOST", "CANCELLED"]
+AttemptKind = Literal["STARTED", "SUCCEEDED", "FAILED", "LOST", "CANCELLED", "PAUSED"]
 
 
 def state_changed(

@@ -33,7 +33,7 @@ class TaskStates:
 class FamilyTasks(Generic[M, P]):
     """The part of a `TaskHandler` that needs no knowledge of what the task does.
 
-    It is that of tasks without checkpoints and rollouts.
+    It is that of tasks without checkpoints and rollouts, which are not paused.
     """
 
     def __init__(self, family: Family[M, P], states: TaskStates) -> None:
@@ -94,6 +94,12 @@ class FamilyTasks(Generic[M, P]):
         """Refuse: nothing is drawn from a model and learnt from. Raises FailedPrecondition."""
         raise FailedPrecondition(
             f"tasks of kind {task.kind} have no rollouts", metadata={"task": task.task_id}
+        )
+
+    async def paused(self, connection: AsyncConnection, task: Task) -> None:
+        """Refuse: there is nothing to go on from. Raises FailedPrecondition."""
+        raise FailedPrecondition(
+            f"tasks of kind {task.kind} cannot be paused", metadata={"task": task.task_id}
         )
 
     async def _move(self, connection: AsyncConnection, task: Task, state: int) -> None:

@@ -98,3 +98,7 @@ class TaskHandler(Protocol):
     async def lost(self, connection: AsyncConnection, task: Task) -> None:
         """The attempt was lost and the task is queued again."""
         ...
+
+    async def paused(self, connection: AsyncConnection, task: Task) -> None:
+        """Nobody has the task, and nobody is given it until it is queued again. Of what may be paused alone."""
+        ...

@@ -39,6 +39,10 @@ class Lifecycle:
         """Tell whether a state may follow another."""
         return following in self._moves.get(state, ())
 
+    def leading_to(self, *following: int) -> list[str]:
+        """Return the names of the states that one of some may follow, in the order of the table."""
+        return [self.name(state) for state, after in self._moves.items() if set(after) & set(following)]
+
     def require(self, name: str, state: int, following: int) -> None:
         """Raise FailedPrecondition WRONG_STATE unless the resource `name` in `state` may enter another one."""
         if self.may_become(state, following):

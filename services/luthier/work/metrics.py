@@ -33,7 +33,7 @@ class TaskObserver(Protocol):
         ...
 
     def ended(self, task: Task, outcome: Outcome | None) -> None:
-        """A task is over; None: an attempt is lost and it is queued again."""
+        """A task is over; None: an attempt is, and its task is queued again or paused."""
         ...
 
 
@@ -66,7 +66,7 @@ class WorkMetrics:
                 self._ended.labels(TaskKind.TRAIN.value, "failed", "request", str(reason))
 
     def attempt_ended(self, task: Task, outcome: str, reason: str) -> None:
-        """Count an attempt that is over: succeeded, failed, cancelled or lost."""
+        """Count an attempt that is over: succeeded, failed, cancelled, paused or lost."""
         self._attempts.labels(task.kind.value, outcome, reason_label(reason)).inc()
 
     def task_ended(self, task: Task, outcome: Outcome) -> None:
@@ -80,8 +80,8 @@ class WorkMetrics:
         for observer in self.observers:
             observer.ended(task, outcome)
 
-    def task_lost(self, task: Task) -> None:
-        """Say that an attempt is lost and its task queued again."""
+    def task_left(self, task: Task) -> None:
+        """Say that an attempt is over and its task is not: it is queued again, or paused."""
         for observer in self.observers:
             observer.ended(task, None)
 

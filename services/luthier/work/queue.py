@@ -15,7 +15,6 @@ from luthier.storage.database import Database
 from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.attempts import Attempts
-from luthier.work.faults import GIVEN_BACK
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
@@ -24,6 +23,7 @@ from luthier.work.promised_blobs import PromisedBlobs
 from luthier.work.repository import Tasks
 from luthier.work.requirements import Equipment
 from luthier.work.results import check_checkpoint, check_result, check_rollouts
+from luthier.work.stopping import Stopping
 from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState, Wanted
 from luthier.work.workers import holder_parts
 from luthier.worker.v1 import task_pb2, worker_service_pb2
@@ -89,6 +89,7 @@ class Queue:
             retry_seconds=self.settings.retry_seconds,
             announce_after=self._announce_after,
         )
+        self._stopping = Stopping(database=database, attempts=self._attempts, announce=self._announce)
 
     def register(self, kind: TaskKind, handler: TaskHandler) -> None:
         """Say who follows the tasks of a kind. Every kind that is queued needs a handler."""
@@ -108,16 +109,16 @@ class Queue:
         return task
 
     async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
-        """Stop the tasks of a resource: at once those that are queued, by their workers those that are leased.
+        """Stop the tasks of a resource, as `Stopping.cancel` does."""
+        await self._stopping.cancel(connection, uid)
 
-        Finished tasks are left alone.
-        """
-        for seen in await self._tasks.of_resource(connection, uid):
-            if seen.state is TaskState.DONE:
-                continue
-            task = await self._tasks.change(connection, seen.task_id, cancel_requested=True)
-            if task.state is TaskState.QUEUED:
-                await self._attempts.end(connection, task, Outcome(cancelled=True))
+    async def request_pause(self, connection: AsyncConnection, uid: str) -> None:
+        """Have the tasks of a resource given to nobody, as `Stopping.pause` does."""
+        await self._stopping.pause(connection, uid)
+
+    async def resume(self, connection: AsyncConnection, uid: str) -> None:
+        """Queue the paused tasks of a resource again, as `Stopping.resume` does."""
+        await self._stopping.resume(connection, uid)
 
     async def claim(
         self,
@@ -291,7 +292,7 @@ class Queue:
         """End a lease with what the worker brought. The same worker may repeat the call.
 
         A failure with code UNAVAILABLE is a lost attempt, one with reason DISK_FULL an attempt given back: the
-        task is queued again.
+        task is queued again. One that pauses is given to nobody until it is resumed.
 
         Raises:
             InvalidArgument: its result is beyond the limits of its kind, or of another kind than the task.
@@ -302,18 +303,11 @@ class Queue:
         check_result(outcome, {kind: handler.result_limits for kind, handler in self._handlers.items()})
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
-            if task is not None and task.state is TaskState.DONE and task.epoch == epoch:
+            if task is not None and task.state in (TaskState.DONE, TaskState.PAUSED) and task.epoch == epoch:
                 return
             task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()
-            failure = outcome.failure
-            if failure is not None and (failure.code == "UNAVAILABLE" or failure.reason == Reason.DISK_FULL):
-                counts = failure.reason not in GIVEN_BACK
-                await self._attempts.lose(
-                    connection, task, failure.message, counts=counts, reason=failure.reason
-                )
-            else:
-                await self._attempts.end(connection, task, outcome)
+            await self._attempts.conclude(connection, task, outcome)
 
     async def leases_of(self, worker_id: str) -> dict[str, float]:
         """Return by holder the seconds left of the leases that processes of a worker id hold."""

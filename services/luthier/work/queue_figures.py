@@ -26,7 +26,7 @@ NO_WORKER = "NO_WORKER"
 PUT_OFF = "PUT_OFF"
 """It is kept back for a while: an attempt was lost, or could not be handed out."""
 REASONS = (TURN, BUSY, NO_WORKER, str(Reason.NO_FITTING_WORKER), PUT_OFF, str(Reason.DISK_FULL))
-_UNFINISHED = (TaskState.QUEUED, TaskState.LEASED)
+_UNFINISHED = (TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED)
 
 
 class QueueFigures:

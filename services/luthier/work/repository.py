@@ -41,7 +41,7 @@ class StandingGroup:
     Attributes:
         kind: what they do.
         project: whose they are.
-        state: QUEUED or LEASED.
+        state: QUEUED, LEASED or PAUSED.
         required: what a worker must have to be given one.
         number: how many.
         num_put_off: those of them that are not handed out yet.
@@ -241,6 +241,18 @@ class Tasks:
             turn_at_us=now_us,
             not_before_us=now_us + round(seconds * 1e6) if seconds else 0,
             losses=losses,
+            pause_requested=False,
+        )
+
+    async def pause(self, connection: AsyncConnection, task_id: str, losses: int) -> Task:
+        """Let a task be given to nobody until it is queued again.
+
+        What its worker was promised to find is let go, and what its resource said of waiting is over.
+        """
+        await blob_refs.drop(connection, task_owner(task_id))
+        now_us = _now_us()
+        return await self.change(
+            connection, task_id, state=TaskState.PAUSED, queued_at_us=now_us, losses=losses, said=""
         )
 
     async def put_off(self, connection: AsyncConnection, task_id: str, seconds: float) -> None:
@@ -303,7 +315,7 @@ class Tasks:
                 func.min(columns.queued_at_us).label("since_us"),
             )
             # Not `!= DONE`: only equality finds the index, and finished tasks are nearly all of them.
-            .where(columns.state.in_([TaskState.QUEUED, TaskState.LEASED]))
+            .where(columns.state.in_([TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED]))
             .group_by(*alike)
         )
         return [
@@ -356,4 +368,5 @@ def _task(row: Row[Any]) -> Task:
         share=row.share,
         traceparent=row.traceparent,
         attempt_traceparent=row.attempt_traceparent,
+        pause_requested=row.pause_requested,
     )

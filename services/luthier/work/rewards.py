@@ -80,7 +80,7 @@ def scored(
         LuthierError: what `check` raised.
     """
     allowed.require(grader.address, "remote.address")
-    batches = list(_batches(samples, grader.max_batch_size or BATCH_SIZE))
+    together = list(batches(samples, grader.max_batch_size or BATCH_SIZE))
     with (
         grpc.insecure_channel(f"dns:///{grader.address}", options=_OPTIONS) as channel,
         ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="rewards") as threads,
@@ -92,7 +92,7 @@ def scored(
             check=check,
             most_errors=math.inf if most_errors is None else most_errors,
         )
-        return [one for batch in threads.map(asker.scores, batches) for one in batch]
+        return [one for batch in threads.map(asker.scores, together) for one in batch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +169,13 @@ class _Asker:
         return RewardError(reason=reason, message=f"reward service {self.address}: {what}")
 
 
-def _batches(samples: Sequence[Sample], most: int) -> Iterator[list[Sample]]:
+def batches(samples: Sequence[Sample], most: int, most_bytes: int = BATCH_BYTES) -> Iterator[list[Sample]]:
+    """Cut samples into batches of `most` and of `most_bytes` at most, or of one that has more."""
     batch: list[Sample] = []
     size_bytes = 0
     for sample in samples:
         one_bytes = sample.ByteSize()
-        if batch and (len(batch) == most or size_bytes + one_bytes > BATCH_BYTES):
+        if batch and (len(batch) == most or size_bytes + one_bytes > most_bytes):
             yield batch
             batch, size_bytes = [], 0
         batch.append(sample)

@@ -24,7 +24,7 @@ from luthier.runtime import tracing
 from luthier.runtime.logs import bind
 from luthier.storage.disk import found_full
 from luthier.work.cache import BlobCache
-from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
+from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskPaused, TaskStopped
 from luthier.work.faults import ATTEMPT_FAULTS, GIVEN_BACK, ONLY_TIME_MENDS
 from luthier.work.limits import Limits, allowed_seconds, kind_of
 from luthier.work.link import WorkerLink
@@ -120,6 +120,8 @@ def _note_outcome(span: tracing.Span, outcome: Outcome) -> None:
             _logger.info("the task is given back", extra=extra)
     elif outcome.cancelled:
         span.note({"luthier.cancelled": "true"})
+    elif outcome.paused:
+        span.note({"luthier.paused": "true"})
 
 
 def _note_reason(span: tracing.Span, reason: str, *, fails: bool) -> None:
@@ -254,6 +256,8 @@ def _outcome(runner: Runner, context: TaskContext) -> Outcome:
         return Outcome(cancelled=True)
     except TaskStopped as stopped:
         return Outcome(cancelled=True, result=stopped.result)
+    except TaskPaused:
+        return Outcome(paused=True)
     except TaskFailed as failed:
         full = found_full(failed.error, context.scratch)  # another attempt brings the whole result
         return Outcome(error=_status(full or failed.error), result=None if full else failed.result)

@@ -58,6 +58,7 @@ tasks = Table(
     Column("turn_at_us", BigInteger, nullable=False, server_default="0"),
     Column("traceparent", String, nullable=False, server_default=""),
     Column("attempt_traceparent", String, nullable=False, server_default=""),
+    Column("pause_requested", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("uid", "share", name="uq_tasks_uid_share"),
     Index("ix_tasks_state_kind", "state", "kind", "queued_at_us"),
     Index("ix_tasks_state_ended", "state", "ended_at_us"),

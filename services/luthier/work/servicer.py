@@ -130,7 +130,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         if request.HasField("figures"):
             self._workers.measured(task.worker, request.figures)
         return worker_service_pb2.HeartbeatResponse(
-            cancel_requested=task.cancel_requested, token=self._token(task)
+            cancel_requested=task.cancel_requested,
+            pause_requested=task.pause_requested,
+            token=self._token(task),
         )
 
     async def ReportEvents(
@@ -153,7 +155,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         last = await self._queue.report(request.task, request.epoch, numbered, run_record)
         fresh = [event for number, event in numbered if number > task.last_local_number]
         self._queue.metrics.reported(task, fresh, request.figures if request.HasField("figures") else None)
-        return worker_service_pb2.ReportEventsResponse(last_local_number=last)
+        return worker_service_pb2.ReportEventsResponse(
+            last_local_number=last,
+            cancel_requested=task.cancel_requested,
+            pause_requested=task.pause_requested,
+        )
 
     async def GrantBlob(
         self, request: worker_service_pb2.GrantBlobRequest, context: Context
@@ -227,13 +233,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         """Take the outcome of a task."""
         require_valid(request)
         failed = request.HasField("error")
-        if not failed and not request.cancelled and not request.HasField("result"):
+        if not (failed or request.cancelled or request.paused or request.HasField("result")):
             raise InvalidArgument(
-                reason=Reason.FIELD_REQUIRED, message="one of error, cancelled and result must be set"
+                reason=Reason.FIELD_REQUIRED, message="one of error, cancelled, paused and result must be set"
             )
         outcome = Outcome(
             failure=status_to_failure(request.error) if failed else None,
             cancelled=request.cancelled,
+            paused=request.paused,
             result=request.result if request.HasField("result") else None,
         )
         await self._queue.finish(request.task, request.epoch, outcome, partial(self._require_blobs, request))

@@ -38,6 +38,7 @@ class TaskSession:
         task: the task as claimed.
         token: credential for other services, refreshed by heartbeats.
         cancel_requested: whether the service asked to stop.
+        pause_requested: whether it asked to leave a checkpoint and give the task back.
         lost: whether the lease is gone; nothing may be reported any more.
         num_refused_reports: events and run records that the service refused and that are dropped.
     """
@@ -46,6 +47,7 @@ class TaskSession:
         self.task = task
         self.token = task.token
         self.cancel_requested = False
+        self.pause_requested = False
         self.lost = False
         self.num_refused_reports = 0
         self._link = link
@@ -86,8 +88,14 @@ class TaskSession:
             task=self.task.task, epoch=self.task.epoch, figures=self._link.figures()
         )
         response = await self._link.call(self._link.stub.Heartbeat, request)
-        self.cancel_requested = self.cancel_requested or response.cancel_requested
+        self._hear(response)
         self.token = response.token
+
+    def _hear(
+        self, response: worker_service_pb2.HeartbeatResponse | worker_service_pb2.ReportEventsResponse
+    ) -> None:
+        self.cancel_requested = self.cancel_requested or response.cancel_requested
+        self.pause_requested = self.pause_requested or response.pause_requested
 
     async def _send_events(self) -> None:
         while not self.lost:
@@ -160,7 +168,7 @@ class TaskSession:
             task=self.task.task, epoch=self.task.epoch, events=events, run_record=record, figures=figures
         )
         try:
-            await self._call(self._link.stub.ReportEvents, request)
+            self._hear(await self._call(self._link.stub.ReportEvents, request))
         except InvalidArgument as error:
             if events and record is not None:
                 await self._deliver((), record)

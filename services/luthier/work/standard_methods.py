@@ -133,13 +133,15 @@ class StandardMethods:
 
     def cancel(self, cancel: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
         """Return a method that asks a resource to stop."""
-        return self._changing(cancel)
+        return self.change(cancel)
 
     def delete(self, delete: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
         """Return a method that deletes a resource."""
-        return self._changing(delete)
+        return self.change(delete)
 
-    def _changing(self, change: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
+    def change(self, change: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
+        """Return a method that changes a resource, given its name and the etag that it is to have."""
+
         async def changed(request: ChangeRequest, context: Context) -> A:  # noqa: ARG001
             self.check(request.name)
             return await change(request.name, request.etag)

@@ -29,6 +29,7 @@ class TaskState(StrEnum):
 
     QUEUED = "QUEUED"
     LEASED = "LEASED"
+    PAUSED = "PAUSED"
     DONE = "DONE"
 
 
@@ -57,7 +58,7 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A queued, leased or finished task.
+    """A queued, leased, paused or finished task.
 
     Attributes:
         task_id: id within the service.
@@ -77,6 +78,7 @@ class Task:
         share: which share of the resource's work it is, from 1; 0: the whole.
         traceparent: what asked for it; empty: nobody kept that.
         attempt_traceparent: its last attempt; empty likewise.
+        pause_requested: whether the holder is to leave a checkpoint and give it back, to be given to none.
     """
 
     task_id: str
@@ -96,6 +98,7 @@ class Task:
     share: int = 0
     traceparent: str = ""
     attempt_traceparent: str = ""
+    pause_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +120,9 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a worker says that a task ended: failed with `failure`, stopped on request, or done."""
+    """How a worker says that its work ended: failed with `failure`, stopped or paused on request, or done."""
 
     failure: Failure | None = None
     cancelled: bool = False
+    paused: bool = False
     result: task_pb2.TaskResult | None = None

@@ -88,7 +88,7 @@ async def test_of_moves_at_the_same_time_one_counts_and_the_others_are_told(site
 async def test_a_gate_stays_shut_until_an_evaluation_of_the_model_opens_it(site: Any) -> None:
     await created(site, Gate(score=ScoreGate(score="exact_match", least=0.5)), alias_id="strict")
     await created(site, Gate(score=ScoreGate(score="exact_match", least=0.0)), alias_id="mild")
-    await created(site, Gate(score=ScoreGate(score="perplexity", most=9.0)), alias_id="unmeasured")
+    await created(site, Gate(score=ScoreGate(score="chrf", least=0.1)), alias_id="unmeasured")
     with pytest.raises(InvalidArgument, match="must name an evaluation"):
         await moved(site, "tuned", alias_id="strict")
     async with site.worker():
@@ -118,7 +118,7 @@ async def test_what_cannot_be_is_refused_by_name(site: Any) -> None:
     with pytest.raises(AlreadyExists):
         await created(site)
     with pytest.raises(InvalidArgument, match=r"model_alias\.gates\[0\]\.score\.score"):
-        await created(site, Gate(score=ScoreGate(score="rouge", least=1)), alias_id="other")
+        await created(site, Gate(score=ScoreGate(score="meteor", least=1)), alias_id="other")
     with pytest.raises(NotFound, match="models/none does not exist"):
         await moved(site, "none")
     with pytest.raises(NotFound, match="evaluations/none does not exist"):

@@ -137,10 +137,10 @@ async def test_without_drift_no_arm_needs_a_chat_template(bench: Bench) -> None:
         (
             (0.10, 0.00, 0.30, 9),
             Standing.STANDING_UNDECIDED,
-            "base has 9 questions of the general suite right, fewer",
+            "base has 9 questions of the suite right, fewer",
         ),
-        (None, Standing.STANDING_UNDECIDED, "base has 0 questions of the general suite right"),
-        ((), Standing.STANDING_UNDECIDED, "base answered no question of the general suite"),
+        (None, Standing.STANDING_UNDECIDED, "base has 0 questions of the suite right"),
+        ((), Standing.STANDING_UNDECIDED, "base answered no question of the suite"),
     ],
 )
 def test_a_guard_stands_as_the_whole_interval_does(

@@ -58,7 +58,9 @@ async def test_a_verdict_and_guards_may_be_about_what_a_grader_that_is_there_giv
     assert (made.primary_score, list(made.graders)) == ("grader.short", graders)
     _, spec = await bench.claim()
     assert list(spec.evaluate.evaluation.graders) == graders
-    with pytest.raises(InvalidArgument, match=r"\(exact_match, grader.short\), got 'grader.long'") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"\(exact_match, perplexity, grader.short\), got 'grader.long'"
+    ) as caught:
         await bench.create(arms=ARMS, graders=[short()], primary_score="grader.long")
     assert caught.value.violations[0].reason == Reason.METRIC_NOT_MEASURED
 
@@ -96,10 +98,10 @@ async def test_a_verdict_and_guards_may_be_about_what_a_grader_that_is_there_giv
             "must be host:port of 127.0.0.1, which LUTHIER_REWARD_ADDRESSES allows, got 'rewards.example.com:443'",
         ),
         (
-            [Grader(name="valued", reward_model=RewardModelGrader(model=f"{BASE}-reward"))],
-            ["[0].reward_model"],
-            Reason.GRADER_NEEDS_MODEL,
-            "must not be a reward model, as graders of an evaluation ask none, got",
+            [short(), Grader(name="valued", reward_model=RewardModelGrader(model=BASE))],
+            ["[1].reward_model.model"],
+            Reason.REWARD_MODEL_EXPECTED,
+            "must be a reward model .kind REWARD. or a checkpoint of one, got '.*/base'",
         ),
     ],
 )

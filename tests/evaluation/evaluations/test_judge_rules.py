@@ -179,7 +179,8 @@ async def test_a_verdict_and_guards_may_be_about_what_a_judge_that_is_there_give
         arms=[ZERO, TUNED_ARM], judges=[judge()], primary_score="judge.fair", guards=[guard]
     )
     assert made.primary_score == "judge.fair"
-    with pytest.raises(InvalidArgument, match=r"\(exact_match, judge.fair\), got 'judge.unfair'") as caught:
+    wanted = r"\(exact_match, perplexity, judge.fair\), got 'judge.unfair'"
+    with pytest.raises(InvalidArgument, match=wanted) as caught:
         await bench.create(arms=[ZERO, TUNED_ARM], judges=[judge()], primary_score="judge.unfair")
     assert caught.value.violations[0].reason == Reason.METRIC_NOT_MEASURED
 

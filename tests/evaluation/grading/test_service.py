@@ -18,13 +18,13 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.evaluation.conftest import Site
+from tests.evaluation.evaluations.memory_peers import MemoryPeers
 from tests.grading.grader_messages import (
     json_match,
     multi,
     number_match,
     regex,
     remote,
-    reward_model,
     similarity,
     string_check,
 )
@@ -34,8 +34,11 @@ from luthier.client.cli import main
 from luthier.errors import InvalidArgument, PermissionDenied, Reason, ResourceExhausted
 from luthier.errors.status import status_to_failure
 from luthier.evaluation.config import Config
+from luthier.evaluation.generation.exchange import Exchange
+from luthier.evaluation.generation.values import Values
 from luthier.evaluation.grading import samples as samples_module
 from luthier.evaluation.grading.service import MAX_GRADINGS, GradingService
+from luthier.runtime.auth import TaskTokens
 from luthier.runtime.config import read
 from luthier.v1.evaluation_service_pb2 import GradeSamplesRequest
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade, ScoreRange
@@ -44,6 +47,8 @@ from luthier.work.limited_child import Limits
 from luthier.work.rewards import RewardAddresses
 
 PARENT = "projects/default"
+NO_MODELS = Values(Exchange(), MemoryPeers(), TaskTokens("s" * 32))
+"""Nobody takes orders."""
 
 
 @pytest.fixture
@@ -226,18 +231,6 @@ async def test_an_address_that_is_not_allowed_is_refused_with_its_field(site: Si
     )
 
 
-async def test_a_reward_model_is_refused_by_name_as_no_model_is_loaded(site: Site) -> None:
-    inner = multi("a + b", a=reward_model("projects/default/models/judge"), b=string_check())
-    for grader, place in ((reward_model(), "grader"), (inner, "grader.multi.graders['a']")):
-        with pytest.raises(InvalidArgument) as caught:
-            await anext(site.stream("GradeSamples", request(grader, Sample())))
-        assert caught.value.reason == Reason.GRADER_NEEDS_MODEL
-        assert caught.value.message == (
-            f"{place}.reward_model: must not be a reward model, as no model is loaded to grade samples with, got "
-            "'projects/default/models/judge'; the grader of a reinforcement job may be one"
-        )
-
-
 def summed(parts: dict[str, Grader]) -> Grader:
     grader = multi("+".join(parts), **parts)
     grader.multi.range.CopyFrom(ScoreRange(min=0, max=100))
@@ -298,7 +291,7 @@ async def test_hostile_samples_get_a_score_or_an_error_of_their_own(site: Site) 
 async def test_what_takes_too_much_is_refused_and_the_next_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(cpu_seconds=1, memory_bytes=1 << 30, wall_seconds=60.0)
     monkeypatch.setattr(samples_module, "SAMPLE_LIMITS", limits)
-    grading = GradingService(RewardAddresses([]))
+    grading = GradingService(RewardAddresses([]), NO_MODELS)
     grader, long = heavy(14)
     grader = summed({"first": grader, "second": grader})  # more than the limit on fast processors too
     light = sample("x", "x")

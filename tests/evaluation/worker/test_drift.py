@@ -14,12 +14,21 @@ from tests.evaluation.tiny_models import write_base, write_null_adapter
 from tests.evaluation.worker.test_resume import counted, until_answered
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound
 from luthier.evaluation import shares
-from luthier.evaluation.worker.drift import suite_questions
+from luthier.evaluation.worker.drift_suite import suite_questions
 from luthier.evaluation.worker.questions import Question, choose
 from luthier.grading.suite import general_texts
 from luthier.text.records import ChatRecord
-from luthier.v1.evaluation_pb2 import DriftProbe, DriftResult, Evaluation
+from luthier.v1.dataset_pb2 import SPLIT_VALIDATION
+from luthier.v1.evaluation_pb2 import (
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_FIELD_MATCH,
+    EVALUATION_METRIC_PERPLEXITY,
+    DriftProbe,
+    DriftResult,
+    Evaluation,
+)
 from luthier.v1.verdict_pb2 import DriftGuard, EvaluationVerdict, Guard
 
 NUM_QUESTIONS = 16
@@ -124,12 +133,19 @@ async def test_what_nobody_touched_retains_everything_and_noise_forgets(probed: 
         assert 0.7 < retained.lower < 1
         assert abs(found[arm_id].divergence.value) < 1e-6
         assert abs(found[arm_id].greedy_divergence.value) < 1e-6
+        assert abs(found[arm_id].exact_divergence.value) < 1e-6
         assert abs(found[arm_id].text_loss.value) < 1e-6
         assert found[arm_id].baseline_text_bits == noisy.baseline_text_bits > 0
         assert not any(one.num_gained for one in found[arm_id].skills)
     assert noisy.retained.upper < found["same"].retained.lower, "clearly less"
     assert noisy.divergence.lower > 0.1
     assert noisy.greedy_divergence.lower > 0.1
+    assert noisy.exact_divergence.lower > 0.1
+    drawn = noisy.divergence
+    assert drawn.lower < noisy.exact_divergence.value < drawn.upper, "one estimates the other"
+    assert NUM_QUESTIONS < noisy.num_compared_tokens <= min(256, noisy.num_drawn_tokens)
+    assert noisy.exact_divergence.count == noisy.divergence.count, "some tokens of each answer"
+    assert all(found[arm_id].exact_divergence.lower >= 0 for arm_id in found)
     assert noisy.text_loss.count == len(general_texts()) == 12
     assert noisy.text_loss.lower != noisy.text_loss.upper
     assert noisy.num_drawn_tokens > NUM_QUESTIONS
@@ -151,7 +167,7 @@ async def test_it_is_the_same_whatever_the_order_and_whoever_answers(probed: Sit
     ], "the suite's questions are none of the evaluation's records"
 
 
-CHOSEN = {"max_questions": NUM_QUESTIONS, "max_new_tokens": 24}
+CHOSEN: dict[str, Any] = {"max_questions": NUM_QUESTIONS, "max_new_tokens": 24}
 
 
 async def test_a_worker_that_stops_leaves_what_it_asked_to_the_next(
@@ -177,7 +193,8 @@ async def test_other_tokens_have_no_divergence_and_are_graded_all_the_same(probe
     done = await run(probed, arms=[("base", "knowing", 0), ("alien", "alien", 0)])
     (result,) = done.drift_results
     assert (result.retained.value, result.HasField("divergence")) == (1.0, False)
-    assert result.num_drawn_tokens == 0
+    assert result.num_drawn_tokens == result.num_compared_tokens == 0
+    assert not result.HasField("exact_divergence")
     assert result.text_loss.value == 0, "bits a byte can be held against each other whatever the tokens"
 
 
@@ -222,3 +239,72 @@ async def test_nothing_is_asked_where_nobody_wants_it(probed: Site, monkeypatch:
             done = await probed.ended(made.name)
     assert not done.drift_results
     assert len(asked) == 4 * len(ARMS)
+
+
+async def test_records_of_a_version_are_asked_in_place_of_the_suite(probed: Site) -> None:
+    """Of the evaluation's own version here, of whatever version elsewhere."""
+    known = choose(suite_questions(), NUM_QUESTIONS, 0)
+    probed.data.records["VALIDATION"] = [one.record for one in known]
+    probe = DriftProbe(dataset_version=probed.VERSION, split=SPLIT_VALIDATION, max_new_tokens=24)
+    done = await run(probed, drift=probe)
+    assert done.drift.dataset_digest == probed.data.digest
+    assert (done.drift.max_questions, done.drift.metric) == (1000, EVALUATION_METRIC_EXACT_MATCH)
+    found = by_arm(done)
+    assert [(one.skill, one.num_asked) for one in found["same"].skills] == [("questions", NUM_QUESTIONS)]
+    assert found["same"].retained.value == 1.0
+    assert found["same"].retained.count >= 12
+    assert found["noisy"].retained.upper < found["same"].retained.lower
+    assert found["noisy"].exact_divergence.lower > 0.1
+    few = await run(probed, drift=DriftProbe(**{"max_questions": 4, **_probe(probe)}))
+    assert by_arm(few)["same"].skills[0].num_asked == 4
+
+
+def _probe(probe: DriftProbe) -> dict[str, Any]:
+    return {field.name: value for field, value in probe.ListFields()}
+
+
+async def test_a_reference_that_does_not_suit_the_metric_is_named(probed: Site) -> None:
+    probed.data.records["VALIDATION"] = [one.record for one in choose(suite_questions(), 3, 0)]
+    probe = DriftProbe(
+        dataset_version=probed.VERSION, split=SPLIT_VALIDATION, metric=EVALUATION_METRIC_FIELD_MATCH
+    )
+    wanted = {"arms": ARMS, "drift": probe, "max_new_tokens": 4, "max_records": 4}
+    async with probed.worker():
+        done = await probed.ended((await probed.evaluate(**wanted)).name)
+    assert done.error.message.startswith(
+        f"drift: validation.jsonl:1 of {probed.VERSION}: the reference must be a JSON object"
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "kind", "message"),
+    [
+        ({"split": SPLIT_VALIDATION}, InvalidArgument, "drift.split: must be unset without dataset_version"),
+        (
+            {"metric": EVALUATION_METRIC_EXACT_MATCH},
+            InvalidArgument,
+            "drift.metric: must be unset without dataset_version",
+        ),
+        (
+            {"dataset_version": Site.VERSION, "metric": EVALUATION_METRIC_PERPLEXITY},
+            InvalidArgument,
+            "drift.metric: must say whether a whole answer is right, as .* do, got EVALUATION_METRIC_PERPLEXITY",
+        ),
+        (
+            {"dataset_version": Site.VERSION, "split": SPLIT_VALIDATION},
+            FailedPrecondition,
+            "drift: .* has no record in the VALIDATION split",
+        ),
+        (
+            {"dataset_version": "projects/other/datasets/a/versions/b"},
+            InvalidArgument,
+            "drift.dataset_version: must be in projects/default",
+        ),
+        ({"dataset_version": f"{Site.VERSION}2"}, NotFound, "does not exist"),
+    ],
+)
+async def test_a_suite_that_cannot_be_is_refused(
+    probed: Site, probe: dict[str, Any], kind: type[LuthierError], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        await probed.evaluate(arms=ARMS, drift=DriftProbe(**probe))

@@ -11,13 +11,17 @@ from luthier.errors import FailedPrecondition, Reason
 from luthier.errors.status import failure_to_status
 from luthier.evaluation.worker import drift_results
 from luthier.evaluation.worker.drift_results import ArmRecords, drift_of, drift_warnings
+from luthier.evaluation.worker.drift_suite import general, suite_questions
+from luthier.evaluation.worker.exact_drift import chosen
 from luthier.evaluation.worker.questions import failure_of
 from luthier.grading.suite import general_suite, general_texts
+from luthier.text.rendering import Rendered
 from luthier.v1.evaluation_pb2 import DriftResult
 from luthier.worker.v1.task_pb2 import AnsweredRecord
 
 ROWS = [0, 1, 2, 3, 50]
 SUITE = general_suite()
+ASKED = general([suite_questions()[row] for row in ROWS])
 TEXTS = (*general_texts()[1:], "Zwölf größere Öfen stehen über dem schönen Fluß, сказал он: 東京は大きい。")
 ERROR = failure_to_status(failure_of(FailedPrecondition("broken weights", reason=Reason.MODEL_INVALID)))
 
@@ -66,7 +70,7 @@ BASELINE = ArmRecords(said=said({0, 1, 2, 3}), found=found(3.0, 5.0), read=read(
 
 
 def drifted(mine: ArmRecords, baseline: ArmRecords = BASELINE) -> DriftResult:
-    return drift_of(DriftResult(arm_id="tuned", baseline_arm_id="base"), ROWS, mine, baseline)
+    return drift_of(DriftResult(arm_id="tuned", baseline_arm_id="base"), ASKED, mine, baseline)
 
 
 def arm(**changes: object) -> ArmRecords:
@@ -162,3 +166,52 @@ def test_other_tokens_have_no_divergence() -> None:
     assert not result.HasField("divergence")
     assert result.num_drawn_tokens == 0
     assert result.text_loss.value == 0
+
+
+def compared(*nats: float) -> list[AnsweredRecord]:
+    return [AnsweredRecord(row=row, nll=one, num_reference_tokens=10 + row) for row, one in enumerate(nats)]
+
+
+def test_the_exact_divergence_is_nats_over_tokens_and_is_left_out_where_one_failed() -> None:
+    result = drifted(arm(compared=compared(*[5.0, 6.0] * 5)))
+    assert result.exact_divergence.value == pytest.approx(55 / 145)
+    assert result.exact_divergence.lower < 55 / 145 < result.exact_divergence.upper
+    assert result.num_compared_tokens == 145
+    assert not drifted(arm()).HasField("exact_divergence")
+    lost = arm(compared=[*compared(5.0, 6.0), failed(2)])
+    assert not drifted(lost).HasField("exact_divergence")
+    (warning,) = drift_warnings("tuned", lost, is_baseline=False)
+    assert warning == (
+        "drift: arm tuned could not be compared word by word on 1 of 3 answers of the baseline, so that this is not "
+        "measured; the first: broken weights"
+    )
+
+
+def test_the_exact_divergence_of_too_few_answers_is_left_out_with_a_word() -> None:
+    few = arm(compared=compared(*[5.0] * 9))
+    assert not drifted(few).HasField("exact_divergence")
+    assert list(drift_warnings("tuned", few, is_baseline=False)) == [
+        "drift: arm tuned was compared word by word on 9 answers of the baseline, which are too few to tell how sure "
+        "that is: at least 10 are needed"
+    ]
+    assert drifted(arm(compared=compared(*[5.0] * 10))).HasField("exact_divergence")
+
+
+def test_the_exact_divergence_is_never_below_nothing() -> None:
+    found = drifted(arm(compared=compared(*[-1e-9, 1e-9] * 5, -1e-8))).exact_divergence
+    assert (found.value, found.lower) == (0.0, 0.0)
+    assert 0 <= found.upper < 1e-6
+
+
+def test_few_tokens_of_each_of_many_answers_are_compared() -> None:
+    texts = {
+        row: Rendered(input_ids=tuple(range(300)), loss_mask=(False,) * 100 + (True,) * 200)
+        for row in range(80)
+    }
+    found = chosen(texts, 3)
+    assert [one.num_supervised for one in found] == [4] * 64
+    assert all(not any(one.loss_mask[:100]) for one in found), "of the answers"
+    assert len({one.loss_mask for one in found}) > 32, "not the same places of all"
+    assert chosen(texts, 3) == found != chosen(texts, 4)
+    assert [one.num_supervised for one in chosen({0: texts[0]}, 3)] == [200]
+    assert chosen({}, 3) == []

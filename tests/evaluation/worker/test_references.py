@@ -11,6 +11,7 @@ from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import FIELD_SCORE, MAX_FIELDS, grading_of
 from luthier.text.records import CompletionRecord
 from luthier.v1 import evaluation_pb2
+from luthier.worker.v1.task_pb2 import AnsweredRecord
 
 FIELDS = evaluation_pb2.EVALUATION_METRIC_FIELD_MATCH
 
@@ -39,7 +40,7 @@ def test_the_fields_that_most_records_have_are_scored_by_themselves() -> None:
     assert len(grading.fields) == MAX_FIELDS
     assert f"{FIELD_SCORE}common" in grading.fields
     assert "181 fields: the 100 that most" in grading.warnings[0]
-    scores = grading.scores(json.dumps(rare[2]), questions(*rare)[2])
+    scores = grading.scores(AnsweredRecord(text=json.dumps(rare[2])), questions(*rare)[2])
     assert scores["field_match.fields"] == scores["field_match.record"] == 1.0
     assert len(scores) < 60
 

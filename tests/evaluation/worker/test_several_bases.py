@@ -160,7 +160,7 @@ async def test_perplexities_of_different_tokenizers_are_refused_with_what_would_
         await site.evaluate(**WANTED)
     assert caught.value.message.startswith("evaluation.metrics: must not have PERPLEXITY")
     assert (
-        f"got zero: {site.PARENT}/models/base; far: {site.PARENT}/models/other; leave it out"
+        f"got zero: {site.PARENT}/models/base; far: {site.PARENT}/models/other; measure BITS_PER_BYTE in its place"
         in caught.value.message
     )
     done = await run(site, metrics=[EVALUATION_METRIC_EXACT_MATCH])

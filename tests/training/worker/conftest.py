@@ -30,7 +30,7 @@ from luthier.training.recipes.course import TIMED_METRICS
 from luthier.training.worker import held_out
 from luthier.training.worker.computing import computed
 from luthier.training.worker.making import Make, make_here, run_export, run_merge
-from luthier.training.worker.order import Desk, MakeOrder, TrainOrder
+from luthier.training.worker.order import Desk, MakeOrder, TrainEnd, TrainOrder
 from luthier.training.worker.register import Register, register_here, run_register
 from luthier.training.worker.train import Compute, Trainer
 from luthier.v1 import (
@@ -55,7 +55,7 @@ from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import WorkerSettings, work_until
-from luthier.worker.v1 import hold_service_pb2_grpc, task_pb2
+from luthier.worker.v1 import hold_service_pb2_grpc
 
 PARENT = "projects/default"
 MODEL = f"{PARENT}/models/tiny"
@@ -152,7 +152,7 @@ class SmallDataService(data_service_pb2_grpc.DataServiceServicer):
         self.digest = self.digest_once_read
 
 
-def compute_here(order: TrainOrder, desk: Desk, context: TaskContext) -> task_pb2.TrainResult:
+def compute_here(order: TrainOrder, desk: Desk, context: TaskContext) -> TrainEnd:
     """Train in this very process: what a test is about is often not where."""
     return computed(order, desk, torch.device("cpu"))
 

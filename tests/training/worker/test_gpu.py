@@ -15,10 +15,9 @@ from tests.training.worker.test_on_a_device import CASES
 from tests.training.worker.test_weights import ended
 
 from luthier.training.worker.computing import computed
-from luthier.training.worker.order import Desk, TrainOrder
+from luthier.training.worker.order import Desk, TrainEnd, TrainOrder
 from luthier.v1.fine_tuning_job_pb2 import DETERMINISM_BITWISE, FineTuningJob
 from luthier.work.context import TaskContext
-from luthier.worker.v1 import task_pb2
 
 # cuBLAS reads it when the GPU is opened.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -36,7 +35,7 @@ def _determinism_only_here() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=False)
 
 
-def compute_on_gpu(order: TrainOrder, desk: Desk, context: TaskContext) -> task_pb2.TrainResult:
+def compute_on_gpu(order: TrainOrder, desk: Desk, context: TaskContext) -> TrainEnd:
     return computed(order, desk, torch.device("cuda", 0))
 
 

@@ -17,7 +17,7 @@ from tests.training.worker.test_weights import ended
 
 from luthier.kernels.tables import force_impl
 from luthier.training.worker.computing import computed
-from luthier.training.worker.order import Desk, TrainOrder
+from luthier.training.worker.order import Desk, TrainEnd, TrainOrder
 from luthier.v1.fine_tuning_job_pb2 import (
     FineTuningJob,
     FullConfig,
@@ -31,7 +31,6 @@ from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_UNPAIRED,
 )
 from luthier.work.context import TaskContext
-from luthier.worker.v1 import task_pb2
 
 Loss = PreferenceConfig.Loss
 
@@ -121,7 +120,7 @@ async def test_no_tensor_stays_on_the_processor(site: Site, model_folder: Path, 
     case.give_rows(site)
     spy = DeviceSpy()
 
-    def compute(order: TrainOrder, desk: Desk, context: TaskContext) -> task_pb2.TrainResult:
+    def compute(order: TrainOrder, desk: Desk, context: TaskContext) -> TrainEnd:
         with spy:
             return computed(order, desk, torch.device("cpu"))
 

@@ -97,7 +97,9 @@ def compute_on_two(order: TrainOrder, desk: Desk, context: TaskContext) -> task_
         collective: Collective = RankOfThreads(shared, rank)
         _of_thread.rank = collective
         try:
-            return computed(own, RankDesk(_Placed(desk, own), collective), CPU, collective)
+            made = computed(own, RankDesk(_Placed(desk, own), collective), CPU, collective)
+            assert isinstance(made, task_pb2.TrainResult)
+            return made
         except BaseException as error:
             shared.errors.append(error)
             shared.barrier.abort()

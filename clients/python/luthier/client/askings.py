@@ -1,13 +1,15 @@
-"""In words, what stands below an arm, and with which chat template it was asked."""
+"""In words, what stands below an arm, its examples, and with which chat template it was asked."""
 
 from __future__ import annotations
 
 from luthier.v1.evaluation_pb2 import (
+    SHOT_CHOICE_SIMILAR,
     TEMPLATE_SOURCE_ARM,
     TEMPLATE_SOURCE_BASE,
     TEMPLATE_SOURCE_TAUGHT,
     ArmResult,
     Evaluation,
+    EvaluationArm,
 )
 
 _DIGEST_CHARACTERS = 8
@@ -32,3 +34,8 @@ def asked_with(result: ArmResult) -> str:
         return "no template"
     digest = result.template_digest[:_DIGEST_CHARACTERS]
     return f"{_WORDS[result.template_source]} ({digest}, {result.template_date})"
+
+
+def shots_words(arm: EvaluationArm) -> str:
+    """Return how many examples an arm is given, e.g. `3` of the same for all, or `3:similar`."""
+    return f"{arm.num_shots}{':similar' * (arm.shot_choice == SHOT_CHOICE_SIMILAR)}"

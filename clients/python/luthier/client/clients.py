@@ -5,15 +5,16 @@ from __future__ import annotations
 from types import TracebackType
 
 from luthier.client.aliases import Aliases, AsyncAliases
-from luthier.client.async_driver import AsyncDriver, AsyncResource, async_stream_method
+from luthier.client.async_driver import AsyncDriver, AsyncResource, async_method, async_stream_method
 from luthier.client.config import ClientConfig, ConfigArguments, read_config
 from luthier.client.datasets import AsyncDatasets, Datasets
 from luthier.client.evaluations import AsyncEvaluations, Evaluations, generate
 from luthier.client.jobs import AsyncJobs, Jobs
+from luthier.client.learning_curve import learning_curve
 from luthier.client.models import AsyncModels, Models
 from luthier.client.notebooks import register
 from luthier.client.renderings import AsyncRenderings, Renderings
-from luthier.client.sync_driver import SyncDriver, SyncResource, stream_method
+from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
 
 
 class Client(SyncResource):
@@ -29,6 +30,7 @@ class Client(SyncResource):
     """
 
     generate = stream_method(generate)
+    learning_curve = method(learning_curve)
 
     def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
         chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())
@@ -62,6 +64,7 @@ class AsyncClient(AsyncResource):
     """
 
     generate = async_stream_method(generate)
+    learning_curve = async_method(learning_curve)
 
     def __init__(self, config: ClientConfig | ConfigArguments | None = None) -> None:
         chosen = config if isinstance(config, ClientConfig) else read_config(config or ConfigArguments())

@@ -28,7 +28,11 @@ def divergence_words(result: DriftResult) -> str:
     """Return the divergence with its interval, in nats per token; says so where it was not measured."""
     if not result.HasField("divergence"):
         return _unmeasured(result)
-    return f"{estimate_words(result.divergence)} nats per token"
+    drawn = f"{estimate_words(result.divergence)} nats per token"
+    if not result.HasField("exact_divergence"):
+        return drawn
+    exact = estimate_words(result.exact_divergence)
+    return f"{drawn}; all words compared at {result.num_compared_tokens:,} tokens: {exact}"
 
 
 def text_loss_words(result: DriftResult) -> str:

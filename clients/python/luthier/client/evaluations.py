@@ -9,6 +9,7 @@ from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, ResumedStream, Scope, StreamFlow, call, pages, replaced
+from luthier.client.graders import name_reward_models
 from luthier.client.retry import is_retryable
 from luthier.client.sync_driver import SyncResource, method, stream_method
 from luthier.errors import DataLoss, LuthierError
@@ -31,14 +32,20 @@ _BYTES_A_CALL = 3 << 20
 def create(scope: Scope, evaluation: Evaluation, *, evaluation_id: str = "") -> Flow[Evaluation]:
     """Start an evaluation. Follow it with `watch` or `wait`.
 
-    `evaluation` names `dataset_version` and in its `arms` and `judges` the models (short names will do).
+    `evaluation` names `dataset_version` and in its `arms`, `judges` and `graders` the models (short names will do).
     """
     resolved = replaced(evaluation, dataset_version=names.version(scope.project, evaluation.dataset_version))
+    if resolved.drift.dataset_version:
+        resolved.drift.dataset_version = names.version(scope.project, resolved.drift.dataset_version)
+    if resolved.reward_model:
+        resolved.reward_model = names.weights(scope.project, resolved.reward_model)
     for arm in resolved.arms:
         arm.model = names.weights(scope.project, arm.model)
     for judge in resolved.judges:
         if judge.model:
             judge.model = names.weights(scope.project, judge.model)
+    for grader in resolved.graders:
+        name_reward_models(scope.project, grader)
     request = api.CreateEvaluationRequest(
         parent=names.project(scope.project), evaluation=resolved, evaluation_id=evaluation_id
     )
@@ -133,9 +140,12 @@ def grade_samples(scope: Scope, grader: Grader, samples: Iterable[Sample]) -> St
     """Try a grader on given answers; nothing is stored. Yield a grade for each of them, in their order.
 
     What cannot be graded is an `error` of its grade, which then has no score. Any number of samples: they are sent in
-    calls of some hundred, the next one when the grades of the one before are used up.
+    calls of some hundred, the next one when the grades of the one before are used up. Reward models may have short
+    names.
     """
-    return _grade(scope, grader, samples)
+    named = replaced(grader)
+    name_reward_models(scope.project, named)
+    return _grade(scope, named, samples)
 
 
 async def _grade(scope: Scope, grader: Grader, samples: Iterable[Sample]) -> StreamFlow[SampleGrade]:

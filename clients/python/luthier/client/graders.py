@@ -1,11 +1,20 @@
-"""Grades of an evaluation's answers in words."""
+"""Graders by short names, and grades in words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luthier.client import names
 from luthier.v1.evaluation_pb2 import ArmPrediction
-from luthier.v1.grader_pb2 import GraderResult, SampleGrade
+from luthier.v1.grader_pb2 import Grader, GraderResult, SampleGrade
+
+
+def name_reward_models(project_id: str, grader: Grader) -> None:
+    """Give the reward models that a grader names, deeper ones too, their whole names, in place."""
+    if grader.reward_model.model:
+        grader.reward_model.model = names.weights(project_id, grader.reward_model.model)
+    for inner in grader.multi.graders.values():
+        name_reward_models(project_id, inner)
 
 
 def lost_words(result: GraderResult) -> str:

@@ -59,6 +59,16 @@ class JobHandle:
         self.last_seen = self._jobs.cancel(self.name)
         return self.last_seen
 
+    def pause(self) -> FineTuningJob:
+        """Ask it to pause, with a checkpoint of its last step."""
+        self.last_seen = self._jobs.pause(self.name)
+        return self.last_seen
+
+    def resume(self) -> FineTuningJob:
+        """Queue it again once it is PAUSED."""
+        self.last_seen = self._jobs.resume(self.name)
+        return self.last_seen
+
     def metrics(self) -> MetricTable:
         """Return its metrics so far."""
         return self._jobs.metric_table(self.name)
@@ -119,6 +129,16 @@ class AsyncJobHandle:
     async def cancel(self) -> FineTuningJob:
         """Ask it to stop."""
         self.last_seen = await self._jobs.cancel(self.name)
+        return self.last_seen
+
+    async def pause(self) -> FineTuningJob:
+        """Ask it to pause, with a checkpoint of its last step."""
+        self.last_seen = await self._jobs.pause(self.name)
+        return self.last_seen
+
+    async def resume(self) -> FineTuningJob:
+        """Queue it again once it is PAUSED."""
+        self.last_seen = await self._jobs.resume(self.name)
         return self.last_seen
 
     async def metrics(self) -> MetricTable:

@@ -8,6 +8,7 @@ from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
+from luthier.client.graders import name_reward_models
 from luthier.client.job_handles import AsyncJobHandle, JobHandle
 from luthier.client.metric_table import MetricTable
 from luthier.client.sync_driver import SyncResource, method, stream_method
@@ -20,7 +21,6 @@ from luthier.v1.fine_tuning_job_pb2 import (
     FineTuningPlan,
     MetricPoint,
 )
-from luthier.v1.grader_pb2 import Grader
 from luthier.v1.rollout_pb2 import Rollout
 from luthier.v1.webhook_pb2 import WebhookDelivery
 
@@ -74,6 +74,21 @@ def cancel(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     """Ask a job to stop; it does within one forward and backward pass. A job that has ended is returned unchanged."""
     request = api.CancelFineTuningJobRequest(name=_name(scope, name), etag=etag)
     return call(scope, lambda stubs: stubs.training.CancelFineTuningJob, request)
+
+
+def pause(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Ask a job to pause: its worker ends the step, stores a checkpoint and is free. It may end before.
+
+    One that is paused is returned unchanged. Raises FailedPrecondition for one that has ended or is stopping.
+    """
+    request = api.PauseFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.PauseFineTuningJob, request)
+
+
+def resume(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
+    """Queue a paused job again, to go on from its last checkpoint. Raises FailedPrecondition for any other."""
+    request = api.ResumeFineTuningJobRequest(name=_name(scope, name), etag=etag)
+    return call(scope, lambda stubs: stubs.training.ResumeFineTuningJob, request)
 
 
 def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
@@ -177,15 +192,8 @@ def _resolved(scope: Scope, job: FineTuningJob) -> FineTuningJob:
     for mixed in resolved.mixed_renderings:
         mixed.rendering = names.child(scope.project, "renderings", mixed.rendering)
     if resolved.HasField("reinforcement"):
-        _name_reward_models(scope, resolved.reinforcement.grader)
+        name_reward_models(scope.project, resolved.reinforcement.grader)
     return resolved
-
-
-def _name_reward_models(scope: Scope, grader: Grader) -> None:
-    if grader.reward_model.model:
-        grader.reward_model.model = names.weights(scope.project, grader.reward_model.model)
-    for inner in grader.multi.graders.values():
-        _name_reward_models(scope, inner)
 
 
 class Jobs(SyncResource):
@@ -196,6 +204,8 @@ class Jobs(SyncResource):
     get = method(get)
     list = stream_method(list_all)
     cancel = method(cancel)
+    pause = method(pause)
+    resume = method(resume)
     delete = method(delete)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
@@ -224,6 +234,8 @@ class AsyncJobs(AsyncResource):
     get = async_method(get)
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
+    pause = async_method(pause)
+    resume = async_method(resume)
     delete = async_method(delete)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from luthier.client.askings import asked_with, bases_below
+from luthier.client.askings import asked_with, bases_below, shots_words
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
 from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
+from luthier.client.report_curve import curve_section
 from luthier.client.report_parts import estimate_cell, facts_table, scrolled, section, table
 from luthier.client.report_style import STYLE
 from luthier.client.report_verdict import (
@@ -80,6 +81,7 @@ def render_report(data: ReportData) -> str:
         headline(evaluation),
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
+        curve_section(evaluation, {run.job.tuned_model: run.job for run in data.runs}),
         drift_section(evaluation),
         grader_section(evaluation),
         judge_section(evaluation),
@@ -169,6 +171,9 @@ def _results(evaluation: Evaluation) -> str:
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)])
     rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
+    if any(result.tokens_per_second for result in evaluation.arm_results):
+        speeds = (f"{result.tokens_per_second:.1f}" for result in evaluation.arm_results)
+        rows.append(["tokens drawn each second", *speeds])
     drawn = scrolled(f"{main} by arm", interval_chart(main, estimates))
     chart = f"<h3>{escaped_html(main)}</h3>{drawn}<h3>All scores</h3>"
     form = text_form_words(evaluation)
@@ -184,7 +189,8 @@ def _run(run: TuningRun) -> str:
     job = run.job
     settings, record = job.hyperparameters, job.run_record
     spans = job.HasField("start_time") and job.HasField("end_time")
-    seconds = f"{job.end_time.seconds - job.start_time.seconds:,} s" if spans else ""
+    took = job.end_time.seconds - job.start_time.seconds - job.paused_seconds
+    seconds = f"{took:,.0f} s" if spans else ""
     batch = f"{settings.batch_tokens:,} tokens" if settings.batch_tokens else f"{settings.batch_rows} rows"
     facts = [
         ("Base model", short(job.base_model)),
@@ -241,7 +247,7 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
             escaped_html(arm.arm_id),
             f"<code>{escaped_html(short(arm.model))}</code>",
             *([f"<code>{escaped_html(short(below[arm.arm_id]))}</code>"] if below else []),
-            str(arm.num_shots),
+            shots_words(arm),
         ]
         for arm in evaluation.arms
     ]

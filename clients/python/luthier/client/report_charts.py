@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from luthier.client.escaping import escaped_html
 from luthier.client.scores import estimate_words, is_share
@@ -58,7 +58,8 @@ def interval_chart(score: str, estimates: Sequence[tuple[str, ScoreEstimate]]) -
     height = row * len(estimates) + 40
     shares = all(is_share(estimate) for _, estimate in estimates)
     highest = max(estimate.upper for _, estimate in estimates)
-    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else _ticks(0.0, highest)
+    lowest = min(0.0, *(estimate.lower for _, estimate in estimates))
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else _ticks(lowest, highest)
     x = _Scale(ticks[0], ticks[-1], left, _WIDTH - right)
     parts = []
     for tick in ticks:
@@ -75,6 +76,27 @@ def interval_chart(score: str, estimates: Sequence[tuple[str, ScoreEstimate]]) -
             f'<text x="{_WIDTH}" y="{y + 4}" text-anchor="end">{escaped_html(label)}</text>',
         ]
     return _svg(height, f"{score} by arm, with 95 % intervals", parts)
+
+
+def curve_chart(points: Sequence[tuple[int, ScoreEstimate]], line: Sequence[tuple[int, float]]) -> str:
+    """Return scores by the number of records, which has a logarithmic axis, with their intervals and a line."""
+    shares = is_share(points[0][1])
+    lows, highs = [one.lower for _, one in points], [one.upper for _, one in points]
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if shares else _ticks(min(lows), max(highs))
+    counts = [count for count, _ in points]
+    x = _Scale(math.log2(min(counts)), math.log2(max(counts)), _LEFT + 30, _WIDTH - _RIGHT - 30)
+    y = _Scale(ticks[0], ticks[-1], _HEIGHT - _BOTTOM, _TOP)
+    parts = [_horizontal_grid(ticks, y, as_shares=shares)]
+    parts.append(_line("train", [(x(math.log2(count)), value) for count, value in line], lambda at: at, y))
+    for count, one in points:
+        at = x(math.log2(count))
+        parts += [
+            f'<line class="whisker" x1="{at}" x2="{at}" y1="{y(one.lower)}" y2="{y(one.upper)}"/>',
+            f'<circle class="estimate" cx="{at}" cy="{y(one.value)}" r="6.5"/>',
+            f'<text x="{at}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{count:,}</text>',
+        ]
+    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">records learnt from</text>')
+    return _svg(_HEIGHT, f"{points[0][1].score} by records learnt from, with 95 % intervals", parts)
 
 
 def _svg(height: float, title: str, parts: Sequence[str]) -> str:
@@ -102,7 +124,7 @@ def _smoothed(series: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return made
 
 
-def _line(kind: str, series: Sequence[tuple[int, float]], x: _Scale, y: _Scale) -> str:
+def _line(kind: str, series: Sequence[tuple[float, float]], x: Callable[[float], float], y: _Scale) -> str:
     path = " ".join(f"{x(step)},{y(value)}" for step, value in series)
     return f'<polyline class="{kind}" points="{path}"/>'
 
@@ -117,10 +139,11 @@ def _ticks(low: float, high: float) -> list[float]:
     return [number * step for number in range(first, max(last, first + 1) + 1)]
 
 
-def _horizontal_grid(ticks: Sequence[float], y: _Scale) -> str:
+def _horizontal_grid(ticks: Sequence[float], y: _Scale, *, as_shares: bool = False) -> str:
+    form = "{:.0%}" if as_shares else "{:g}"
     return "".join(
         f'<line class="grid-line" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
-        f'<text x="{_LEFT - 10}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
+        f'<text x="{_LEFT - 10}" y="{y(tick) + 4}" text-anchor="end">{form.format(tick)}</text>'
         for tick in ticks
     )
 

@@ -173,7 +173,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOKENIZER_MISMATCH: _ErrorReason.ValueType  # 136
     """A model was taught with another tokenizer than the one whose tokens it would be given."""
     ERROR_REASON_GRADER_NEEDS_MODEL: _ErrorReason.ValueType  # 137
-    """A grader needs a model where none is loaded."""
+    """Not given any more: a grader needed a model where none was loaded."""
     ERROR_REASON_CRASHED: _ErrorReason.ValueType  # 140
     """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
     ERROR_REASON_NO_FITTING_WORKER: _ErrorReason.ValueType  # 145
@@ -365,7 +365,7 @@ ERROR_REASON_REWARD_MODEL_EXPECTED: ErrorReason.ValueType  # 135
 ERROR_REASON_TOKENIZER_MISMATCH: ErrorReason.ValueType  # 136
 """A model was taught with another tokenizer than the one whose tokens it would be given."""
 ERROR_REASON_GRADER_NEEDS_MODEL: ErrorReason.ValueType  # 137
-"""A grader needs a model where none is loaded."""
+"""Not given any more: a grader needed a model where none was loaded."""
 ERROR_REASON_CRASHED: ErrorReason.ValueType  # 140
 """The process that did a task's work ended by itself or was killed: by a signal, or with no answer."""
 ERROR_REASON_NO_FITTING_WORKER: ErrorReason.ValueType  # 145

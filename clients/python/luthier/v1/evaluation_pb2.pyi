@@ -44,9 +44,39 @@ class _EvaluationMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Eval
     """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
     EVALUATION_METRIC_PERPLEXITY: _EvaluationMetric.ValueType  # 3
     """Perplexity of the reference text under the model. It is per token: all arms must have one tokenizer."""
+    EVALUATION_METRIC_BITS_PER_BYTE: _EvaluationMetric.ValueType  # 4
+    """Bits that the arm takes for each byte of the reference's UTF-8, with those of what ends the answer: sums over records are divided. It
+    may be compared across tokenizers.
+    """
+    EVALUATION_METRIC_MULTIPLE_CHOICE: _EvaluationMetric.ValueType  # 5
+    """Whether the arm finds the right one of `choices` the likeliest, by the sum of its tokens' log-probabilities (`.accuracy`, lm-eval's acc)
+    and by that sum divided by the choice's characters (`.accuracy_norm`, lm-eval's acc_norm). What ends an answer does not count.
+    """
+    EVALUATION_METRIC_PREFERENCE: _EvaluationMetric.ValueType  # 6
+    """Of preference pairs alone: whether the arm finds the chosen answer likelier than the rejected one (`.accuracy`), and how much in nats
+    (`.margin`), what ends an answer included, without division by lengths.
+    """
+    EVALUATION_METRIC_REWARD_MODEL: _EvaluationMetric.ValueType  # 7
+    """What `reward_model` values the answer at, behind its question and without the arm's examples: any finite number, higher for what was
+    preferred. An answer that was cut is valued at its last token.
+    """
+    EVALUATION_METRIC_ANSWER_LENGTH: _EvaluationMetric.ValueType  # 8
+    """Tokens that the answer has: what it costs. Fewer are better only beside answers that are as good."""
+    EVALUATION_METRIC_STOP_RATE: _EvaluationMetric.ValueType  # 9
+    """Whether the arm ended its answer itself, before max_new_tokens."""
+    EVALUATION_METRIC_PROMPT_TOKENS: _EvaluationMetric.ValueType  # 10
+    """Tokens that stand before the answer, examples among them: what of the context window asking takes."""
+    EVALUATION_METRIC_CHRF: _EvaluationMetric.ValueType  # 11
+    """chrF2 of each answer, sacrebleu's, as a share from 0 to 1."""
+    EVALUATION_METRIC_BLEU: _EvaluationMetric.ValueType  # 12
+    """BLEU of each answer as one sentence, sacrebleu's, as a share from 0 to 1; orders that it is too short for do not count. Its mean over
+    records is not the BLEU of a corpus.
+    """
+    EVALUATION_METRIC_ROUGE: _EvaluationMetric.ValueType  # 13
+    """F1 of words (`.one`), of two in a row (`.two`) and of the longest common subsequence (`.longest`), as rouge-score has them."""
 
 class EvaluationMetric(_EvaluationMetric, metaclass=_EvaluationMetricEnumTypeWrapper):
-    """EvaluationMetric is a score of a prediction against its reference."""
+    """EvaluationMetric gives one score of each record, or several: of the answer, or of what the arm finds of given texts."""
 
 EVALUATION_METRIC_UNSPECIFIED: EvaluationMetric.ValueType  # 0
 """Never used."""
@@ -56,6 +86,36 @@ EVALUATION_METRIC_FIELD_MATCH: EvaluationMetric.ValueType  # 2
 """Both read as JSON objects: share of the reference's fields that are right, and whether the whole record is."""
 EVALUATION_METRIC_PERPLEXITY: EvaluationMetric.ValueType  # 3
 """Perplexity of the reference text under the model. It is per token: all arms must have one tokenizer."""
+EVALUATION_METRIC_BITS_PER_BYTE: EvaluationMetric.ValueType  # 4
+"""Bits that the arm takes for each byte of the reference's UTF-8, with those of what ends the answer: sums over records are divided. It
+may be compared across tokenizers.
+"""
+EVALUATION_METRIC_MULTIPLE_CHOICE: EvaluationMetric.ValueType  # 5
+"""Whether the arm finds the right one of `choices` the likeliest, by the sum of its tokens' log-probabilities (`.accuracy`, lm-eval's acc)
+and by that sum divided by the choice's characters (`.accuracy_norm`, lm-eval's acc_norm). What ends an answer does not count.
+"""
+EVALUATION_METRIC_PREFERENCE: EvaluationMetric.ValueType  # 6
+"""Of preference pairs alone: whether the arm finds the chosen answer likelier than the rejected one (`.accuracy`), and how much in nats
+(`.margin`), what ends an answer included, without division by lengths.
+"""
+EVALUATION_METRIC_REWARD_MODEL: EvaluationMetric.ValueType  # 7
+"""What `reward_model` values the answer at, behind its question and without the arm's examples: any finite number, higher for what was
+preferred. An answer that was cut is valued at its last token.
+"""
+EVALUATION_METRIC_ANSWER_LENGTH: EvaluationMetric.ValueType  # 8
+"""Tokens that the answer has: what it costs. Fewer are better only beside answers that are as good."""
+EVALUATION_METRIC_STOP_RATE: EvaluationMetric.ValueType  # 9
+"""Whether the arm ended its answer itself, before max_new_tokens."""
+EVALUATION_METRIC_PROMPT_TOKENS: EvaluationMetric.ValueType  # 10
+"""Tokens that stand before the answer, examples among them: what of the context window asking takes."""
+EVALUATION_METRIC_CHRF: EvaluationMetric.ValueType  # 11
+"""chrF2 of each answer, sacrebleu's, as a share from 0 to 1."""
+EVALUATION_METRIC_BLEU: EvaluationMetric.ValueType  # 12
+"""BLEU of each answer as one sentence, sacrebleu's, as a share from 0 to 1; orders that it is too short for do not count. Its mean over
+records is not the BLEU of a corpus.
+"""
+EVALUATION_METRIC_ROUGE: EvaluationMetric.ValueType  # 13
+"""F1 of words (`.one`), of two in a row (`.two`) and of the longest common subsequence (`.longest`), as rouge-score has them."""
 Global___EvaluationMetric: _TypeAlias = EvaluationMetric  # noqa: Y015
 
 class _TemplateSource:
@@ -113,6 +173,30 @@ ARM_TEMPLATE_BASE: ArmTemplate.ValueType  # 1
 ARM_TEMPLATE_TAUGHT: ArmTemplate.ValueType  # 2
 """As the first tuned arm with the same tokenizer was taught, also for the base model."""
 Global___ArmTemplate: _TypeAlias = ArmTemplate  # noqa: Y015
+
+class _ShotChoice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ShotChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ShotChoice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SHOT_CHOICE_UNSPECIFIED: _ShotChoice.ValueType  # 0
+    """By the evaluation's seed, the same for all questions."""
+    SHOT_CHOICE_SIMILAR: _ShotChoice.ValueType  # 1
+    """For each question those of the train split that are most like it, by BM25 over the words of what is asked, the most similar one next to
+    it. A record that asks the same is never taken. Looked for among at most 20,000 records, chosen by the seed.
+    """
+
+class ShotChoice(_ShotChoice, metaclass=_ShotChoiceEnumTypeWrapper):
+    """ShotChoice says how an arm's examples are chosen."""
+
+SHOT_CHOICE_UNSPECIFIED: ShotChoice.ValueType  # 0
+"""By the evaluation's seed, the same for all questions."""
+SHOT_CHOICE_SIMILAR: ShotChoice.ValueType  # 1
+"""For each question those of the train split that are most like it, by BM25 over the words of what is asked, the most similar one next to
+it. A record that asks the same is never taken. Looked for among at most 20,000 records, chosen by the seed.
+"""
+Global___ShotChoice: _TypeAlias = ShotChoice  # noqa: Y015
 
 class _ScoreKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -341,6 +425,7 @@ class EvaluationArm(_message.Message):
     NUM_SHOTS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
+    SHOT_CHOICE_FIELD_NUMBER: _builtins.int
     TUNED_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
@@ -348,11 +433,13 @@ class EvaluationArm(_message.Message):
     model: _builtins.str
     """A READY model of the same project, or a checkpoint of a job of it. Arms may stand on different base models: one is loaded at a time."""
     num_shots: _builtins.int
-    """Examples from the train split put before each question, the same for all, chosen by the seed. 0 to 64."""
+    """Examples from the train split put before each question, as `shot_choice` says. 0 to 64."""
     chat_template: _builtins.str
     """Jinja chat template to ask this arm with, on purpose another one than `template` would choose. Empty: `template` chooses."""
     template: Global___ArmTemplate.ValueType
     """Which template to ask with. Unset: the one that suits the model. Must be unset beside chat_template."""
+    shot_choice: Global___ShotChoice.ValueType
+    """How the examples are chosen. Must be unset without num_shots."""
     tuned: _builtins.bool
     """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""
     base_model: _builtins.str
@@ -365,12 +452,13 @@ class EvaluationArm(_message.Message):
         num_shots: _builtins.int = ...,
         chat_template: _builtins.str = ...,
         template: Global___ArmTemplate.ValueType = ...,
+        shot_choice: Global___ShotChoice.ValueType = ...,
         tuned: _builtins.bool = ...,
         base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "base_model", b"base_model", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "base_model", b"base_model", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "shot_choice", b"shot_choice", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,6 +536,7 @@ class ArmResult(_message.Message):
     TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
     NUM_ERRORS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm."""
     num_generated_tokens: _builtins.int
@@ -466,6 +555,10 @@ class ArmResult(_message.Message):
     """Date that the template saw as today, YYYY-MM-DD."""
     num_errors: _builtins.int
     """Records that the arm could not answer; their predictions say why. They count in no score and in no comparison of the arm."""
+    tokens_per_second: _builtins.float
+    """Tokens generated in each second that answers were drawn, prompts read in it, up to 64 answers at a time. What else ran on the worker counts
+    too, so it is no property of the arm alone. 0: not known.
+    """
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreEstimate]:
         """Its scores."""
@@ -483,10 +576,11 @@ class ArmResult(_message.Message):
         template_digest: _builtins.str = ...,
         template_date: _builtins.str = ...,
         num_errors: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_errors", b"num_errors", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "template_date", b"template_date", "template_digest", b"template_digest", "template_source", b"template_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "num_cut", b"num_cut", "num_errors", b"num_errors", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "template_date", b"template_date", "template_digest", b"template_digest", "template_source", b"template_source", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,8 +818,8 @@ Global___Contamination: _TypeAlias = Contamination  # noqa: Y015
 
 @_typing.final
 class DriftProbe(_message.Message):
-    """DriftProbe says how it is measured what tuned arms have forgotten: a general suite of questions, which comes with the service, is
-    put to an arm that nobody tuned and to the tuned ones, without examples.
+    """DriftProbe says how it is measured what tuned arms have forgotten: a general suite of questions, which comes with the service, or the
+    records of a dataset version, is put to an arm that nobody tuned and to the tuned ones, without examples.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -733,22 +827,42 @@ class DriftProbe(_message.Message):
     BASELINE_ARM_ID_FIELD_NUMBER: _builtins.int
     MAX_QUESTIONS_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    DATASET_VERSION_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    DATASET_DIGEST_FIELD_NUMBER: _builtins.int
     baseline_arm_id: _builtins.str
     """Arm that the tuned arms are held against. Empty: the first prompting arm."""
     max_questions: _builtins.int
-    """Questions asked at most, chosen by the evaluation's seed. 0 means all."""
+    """Questions asked at most, chosen by the evaluation's seed. 0 means all; of a dataset version 1,000."""
     max_new_tokens: _builtins.int
     """Longest answer in tokens. 0 means 64."""
+    dataset_version: _builtins.str
+    """A READY version of the same project whose records are asked in place of the bundled suite. Empty: the suite. General texts and what is
+    drawn stay the same in kind.
+    """
+    split: _dataset_pb2.Split.ValueType
+    """Its split whose records are asked. Unset means TEST. Must be unset without dataset_version."""
+    metric: Global___EvaluationMetric.ValueType
+    """What says whether an answer to one of them is right: EXACT_MATCH or FIELD_MATCH. Unset means EXACT_MATCH. Must be unset without
+    dataset_version: the suite's questions have graders of their own.
+    """
+    dataset_digest: _builtins.str
+    """Digest of that version."""
     def __init__(
         self,
         *,
         baseline_arm_id: _builtins.str = ...,
         max_questions: _builtins.int = ...,
         max_new_tokens: _builtins.int = ...,
+        dataset_version: _builtins.str = ...,
+        split: _dataset_pb2.Split.ValueType = ...,
+        metric: Global___EvaluationMetric.ValueType = ...,
+        dataset_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_arm_id", b"baseline_arm_id", "max_new_tokens", b"max_new_tokens", "max_questions", b"max_questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_arm_id", b"baseline_arm_id", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "max_new_tokens", b"max_new_tokens", "max_questions", b"max_questions", "metric", b"metric", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -766,7 +880,7 @@ class SkillDrift(_message.Message):
     NUM_KEPT_FIELD_NUMBER: _builtins.int
     NUM_GAINED_FIELD_NUMBER: _builtins.int
     skill: _builtins.str
-    """The skill: facts, arithmetic, grammar, instructions or refusals."""
+    """The skill: facts, arithmetic, grammar, instructions or refusals; `questions` where a dataset version is asked."""
     num_asked: _builtins.int
     """Questions that the baseline answered, rightly or not. Where the arm failed it counts as wrong."""
     num_known: _builtins.int
@@ -807,6 +921,8 @@ class DriftResult(_message.Message):
     NUM_DRAWN_TOKENS_FIELD_NUMBER: _builtins.int
     TEXT_LOSS_FIELD_NUMBER: _builtins.int
     BASELINE_TEXT_BITS_FIELD_NUMBER: _builtins.int
+    EXACT_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    NUM_COMPARED_TOKENS_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The tuned arm."""
     baseline_arm_id: _builtins.str
@@ -815,6 +931,8 @@ class DriftResult(_message.Message):
     """Tokens that were drawn for `divergence` and that both arms have. 0 where their tokens differ."""
     baseline_text_bits: _builtins.float
     """Bits for each byte that the baseline takes."""
+    num_compared_tokens: _builtins.int
+    """Tokens at which it was compared."""
     @_builtins.property
     def retained(self) -> Global___ScoreEstimate:
         """Of the suite's questions that the baseline has right, the share that the arm still has right, with Wilson's interval. Unset where the
@@ -843,6 +961,12 @@ class DriftResult(_message.Message):
         Unset where the arm has no finite likelihood for one of the paragraphs, which is in the warnings.
         """
 
+    @_builtins.property
+    def exact_divergence(self) -> Global___ScoreEstimate:
+        """The divergence at some of the tokens that the baseline drew, with the probabilities of all words compared at each, in nats per token: what
+        `divergence` estimates from the words that were drawn alone. Unset where that is, of fewer than ten answers, and in results older than this field.
+        """
+
     def __init__(
         self,
         *,
@@ -855,10 +979,12 @@ class DriftResult(_message.Message):
         num_drawn_tokens: _builtins.int = ...,
         text_loss: Global___ScoreEstimate | None = ...,
         baseline_text_bits: _builtins.float = ...,
+        exact_divergence: Global___ScoreEstimate | None = ...,
+        num_compared_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "greedy_divergence", b"greedy_divergence", "retained", b"retained", "text_loss", b"text_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "exact_divergence", b"exact_divergence", "greedy_divergence", b"greedy_divergence", "retained", b"retained", "text_loss", b"text_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "baseline_arm_id", b"baseline_arm_id", "baseline_text_bits", b"baseline_text_bits", "divergence", b"divergence", "greedy_divergence", b"greedy_divergence", "num_drawn_tokens", b"num_drawn_tokens", "retained", b"retained", "skills", b"skills", "text_loss", b"text_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "baseline_arm_id", b"baseline_arm_id", "baseline_text_bits", b"baseline_text_bits", "divergence", b"divergence", "exact_divergence", b"exact_divergence", "greedy_divergence", b"greedy_divergence", "num_compared_tokens", b"num_compared_tokens", "num_drawn_tokens", b"num_drawn_tokens", "retained", b"retained", "skills", b"skills", "text_loss", b"text_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -984,6 +1110,8 @@ class Evaluation(_message.Message):
     MAX_WORKERS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    REWARD_MODEL_FIELD_NUMBER: _builtins.int
     DRIFT_RESULTS_FIELD_NUMBER: _builtins.int
     JUDGES_FIELD_NUMBER: _builtins.int
     JUDGE_RESULTS_FIELD_NUMBER: _builtins.int
@@ -1029,6 +1157,10 @@ class Evaluation(_message.Message):
     """Workers that arms and records are dealt to at most, 1 to 64. 0 means one. Answers and scores do not depend on it; fewer workers
     take shares one after the other.
     """
+    reward_model: _builtins.str
+    """What REWARD_MODEL values answers with: a READY model of kind REWARD of the same project, or a checkpoint of a job that makes one. Answers
+    are written as its rows were, so that arms may have other tokenizers. Empty without that metric.
+    """
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What the base model is held in for all arms, the base model's own among them, so that they differ in nothing else. Unset means what
     the adapters were trained beside, BFLOAT16 where there is none; adapters that differ in it are refused unless it is said, and so are
@@ -1044,7 +1176,9 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[Global___EvaluationMetric.ValueType]:
-        """Scores wanted. Empty means exact match."""
+        """Scores wanted. Empty means exact match and, beside it, perplexity, or bits per byte where the arms are not known to have one tokenizer:
+        free text hardly ever matches exactly, and its scores are then alike for all arms.
+        """
 
     @_builtins.property
     def arm_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmResult]:
@@ -1117,6 +1251,12 @@ class Evaluation(_message.Message):
         """Whether and how it is measured what the tuned arms have forgotten. Unset: it is not."""
 
     @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Answers between which MULTIPLE_CHOICE chooses, the same for all records, 2 to 64: the letters of a question that lists its answers, or the
+        labels of a classification. Each reference must be one of them, white space at both ends aside. Empty: the references that the records have.
+        """
+
+    @_builtins.property
     def drift_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriftResult]:
         """How far each tuned arm has drifted, in the order of the arms. Set when SUCCEEDED, if `drift` is."""
 
@@ -1131,8 +1271,8 @@ class Evaluation(_message.Message):
     @_builtins.property
     def graders(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Grader]:
         """Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
-        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
-        of them, nor in one. Empty: none grades.
+        have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. Empty: none
+        grades.
         """
 
     @_builtins.property
@@ -1181,6 +1321,8 @@ class Evaluation(_message.Message):
         max_workers: _builtins.int = ...,
         waiting: _status_pb2.Status | None = ...,
         drift: Global___DriftProbe | None = ...,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+        reward_model: _builtins.str = ...,
         drift_results: _abc.Iterable[Global___DriftResult] | None = ...,
         judges: _abc.Iterable[_judge_pb2.Judge] | None = ...,
         judge_results: _abc.Iterable[_judge_pb2.JudgeResult] | None = ...,
@@ -1191,7 +1333,7 @@ class Evaluation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "choices", b"choices", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "reward_model", b"reward_model", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

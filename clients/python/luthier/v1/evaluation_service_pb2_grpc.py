@@ -300,8 +300,9 @@ class EvaluationServiceServicer(object):
         sample, not of the call.
 
         Errors: INVALID_ARGUMENT: a field is not valid, ADDRESS_NOT_ALLOWED: a remote grader's address is not one of those that may be
-        called, GRADER_NEEDS_MODEL: the grader is a reward model or has one in it, and none is loaded here, or GRADING_LIMIT_REACHED: grading
-        a sample takes more time or memory than it may. RESOURCE_EXHAUSTED: too many others grade. UNAVAILABLE: the service stops.
+        called, REWARD_MODEL_EXPECTED: the grader names a model that is no reward model, or GRADING_LIMIT_REACHED: grading a sample takes more
+        time or memory than it may. NOT_FOUND: a reward model does not exist. FAILED_PRECONDITION: one is not READY. RESOURCE_EXHAUSTED: too many
+        others grade, or wait for a worker. UNAVAILABLE: the service stops; NO_WORKER: there is none to value samples with a reward model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

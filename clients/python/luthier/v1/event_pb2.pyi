@@ -320,6 +320,8 @@ class AttemptChange(_message.Message):
         """The worker fell silent or restarted; another attempt follows unless too many were lost."""
         KIND_CANCELLED: AttemptChange._Kind.ValueType  # 5
         """The attempt stopped on request."""
+        KIND_PAUSED: AttemptChange._Kind.ValueType  # 6
+        """The attempt stopped for its job to be paused; another one follows once that is resumed."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What became of the attempt."""
@@ -336,6 +338,8 @@ class AttemptChange(_message.Message):
     """The worker fell silent or restarted; another attempt follows unless too many were lost."""
     KIND_CANCELLED: AttemptChange.Kind.ValueType  # 5
     """The attempt stopped on request."""
+    KIND_PAUSED: AttemptChange.Kind.ValueType  # 6
+    """The attempt stopped for its job to be paused; another one follows once that is resumed."""
 
     KIND_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int

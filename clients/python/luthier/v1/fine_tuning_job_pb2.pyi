@@ -1184,6 +1184,10 @@ class FineTuningJob(_message.Message):
         """All steps are made and the tuned model is READY."""
         STATE_FAILED: FineTuningJob._State.ValueType  # 7
         """Ended by a failure; `error` says which."""
+        STATE_PAUSING: FineTuningJob._State.ValueType  # 8
+        """Asked to pause; the worker ends its step and stores a checkpoint."""
+        STATE_PAUSED: FineTuningJob._State.ValueType  # 9
+        """Paused: no worker has it, and none is given it until it is resumed. Its checkpoints remain."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a job."""
@@ -1204,6 +1208,10 @@ class FineTuningJob(_message.Message):
     """All steps are made and the tuned model is READY."""
     STATE_FAILED: FineTuningJob.State.ValueType  # 7
     """Ended by a failure; `error` says which."""
+    STATE_PAUSING: FineTuningJob.State.ValueType  # 8
+    """Asked to pause; the worker ends its step and stores a checkpoint."""
+    STATE_PAUSED: FineTuningJob.State.ValueType  # 9
+    """Paused: no worker has it, and none is given it until it is resumed. Its checkpoints remain."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -1287,6 +1295,8 @@ class FineTuningJob(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
     WEBHOOKS_FIELD_NUMBER: _builtins.int
+    PAUSE_TIME_FIELD_NUMBER: _builtins.int
+    PAUSED_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/fineTuningJobs/{fine_tuning_job}."""
     uid: _builtins.str
@@ -1333,6 +1343,10 @@ class FineTuningJob(_message.Message):
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What the base model is held in while an adapter is trained beside it: INT8 or NF4 take less memory and more time. An adapter alone:
     weights that train are never quantised. Unset means BFLOAT16, with start_from what that adapter was trained beside.
+    """
+    paused_seconds: _builtins.float
+    """Time between start_time and end_time that it was paused, each pause up to when a worker went on with it, in seconds. The one that
+    `pause_time` began is not counted yet. 0: it never was.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1434,6 +1448,10 @@ class FineTuningJob(_message.Message):
     def webhooks(self) -> _containers.RepeatedCompositeFieldContainer[_webhook_pb2.Webhook]:
         """Who is told when it has ended, at most 8. Empty: nobody. What became of it: ListFineTuningJobDeliveries."""
 
+    @_builtins.property
+    def pause_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was paused. Unset unless it is PAUSED, or was resumed and waits for a worker since."""
+
     def __init__(
         self,
         *,
@@ -1479,10 +1497,12 @@ class FineTuningJob(_message.Message):
         waiting: _status_pb2.Status | None = ...,
         requirements: _device_pb2.Requirements | None = ...,
         webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
+        pause_time: _timestamp_pb2.Timestamp | None = ...,
+        paused_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "pause_time", b"pause_time", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting", "webhooks", b"webhooks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "pause_time", b"pause_time", "paused_seconds", b"paused_seconds", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015

@@ -480,7 +480,8 @@ Global___RemoteGrader: _TypeAlias = RemoteGrader  # noqa: Y015
 class RewardModelGrader(_message.Message):
     """RewardModelGrader values an answer with a reward model: the score is what its head gives at the last token of prompt and answer, any
     finite number, higher for what was preferred; what differs between two answers to a prompt is the log-odds of one being preferred to the
-    other. The worker that draws answers values their very tokens. An answer that ended is written to its end as the rows were that the
+    other. The worker of a job, which draws answers, values their very tokens; elsewhere record and answer are made tokens by the reward model's
+    own template and tokenizer, so that whoever answered may have others. An answer that ended is written to its end as the rows were that the
     model was taught by; one that was cut at its longest length is valued at its last token.
     """
 
@@ -488,8 +489,8 @@ class RewardModelGrader(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A READY model of kind REWARD of the same project, or a checkpoint of a job that makes one, taught with the tokenizer of the job's base
-    model. A job that names it keeps it from being deleted until it has ended.
+    """A READY model of kind REWARD of the same project, or a checkpoint of a job that makes one; for a job one that was taught with the tokenizer
+    of the job's base model. A job or an evaluation that names it keeps it from being deleted until it has ended.
     """
     def __init__(
         self,
@@ -512,19 +513,23 @@ class Sample(_message.Message):
 
     ITEM_JSON_FIELD_NUMBER: _builtins.int
     OUTPUT_TEXT_FIELD_NUMBER: _builtins.int
+    IS_TRUNCATED_FIELD_NUMBER: _builtins.int
     item_json: _builtins.str
     """The record as a JSON object, at most 256 KiB. Empty means an object without fields."""
     output_text: _builtins.str
     """The answer."""
+    is_truncated: _builtins.bool
+    """Whether the answer was cut at its longest length before it ended. False: it ended."""
     def __init__(
         self,
         *,
         item_json: _builtins.str = ...,
         output_text: _builtins.str = ...,
+        is_truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_json", b"item_json", "output_text", b"output_text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_truncated", b"is_truncated", "item_json", b"item_json", "output_text", b"output_text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -214,6 +214,66 @@ class CancelFineTuningJobRequest(_message.Message):
 Global___CancelFineTuningJobRequest: _TypeAlias = CancelFineTuningJobRequest  # noqa: Y015
 
 @_typing.final
+class PauseFineTuningJobRequest(_message.Message):
+    """PauseFineTuningJobRequest names the resource to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the resource."""
+    etag: _builtins.str
+    """etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now."""
+    request_id: _builtins.str
+    """UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseFineTuningJobRequest: _TypeAlias = PauseFineTuningJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeFineTuningJobRequest(_message.Message):
+    """ResumeFineTuningJobRequest names the resource to go on with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the resource."""
+    etag: _builtins.str
+    """etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now."""
+    request_id: _builtins.str
+    """UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeFineTuningJobRequest: _TypeAlias = ResumeFineTuningJobRequest  # noqa: Y015
+
+@_typing.final
 class WatchFineTuningJobRequest(_message.Message):
     """WatchFineTuningJobRequest says whose events to send and from where."""
 

@@ -63,6 +63,16 @@ class TrainingServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
                 _registered_method=True)
+        self.PauseFineTuningJob = channel.unary_unary(
+                '/luthier.v1.TrainingService/PauseFineTuningJob',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.PauseFineTuningJobRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+                _registered_method=True)
+        self.ResumeFineTuningJob = channel.unary_unary(
+                '/luthier.v1.TrainingService/ResumeFineTuningJob',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.ResumeFineTuningJobRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+                _registered_method=True)
         self.DeleteFineTuningJob = channel.unary_unary(
                 '/luthier.v1.TrainingService/DeleteFineTuningJob',
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.SerializeToString,
@@ -159,6 +169,26 @@ class TrainingServiceServicer(object):
         """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseFineTuningJob(self, request, context):
+        """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
+        has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
+        the same weights as one that never paused, and may end before it pauses.
+
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeFineTuningJob(self, request, context):
+        """Queue a paused job again; it goes on from its last checkpoint.
+
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +295,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'CancelFineTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelFineTuningJob,
                     request_deserializer=luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
+            ),
+            'PauseFineTuningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseFineTuningJob,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.PauseFineTuningJobRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
+            ),
+            'ResumeFineTuningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeFineTuningJob,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.ResumeFineTuningJobRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
             ),
             'DeleteFineTuningJob': grpc.unary_unary_rpc_method_handler(
@@ -444,6 +484,60 @@ class TrainingService(object):
             target,
             '/luthier.v1.TrainingService/CancelFineTuningJob',
             luthier_dot_v1_dot_training__service__pb2.CancelFineTuningJobRequest.SerializeToString,
+            luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseFineTuningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/PauseFineTuningJob',
+            luthier_dot_v1_dot_training__service__pb2.PauseFineTuningJobRequest.SerializeToString,
+            luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeFineTuningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/ResumeFineTuningJob',
+            luthier_dot_v1_dot_training__service__pb2.ResumeFineTuningJobRequest.SerializeToString,
             luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
             options,
             channel_credentials,

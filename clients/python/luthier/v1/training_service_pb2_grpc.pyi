@@ -71,6 +71,18 @@ class TrainingServiceStub:
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
     """
+    PauseFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PauseFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
+    """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
+    has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
+    the same weights as one that never paused, and may end before it pauses.
+
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
+    """
+    ResumeFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ResumeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
+    """Queue a paused job again; it goes on from its last checkpoint.
+
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+    """
     DeleteFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
 
@@ -155,6 +167,18 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
+    """
+    PauseFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PauseFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
+    """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
+    has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
+    the same weights as one that never paused, and may end before it pauses.
+
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
+    """
+    ResumeFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ResumeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
+    """Queue a paused job again; it goes on from its last checkpoint.
+
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
     """
     DeleteFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
@@ -267,6 +291,30 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ask a job to stop; it does within one forward and backward pass. A job that has ended or is stopping is returned unchanged.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseFineTuningJob(
+        self,
+        request: _training_service_pb2.PauseFineTuningJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
+        """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
+        has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
+        the same weights as one that never paused, and may end before it pauses.
+
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeFineTuningJob(
+        self,
+        request: _training_service_pb2.ResumeFineTuningJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
+        """Queue a paused job again; it goes on from its last checkpoint.
+
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
         """
 
     @_abc_1.abstractmethod

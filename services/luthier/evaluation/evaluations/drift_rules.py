@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
 from luthier.evaluation.bases import base_name
 from luthier.runtime.field_limits import LimitTable, demanded, not_negative, whole
-from luthier.v1.evaluation_pb2 import DriftResult, Evaluation, EvaluationArm
+from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
+from luthier.v1.evaluation_pb2 import (
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_FIELD_MATCH,
+    DriftProbe,
+    DriftResult,
+    Evaluation,
+    EvaluationArm,
+    EvaluationMetric,
+)
 from luthier.v1.model_pb2 import Model
 from luthier.v1.verdict_pb2 import DriftGuard, GuardResult
 from luthier.worker.v1.task_pb2 import Asking
@@ -23,6 +32,7 @@ DRIFT_LIMITS: LimitTable = {
     "drift.max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "guards[].drift.min_retained": not_negative(1),
 }
+_JUDGES = (EVALUATION_METRIC_EXACT_MATCH, EVALUATION_METRIC_FIELD_MATCH)
 _BASELINE = "evaluation.drift.baseline_arm_id"
 Standing = GuardResult.Standing
 
@@ -30,7 +40,12 @@ Standing = GuardResult.Standing
 def resolve_drift(filled: Evaluation) -> None:
     """Fill in, in place, what a new evaluation's probe does not say and no model has to be known for."""
     if filled.HasField("drift"):
-        filled.drift.max_new_tokens = filled.drift.max_new_tokens or DEFAULT_NEW_TOKENS
+        probe = filled.drift
+        probe.max_new_tokens = probe.max_new_tokens or DEFAULT_NEW_TOKENS
+        if probe.dataset_version:
+            probe.max_questions = probe.max_questions or MAX_QUESTIONS
+            probe.split = probe.split or SPLIT_TEST
+            probe.metric = probe.metric or EVALUATION_METRIC_EXACT_MATCH
 
 
 def drift_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
@@ -40,6 +55,7 @@ def drift_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
     if baseline and baseline not in arms:
         description = f"must be one of the arms {', '.join(arms)}, got {baseline!r}"
         yield FieldViolation(field=_BASELINE, description=description)
+    yield from _suite_violations(evaluation.drift)
     for index, guard in enumerate(evaluation.guards):
         if guard.HasField("drift") and not evaluation.HasField("drift"):
             yield FieldViolation(
@@ -47,6 +63,41 @@ def drift_violations(evaluation: Evaluation) -> Iterator[FieldViolation]:
                 description="must be of an evaluation that measures drift; set evaluation.drift",
                 reason=Reason.METRIC_NOT_MEASURED,
             )
+
+
+def _suite_violations(probe: DriftProbe) -> Iterator[FieldViolation]:
+    if not probe.dataset_version:
+        for name, value in (
+            ("split", Split.Name(probe.split)),
+            ("metric", EvaluationMetric.Name(probe.metric)),
+        ):
+            if getattr(probe, name):
+                description = f"must be unset without dataset_version, got {value}"
+                yield FieldViolation(field=f"evaluation.drift.{name}", description=description)
+    elif probe.metric not in _JUDGES:
+        known = ", ".join(EvaluationMetric.Name(one) for one in _JUDGES)
+        name = EvaluationMetric.Name(probe.metric)
+        description = f"must say whether a whole answer is right, as {known} do, got {name}"
+        yield FieldViolation(field="evaluation.drift.metric", description=description)
+
+
+def pin_suite(evaluation: Evaluation, version: DatasetVersion) -> None:
+    """Say, in place, of which very version the questions are.
+
+    Raises FailedPrecondition WRONG_STATE where their split has no record.
+    """
+    probe = evaluation.drift
+    found = {one.split: one.num_records for one in version.statistics.splits}
+    if not found.get(probe.split):
+        split = Split.Name(probe.split).removeprefix("SPLIT_")
+        raise FailedPrecondition(
+            f"drift: {version.name} has no record in the {split} split",
+            reason=Reason.WRONG_STATE,
+            metadata={"dataset_version": version.name, "split": split},
+        )
+    probe.dataset_digest = version.digest
+    if version.name not in {one.name for one in evaluation.references}:
+        evaluation.references.add(name=version.name, uid=version.uid, digest=version.digest)
 
 
 def set_baseline(evaluation: Evaluation) -> None:
@@ -113,10 +164,10 @@ def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.V
     result = next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
     baseline, found = result.baseline_arm_id, result.retained
     if not any(skill.num_asked for skill in result.skills):
-        words = "answered no question of the general suite, so that nobody knows what there is to retain"
+        words = "answered no question of the suite, so that nobody knows what there is to retain"
         return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} {words}"
     if found.count < LEAST_KNOWN:
-        words = f"{found.count} questions of the general suite right, fewer than the {LEAST_KNOWN} that tell anything"
+        words = f"{found.count} questions of the suite right, fewer than the {LEAST_KNOWN} that tell anything"
         return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} has {words}"
     limit = reached(guard.min_retained, is_share=True)
     seen = (

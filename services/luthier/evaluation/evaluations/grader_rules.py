@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from luthier.errors import FieldViolation, InvalidArgument, Reason
-from luthier.grading.asked import reward_model_names
 from luthier.grading.checks import grader_violations
 from luthier.grading.item_fields import fields_read
 from luthier.grading.metrics.scores import GRADED
@@ -64,12 +63,6 @@ def require_graders(evaluation: Evaluation, found: Iterable[GraderResult]) -> No
 
 
 def _of_records(grader: Grader, field: str) -> Iterator[FieldViolation]:
-    for place, name in reward_model_names(grader, field):
-        yield FieldViolation(
-            field=place.removesuffix(".model"),
-            description=f"must not be a reward model, as graders of an evaluation ask none, got {name!r}",
-            reason=Reason.GRADER_NEEDS_MODEL,
-        )
     for place, written, name in fields_read(grader, field):
         if name not in RECORD_FIELDS:
             description = (

@@ -8,7 +8,7 @@ from luthier.evaluation.evaluations.grader_rules import GRADER_RESULT_LIMITS, MA
 from luthier.evaluation.evaluations.judge_rules import JUDGE_RESULT_LIMITS, MAX_JUDGES
 from luthier.evaluation.evaluations.rules import MAX_ARMS
 from luthier.evaluation.lineage import MAX_VERSIONS
-from luthier.grading.suite import SKILLS
+from luthier.grading.suite import OF_A_VERSION, SKILLS
 from luthier.runtime.field_limits import (
     ANY,
     DIGEST,
@@ -33,7 +33,8 @@ MAX_COMPARISONS = 10_000
 MAX_RECORDS = (1 << 31) - 1
 _DATE = matching(re.compile(r"\d{4}-\d{2}-\d{2}"), "a date, YYYY-MM-DD")
 _PROBABILITY = not_negative(1)
-_SKILL = Limit(rule=f"must be one of {', '.join(SKILLS)}", allows=lambda skill: skill in SKILLS)
+_SKILLS = (*SKILLS, OF_A_VERSION)
+_SKILL = Limit(rule=f"must be one of {', '.join(_SKILLS)}", allows=lambda skill: skill in _SKILLS)
 _OF_A_SCORE: LimitTable = {
     "score": (REQUIRED, TEXT),
     "lower": ANY,
@@ -84,6 +85,8 @@ _DRIFT: LimitTable = {
     **under("divergence", _ESTIMATE),
     **under("greedy_divergence", _ESTIMATE),
     "num_drawn_tokens": ANY,
+    **under("exact_divergence", _ESTIMATE),
+    "num_compared_tokens": ANY,
     **under("text_loss", _ESTIMATE),
     "baseline_text_bits": ANY,
 }
@@ -100,6 +103,7 @@ RESULT_LIMITS: LimitTable = {
     "arm_results[].template_digest": DIGEST,
     "arm_results[].template_date": demanded(_DATE),
     "arm_results[].num_errors": ANY,
+    "arm_results[].tokens_per_second": ANY,
     "comparisons": count(MAX_COMPARISONS, "comparisons"),
     "comparisons[].candidate_arm_id": demanded(ID_LIMIT),
     "comparisons[].baseline_arm_id": demanded(ID_LIMIT),

@@ -19,6 +19,8 @@ from luthier.evaluation.evaluations.judge_rules import (
     require_judges,
     resolve_judges,
 )
+from luthier.evaluation.evaluations.metric_rules import DEFAULT_METRICS, METRIC_LIMITS, metric_violations
+from luthier.evaluation.evaluations.telling import blind_warnings
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -27,6 +29,7 @@ from luthier.evaluation.evaluations.verdict_rules import (
 )
 from luthier.evaluation.evaluations.verdicts import verdict_of
 from luthier.evaluation.names import VERSION, WEIGHTS
+from luthier.evaluation.reward_models import check_names, named_by
 from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
     Limit,
@@ -34,7 +37,6 @@ from luthier.runtime.field_limits import (
     count,
     demanded,
     limit_violations,
-    named,
     num_bytes,
     refuse,
     whole,
@@ -48,12 +50,11 @@ from luthier.v1.evaluation_pb2 import (
     CORRECTNESS_RIGHT,
     CORRECTNESS_UNSPECIFIED,
     CORRECTNESS_WRONG,
-    EVALUATION_METRIC_EXACT_MATCH,
     ArmTemplate,
     Evaluation,
     EvaluationArm,
-    EvaluationMetric,
     Prediction,
+    ShotChoice,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import (
@@ -78,8 +79,8 @@ LIMITS: LimitTable = {
     "max_records": Limit(rule="must not be negative", allows=lambda value: value >= 0),
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "max_workers": whole(1, MAX_WORKERS),
-    "metrics[]": named(EvaluationMetric.DESCRIPTOR),
     "display_name": DISPLAY_NAME,
+    **METRIC_LIMITS,
     **VERDICT_LIMITS,
     **JUDGE_LIMITS,
     **GRADER_LIMITS,
@@ -118,7 +119,7 @@ def resolved(evaluation: Evaluation) -> Evaluation:
     filled.max_new_tokens = evaluation.max_new_tokens or DEFAULT_NEW_TOKENS
     filled.max_workers = evaluation.max_workers or 1
     if not evaluation.metrics:
-        filled.metrics.append(EVALUATION_METRIC_EXACT_MATCH)
+        filled.metrics.extend(DEFAULT_METRICS)
     filled.primary_score = evaluation.primary_score or default_score(filled.metrics)
     resolve_drift(filled)
     resolve_judges(filled)
@@ -131,7 +132,7 @@ def check(evaluation: Evaluation) -> None:
         [
             *limit_violations(evaluation, LIMITS, "evaluation"),
             *_arms_violations(evaluation.arms),
-            *_metric_violations(evaluation.metrics),
+            *metric_violations(evaluation),
             *verdict_violations(evaluation),
             *judge_violations(evaluation),
             *graders_violations(evaluation),
@@ -143,6 +144,9 @@ def check(evaluation: Evaluation) -> None:
 def check_references(evaluation: Evaluation) -> None:
     """Raise InvalidArgument for the first name that is malformed."""
     VERSION.parse(evaluation.dataset_version, field="evaluation.dataset_version")
+    if evaluation.drift.dataset_version:
+        VERSION.parse(evaluation.drift.dataset_version, field="evaluation.drift.dataset_version")
+    check_names(named_by(evaluation))
     for index, arm in enumerate(evaluation.arms):
         WEIGHTS.parse(arm.model, field=f"evaluation.arms[{index}].model")
     check_judge_references(evaluation)
@@ -205,6 +209,7 @@ def spec(
         training_versions=private.training_versions,
         unknown_models=private.unknown_models,
         share=share,
+        reward_models=private.reward_models,
         judges=judges,
     )
 
@@ -244,6 +249,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
             estimate.whole_answer = _judges_whole_answer(estimate.score)
     for comparison in filled.comparisons:
         comparison.whole_answer = _judges_whole_answer(comparison.score)
+    filled.warnings.extend(blind_warnings(filled))
     if filled.primary_score:
         filled.verdict.CopyFrom(verdict_of(filled))
     return filled
@@ -302,8 +308,7 @@ def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
             template = ArmTemplate.Name(arm.template).removeprefix("ARM_TEMPLATE_")
             description = f"must be unset beside chat_template, got {template}"
             yield FieldViolation(field=f"{path}[{index}].template", description=description)
-
-
-def _metric_violations(metrics: Sequence[EvaluationMetric.ValueType]) -> Iterator[FieldViolation]:
-    if len(set(metrics)) != len(metrics):
-        yield FieldViolation(field="evaluation.metrics", description="must not name a metric twice")
+        if arm.shot_choice and not arm.num_shots:
+            choice = ShotChoice.Name(arm.shot_choice).removeprefix("SHOT_CHOICE_")
+            description = f"must be unset without num_shots, got {choice}"
+            yield FieldViolation(field=f"{path}[{index}].shot_choice", description=description)

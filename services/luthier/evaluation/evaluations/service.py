@@ -11,17 +11,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
+from luthier.evaluation import reward_models
 from luthier.evaluation.access import Access
 from luthier.evaluation.asking import askings
 from luthier.evaluation.bases import bases_of, require_same_tokens, side_by_side
 from luthier.evaluation.evaluations import repository, rules
-from luthier.evaluation.evaluations.drift_rules import require_templates
+from luthier.evaluation.evaluations.drift_rules import pin_suite, require_templates
 from luthier.evaluation.evaluations.judge_rules import (
     judge_askings,
     judge_field,
     judging_arms,
     require_calls,
 )
+from luthier.evaluation.evaluations.metric_rules import fitted, require_measurable
 from luthier.evaluation.evaluations.predictions import PredictionReader, StoredEvaluation, covered
 from luthier.evaluation.evaluations.rules import State
 from luthier.evaluation.lineage import Origins, learnt_from
@@ -106,7 +108,7 @@ class EvaluationService:
         self._webhooks.require(evaluation.webhooks, "evaluation.webhooks")
         self._database.disk.require_room()
         # Before the transaction: nobody else could write while other services make up their minds.
-        evaluation, private, learnt, num_records = await self._pinned(evaluation)
+        evaluation, private, learnt, num_records = await self._pinned(evaluation, request.evaluation)
         arms = chain(*side_by_side(evaluation.arms, lambda arm: arm.base_model))
         shares = dealt([arm.arm_id for arm in arms], num_records, evaluation.max_workers)
         async with (
@@ -136,9 +138,12 @@ class EvaluationService:
         await self.family.assign(connection, evaluation, _work(evaluation, TaskKind.EVALUATE))
 
     async def _pinned(
-        self, evaluation: Evaluation
+        self, evaluation: Evaluation, wanted: Evaluation
     ) -> tuple[Evaluation, EvaluationPrivate, Sequence[Reference], int]:
-        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its record count."""
+        """Return an evaluation with all that it builds on, what its tuned models learnt from, and its record count.
+
+        `wanted` is the evaluation as it was asked for.
+        """
         version = await self._peers.version(evaluation.dataset_version)
         require_ready(version)
         num_records = rules.require_records(evaluation, version)
@@ -155,14 +160,24 @@ class EvaluationService:
                 models[name] = await self._peers.model(name)
         for model in models.values():
             require_ready(model)
+        evaluation = fitted(evaluation, wanted, version, models)
+        rules.check(evaluation)
+        require_measurable(evaluation, version)
         require_same_tokens(evaluation, models)
         today = datetime.now(UTC).date()
         asked = askings(evaluation.arms, models, today)
         evaluation.base_precision = shared_precision(evaluation.base_precision, every, models)
         filled = rules.pinned(evaluation, version, models)
+        if filled.drift.dataset_version:
+            suite = await self._peers.version(filled.drift.dataset_version)
+            require_ready(suite)
+            pin_suite(filled, suite)
         require_templates(filled, asked, models)
         learnt = await learnt_from((models[arm.model] for arm in filled.arms if arm.tuned), self._peers)
+        rewards = await reward_models.find(self._peers, reward_models.named_by(filled))
+        reward_models.pin(filled, rewards.values())
         private = EvaluationPrivate(
+            reward_models=[one.told(today) for one in rewards.values()],
             askings=asked,
             judge_askings=judge_askings(filled, models, today),
             training_versions=[TrainingVersion(name=one.name, digest=one.digest) for one in learnt.versions],
@@ -285,5 +300,6 @@ class EvaluationService:
 def _work(evaluation: StoredEvaluation, kind: TaskKind, share: int = 0) -> Work:
     message = evaluation.message
     learnt = (one.name for one in evaluation.private.training_versions)
-    versions = dict.fromkeys((message.dataset_version, *learnt))
+    suites = filter(None, (message.drift.dataset_version,))
+    versions = dict.fromkeys((message.dataset_version, *suites, *learnt))
     return Work(kind=kind, resources=(*versions, *sorted(message.model_digests)), share=share)

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 from luthier.evaluation.amounts import amount, spread
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
+from luthier.evaluation.evaluations.telling import blind_scores, blind_words
 from luthier.grading.metrics.scores import JUDGED
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_LOWER_IS_BETTER,
@@ -204,6 +205,11 @@ def _open(evaluation: Evaluation, unsettled: Sequence[Advantage]) -> EvaluationV
         verdict.sentence = (
             f"Inconclusive: {candidate} and a prompting arm have no record with {score} in common."
         )
+        return verdict
+    blind = next((one for one in blind_scores(evaluation) if one.score == score), None)
+    if blind is not None:
+        verdict.rival_arm_id = unsettled[0].rival
+        verdict.sentence = f"Inconclusive: {blind_words(evaluation, blind)}; choose another primary_score."
         return verdict
     wanted = {one.rival: records_to_settle(one, evaluation.smallest_difference) for one in unsettled}
     hardest = max(unsettled, key=lambda one: wanted[one.rival] or math.inf)

@@ -30,6 +30,7 @@ def _handle(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
         item_json=request["item_json"],
         output_text=request["output_text"],
         remote={path: _outcome(one) for path, one in request["remote"].items()},
+        values={path: _outcome(one) for path, one in request["values"].items()},
     )
     grade = _read(request["grader"]).grade(sample)
     if grade.error is None:

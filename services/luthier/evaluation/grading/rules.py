@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.errors import FieldViolation, Reason
-from luthier.grading.asked import reward_model_names
+from luthier.errors import FieldViolation
 from luthier.grading.checks import grader_violations
 from luthier.grading.outcomes import MAX_ITEM_BYTES
 from luthier.grading.templates import MAX_TEXT_CHARACTERS
@@ -32,19 +31,8 @@ LIMITS: LimitTable = {
 def check(request: GradeSamplesRequest) -> None:
     """Raise InvalidArgument that names every field that can never be right."""
     refuse([*limit_violations(request, LIMITS), *_grader_violations(request)])
-    refuse(_model_violations(request))
 
 
 def _grader_violations(request: GradeSamplesRequest) -> Iterator[FieldViolation]:
     if request.HasField("grader"):
         yield from grader_violations(request.grader, "grader")
-
-
-def _model_violations(request: GradeSamplesRequest) -> Iterator[FieldViolation]:
-    for field, name in reward_model_names(request.grader, "grader"):
-        yield FieldViolation(
-            field=field.removesuffix(".model"),
-            description=f"must not be a reward model, as no model is loaded to grade samples with, got {name!r}; the "
-            "grader of a reinforcement job may be one",
-            reason=Reason.GRADER_NEEDS_MODEL,
-        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.errors import Failure, Reason
-from luthier.errors.status import failure_to_status
+from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.grading.outcomes import CODES
 from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
 from luthier.work.limited import Check
@@ -23,7 +23,7 @@ CHILD = "luthier.evaluation.grading.child"
 SAMPLE_LIMITS = Limits(cpu_seconds=10, memory_bytes=1 << 30, wall_seconds=40.0)
 """What one sample may take. Sixteen similarities of the longest texts take some 7 s of processor time."""
 Outcomes = Mapping[str, float | RewardError]
-"""What reward services said of one sample, by the path of the grader."""
+"""What reward services, or reward models, said of one sample, by the path of the grader."""
 
 
 def grading_pool(size: int, wait_seconds: float) -> LimitedPool:
@@ -52,8 +52,10 @@ class SampleGrader:
         encoded = base64.b64encode(grader.SerializeToString(deterministic=True)).decode()
         return SampleGrader(pool=pool, key=key, encoded=encoded)
 
-    def grade(self, sample: Sample, remote: Outcomes, check: Check = lambda: None) -> SampleGrade:
-        """Return what the grader makes of a sample.
+    def grade(
+        self, sample: Sample, remote: Outcomes, values: Outcomes, check: Check = lambda: None
+    ) -> SampleGrade:
+        """Return what the grader makes of a sample, given what reward services and reward models said of it.
 
         Raises:
             LimitReached: it takes more than `SAMPLE_LIMITS`.
@@ -65,6 +67,7 @@ class SampleGrader:
             "item_json": sample.item_json,
             "output_text": sample.output_text,
             "remote": {path: _told(one) for path, one in remote.items()},
+            "values": {path: _told(one) for path, one in values.items()},
         }
         return _grade(self.pool.call(self.key, request, check=check))
 
@@ -75,6 +78,14 @@ def failed(reason: str, message: str) -> SampleGrade:
     failure = Failure(code=CODES[Reason(reason)], reason=reason, message=message)
     grade.error.CopyFrom(failure_to_status(failure))
     return grade
+
+
+def value_of(grade: SampleGrade) -> float | RewardError:
+    """Return what a reward model values a sample at, or why it has no value."""
+    if grade.HasField("score"):
+        return grade.score
+    failure = status_to_failure(grade.error)
+    return RewardError(reason=Reason(failure.reason), message=failure.message)
 
 
 def _told(one: float | RewardError) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from luthier.evaluation.precision import precision_of
 from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
+from luthier.evaluation.worker.sample_values import sample_values
 from luthier.evaluation.worker.text_scores import scored_texts
+from luthier.evaluation.worker.valuing import Valuer, valuing
 from luthier.lm.generate import GenerationRequest
 from luthier.text.rendering import RenderingError
 from luthier.text.templates import TemplateError
@@ -39,7 +41,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.limited import Check
 from luthier.work.link import WorkerLink
 from luthier.work.retry import Token
-from luthier.worker.v1 import worker_service_pb2
+from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 SLOTS = 4
 _AGAIN_SECONDS = 0.5
@@ -86,6 +88,13 @@ class ModelAnswers:
             return order.token
 
         try:
+            if order.WhichOneof("input") == "samples":
+                with valuing(
+                    self._models, _reward_model(order), token, check, wait_seconds=_BASE_SECONDS
+                ) as valuer:
+                    loaded = valuer.loaded
+                    yield _values(order, valuer)
+                return
             with self._models.base(
                 order.base_model, token, check, precision=precision, wait_seconds=_BASE_SECONDS
             ) as loaded:
@@ -129,6 +138,24 @@ def _scores(
         scores=scores,
         finish_reason=evaluation_pb2.FINISH_REASON_STOP,
         num_prompt_tokens=sum(score.num_tokens for score in scores),
+    )
+
+
+def _reward_model(order: worker_service_pb2.GenerationOrder) -> task_pb2.RewardModel:
+    return task_pb2.RewardModel(
+        base_model=order.base_model,
+        adapter=order.adapter if order.HasField("adapter") else None,
+        asking=order.asking,
+        base_precision=order.base_precision,
+        context_length=order.context_length,
+    )
+
+
+def _values(order: worker_service_pb2.GenerationOrder, valuer: Valuer) -> Piece:
+    return Piece(
+        generation=order.generation,
+        values=sample_values(valuer, order.samples.samples),
+        finish_reason=evaluation_pb2.FINISH_REASON_STOP,
     )
 
 

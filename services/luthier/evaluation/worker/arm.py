@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.evaluation import shares
+from luthier.evaluation.worker.alternatives import Alternatives, Meter
 from luthier.evaluation.worker.answered import Answered
-from luthier.evaluation.worker.asking import Before
+from luthier.evaluation.worker.asking import Asker, Before
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import Measured
-from luthier.evaluation.worker.questions import Asked, Question, ask, failure_of
+from luthier.evaluation.worker.questions import Asked, Question, Shots, ask, failure_of
+from luthier.evaluation.worker.turns import turns
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.score import SequenceScore
 from luthier.text.endings import Stops
-from luthier.text.records import ChatRecord, SingleRecord
+from luthier.text.records import ChatRecord
 from luthier.text.rendering import Rendered
 from luthier.text.shots import with_shots
 from luthier.v1 import evaluation_pb2
 from luthier.work.context import TaskContext
 from luthier.worker.v1 import task_pb2
-
-TOKENS_A_TURN = 2048
-"""Tokens of references measured before interactive requests have their turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +36,7 @@ class ArmAnswers:
     records: Sequence[task_pb2.AnsweredRecord]
     num_prompt_tokens: int
     duration_seconds: float
+    tokens_per_second: float
     template_source: evaluation_pb2.TemplateSource.ValueType
     template_digest: str
     template_date: str
@@ -54,6 +54,7 @@ class Manner:
         temperature: 0 for the most likely answer.
         is_measured: whether the likelihood of the right answer is measured too.
         keeps_tokens: whether answers are kept as tokens too.
+        alternatives: which given texts are measured too.
     """
 
     asking: task_pb2.Asking
@@ -62,16 +63,18 @@ class Manner:
     temperature: float = 0.0
     is_measured: bool = False
     keeps_tokens: bool = False
+    alternatives: Alternatives = field(default_factory=Alternatives)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """Rows that are asked together."""
+    """Rows that are asked together. `texts` renders the given texts of a question that are measured."""
 
     arm_id: str
     rows: range
     asked: Asked
     stops: frozenset[int]
+    texts: Callable[[int], Sequence[Rendered]]
 
 
 class ArmRunner:
@@ -107,9 +110,7 @@ class ArmRunner:
         self._phase = phase
         self._num_steps = 0
 
-    def run(
-        self, arm_id: str, questions: Sequence[Question], shots: Sequence[SingleRecord], rows: range
-    ) -> ArmAnswers:
+    def run(self, arm_id: str, questions: Sequence[Question], shots: Shots, rows: range) -> ArmAnswers:
         """Answer those of `rows` that have no answer yet, whole batches; return what the arm has said to any.
 
         All questions are rendered, as what their prompts begin with is read once for all of them.
@@ -122,7 +123,13 @@ class ArmRunner:
         stops = asker.stops(_asked_first(asked, questions, shots))
         for first in self._answered.missing(arm_id, rows):
             together = range(first, min(first + shares.ROWS_A_BATCH, len(questions)))
-            batch = _Batch(arm_id=arm_id, rows=together, asked=asked, stops=stops.token_ids)
+            batch = _Batch(
+                arm_id=arm_id,
+                rows=together,
+                asked=asked,
+                stops=stops.token_ids,
+                texts=lambda row: self._texts(asker, questions[row], shots),
+            )
             self._answered.add(self._batch(batch))
         batches = self._answered.of(arm_id)
         records = [record for batch in batches for record in batch.records]
@@ -132,6 +139,7 @@ class ArmRunner:
                 record.row for record in records if not record.HasField("error")
             ),
             duration_seconds=seconds + sum(batch.duration_seconds for batch in batches),
+            tokens_per_second=_tokens_per_second(batches),
             template_source=asking.template_source or evaluation_pb2.TEMPLATE_SOURCE_BASE,
             template_digest=asker.template_digest(),
             template_date=asker.template_date,
@@ -158,14 +166,21 @@ class ArmRunner:
         failures = {row: batch.asked.failures[row] for row in batch.rows if row in batch.asked.failures}
         failures |= self._unfit(batch, [row for row in batch.rows if row not in failures])
         records = {row: _failed(row, failure) for row, failure in failures.items()}
+        drawing = time.monotonic()
         records |= self._generated(batch, [row for row in batch.rows if row not in records])
+        drawing = time.monotonic() - drawing
         answered = [record for record in records.values() if not record.HasField("error")]
+        for record in answered:
+            record.num_prompt_tokens = len(batch.asked.prefix) + len(batch.asked.prompts[record.row])
         references = batch.asked.references
-        self._measure(references, [record for record in answered if record.row in references])
+        measured = [record for record in answered if record.row in references]
+        self._measure(references, self._within(batch, measured))
+        self._measure_texts(batch, [record for record in answered if not record.HasField("error")])
         return task_pb2.AnsweredBatch(
             arm_id=batch.arm_id,
             first_row=batch.rows.start,
             duration_seconds=time.monotonic() - began,
+            drawing_seconds=drawing,
             records=[records[row] for row in batch.rows],
         )
 
@@ -174,6 +189,23 @@ class ArmRunner:
         alone = [replace(self._request(batch, [row]), adapter=None) for row in rows]
         found = zip(rows, self._loaded.engine.unfit(alone, self._wanted), strict=True)
         return {row: failure_of(error) for row, error in found if error is not None}
+
+    def _within(
+        self, batch: _Batch, records: Sequence[task_pb2.AnsweredRecord]
+    ) -> list[task_pb2.AnsweredRecord]:
+        """Return those records whose references fit in the model's context: of others it has no likelihood."""
+        alone = [
+            replace(
+                self._request(batch, [record.row]),
+                prompts=(batch.asked.references[record.row].input_ids[:-1],),
+                shared_prefix=(),
+                max_new_tokens=1,
+                adapter=None,
+            )
+            for record in records
+        ]
+        found = zip(records, self._loaded.engine.unfit(alone, self._wanted), strict=True)
+        return [record for record, error in found if error is None]
 
     def _generated(self, batch: _Batch, rows: Sequence[int]) -> dict[int, task_pb2.AnsweredRecord]:
         """Ask rows together; when one of them makes the engine fail, halves find out which."""
@@ -237,13 +269,30 @@ class ArmRunner:
         self, references: Mapping[int, Rendered], records: Sequence[task_pb2.AnsweredRecord]
     ) -> None:
         """Add the log-probability of their references to records."""
-        for part in _turns(records, references):
+        for part in turns(records, lambda record: len(references[record.row].input_ids)):
             self._context.check()
             scores = self._loaded.engine.measure(
                 self._measured([references[record.row] for record in part]), self._wanted
             )
             for record, score in zip(part, scores, strict=True):
                 _set_measured(record, score)
+
+    def _texts(self, asker: Asker, question: Question, shots: Shots) -> Sequence[Rendered]:
+        return self._manner.alternatives.rendered(asker, question, shots(question))
+
+    def _measure_texts(self, batch: _Batch, records: Sequence[task_pb2.AnsweredRecord]) -> None:
+        """Add to records what the arm finds of the given texts; one with which that is not possible fails alone."""
+        if not self._manner.alternatives:
+            return
+        meter = Meter(engine=self._loaded.engine, adapter=self._adapter)
+        for record in records:
+            self._context.check()
+            try:
+                meter.add(record, batch.texts(record.row), self._wanted)
+            except (InvalidArgument, FailedPrecondition) as error:
+                if error.reason == Reason.LEASE_LOST:
+                    raise
+                record.CopyFrom(_failed(record.row, failure_of(error)))
 
     def _measured(self, references: Sequence[Rendered]) -> Measured:
         return Measured(
@@ -253,30 +302,22 @@ class ArmRunner:
         )
 
 
-def _asked_first(asked: Asked, questions: Sequence[Question], shots: Sequence[SingleRecord]) -> Before:
+def _tokens_per_second(batches: Sequence[task_pb2.AnsweredBatch]) -> float:
+    """Return how fast answers were drawn, over the batches that say how long that took; 0: none does."""
+    timed = [batch for batch in batches if batch.drawing_seconds > 0]
+    num_tokens = sum(record.num_generated_tokens for batch in timed for record in batch.records)
+    return num_tokens / sum(batch.drawing_seconds for batch in timed) if timed else 0.0
+
+
+def _asked_first(asked: Asked, questions: Sequence[Question], shots: Shots) -> Before:
     """Return what stands before the first answer that the template asks for."""
     position = min(asked.prompts, default=None)
     if position is None:
         return Before()
     record = questions[position].record
-    return Before.answer_of(with_shots(record, shots) if isinstance(record, ChatRecord) else record)
-
-
-def _turns(
-    records: Iterable[task_pb2.AnsweredRecord], references: Mapping[int, Rendered]
-) -> Iterator[list[task_pb2.AnsweredRecord]]:
-    """Cut records into parts whose references have at most `TOKENS_A_TURN` tokens, or of one that has more."""
-    part: list[task_pb2.AnsweredRecord] = []
-    num_tokens = 0
-    for record in records:
-        length = len(references[record.row].input_ids)
-        if part and num_tokens + length > TOKENS_A_TURN:
-            yield part
-            part, num_tokens = [], 0
-        part.append(record)
-        num_tokens += length
-    if part:
-        yield part
+    return Before.answer_of(
+        with_shots(record, shots(questions[position])) if isinstance(record, ChatRecord) else record
+    )
 
 
 def _set_measured(record: task_pb2.AnsweredRecord, score: SequenceScore) -> None:

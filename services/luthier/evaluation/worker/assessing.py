@@ -1,4 +1,4 @@
-"""What is asked once all arms have answered, by whoever scores: judges, and graders."""
+"""What is asked once all arms have answered, by whoever scores: reward models, graders, and judges."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from luthier.evaluation.worker.judging import Judging
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.questions import Question
+from luthier.evaluation.worker.rewards import Rewards, set_rewards
 from luthier.evaluation.worker.wanted import Wanted, spec_of
 from luthier.work.context import TaskContext
 from luthier.work.limited_pool import LimitedPool
@@ -26,10 +27,11 @@ from luthier.worker.v1 import task_pb2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessed:
-    """What came of judges and of graders."""
+    """What came of judges and of graders, and what people should know of reward models."""
 
     judged: Judged = field(default_factory=lambda: NOBODY_JUDGED)
     graded: Graded = field(default_factory=lambda: NOTHING_GRADED)
+    reward_warnings: Sequence[str] = ()
 
     def scores(self, arm_id: str, row: int) -> dict[str, float]:
         """Return the scores of an arm's answer."""
@@ -38,7 +40,7 @@ class Assessed:
     @property
     def warnings(self) -> list[str]:
         """What people should know."""
-        return [*self.judged.warnings, *self.graded.warnings]
+        return [*self.judged.warnings, *self.graded.warnings, *self.reward_warnings]
 
 
 NOT_ASSESSED = Assessed()
@@ -54,7 +56,7 @@ class Means:
 
 
 class Assessing:
-    """Asks the judges and the graders of an evaluation; of a share nobody does.
+    """Asks the reward models, the graders and the judges of an evaluation; of a share nobody does.
 
     Args:
         context: the task.
@@ -80,6 +82,7 @@ class Assessing:
         self._models = means.models
         self._judging: Judging | None = None
         self._graders: Graders | None = None
+        self._rewards: Rewards | None = None
         evaluation = spec_of(context.task).evaluation
         if wanted.is_share:
             return
@@ -89,6 +92,9 @@ class Assessing:
             most_tokens = max(judge.max_new_tokens for judge in evaluation.judges)
             context.announce(answering_seconds(judging.num_answers, most_tokens) + judging.endpoint_seconds)
             self._judging = judging
+        if spec_of(context.task).reward_models:
+            self._rewards = Rewards(context, answered, means.models, questions)
+            context.announce(self._rewards.seconds)
         if evaluation.graders:
             self._graders = Graders(
                 context, answered, evaluation, questions, means.access.rewards, means.pool
@@ -96,11 +102,14 @@ class Assessing:
             context.announce(self._graders.seconds)
 
     def assessed(self, answers: Mapping[str, ArmAnswers]) -> Assessed:
-        """Have what the arms said graded and judged."""
+        """Have what the arms said valued, graded and judged; the metric's reward is set in what they said."""
         records = {arm_id: said.records for arm_id, said in answers.items()}
+        values = self._rewards.valued(records) if self._rewards else {}
+        metric = self._rewards.metric if self._rewards else ""
         return Assessed(
-            graded=self._graders.graded(records) if self._graders else NOTHING_GRADED,
+            graded=self._graders.graded(records, values) if self._graders else NOTHING_GRADED,
             judged=self._judged(self._judging, records) if self._judging else NOBODY_JUDGED,
+            reward_warnings=tuple(set_rewards(metric, values[metric], records)) if metric else (),
         )
 
     def _judged(self, judging: Judging, answers: Mapping[str, Sequence[task_pb2.AnsweredRecord]]) -> Judged:

@@ -41,10 +41,10 @@ def prepare(setup: Setup) -> Work:
         torch.set_num_threads(setup.num_threads)
 
     def work(line: Line, order: LoadOrder) -> None:
-        model, facts = loaded(order, device)
+        model, facts, head = loaded(order, device)
         speaker = Speaker(line)
         # Without the engine's thread the process answers nothing more; the next one will.
-        computing = Computing(model, speaker, ended=lambda: os._exit(1))
+        computing = Computing(model, speaker, ended=lambda: os._exit(1), head=head)
         speaker.begun(facts)
         answer_requests(line, computing)
 

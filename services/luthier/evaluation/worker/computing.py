@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -23,25 +23,31 @@ from luthier.errors import (
 )
 from luthier.evaluation.worker.engine_thread import EngineThread
 from luthier.evaluation.worker.order import (
+    COMPARE,
+    DISTRIBUTE,
     GENERATE,
     LOAD_ADAPTER,
+    LOAD_REWARD,
     MEASURE,
     REMOVE_ADAPTER,
     UNFIT,
+    VALUES,
     Facts,
     LoadOrder,
     Measured,
     Said,
+    Valued,
 )
-from luthier.lm.adapter_files import load_adapter
+from luthier.lm.adapter_files import load_adapter, load_reward_adapter
 from luthier.lm.decoding import Events
+from luthier.lm.divergence import divergences, write_distributions
 from luthier.lm.engine import Engine
 from luthier.lm.failures import device_failed, is_for_memory, is_of_device
 from luthier.lm.generate import GenerationRequest
-from luthier.lm.load import eos_token_ids, load_model
+from luthier.lm.load import eos_token_ids, load_model, load_reward_model
 from luthier.lm.lora import find_adapter, remove_adapter, use_adapter
-from luthier.lm.score import SequenceScore
-from luthier.lm.scoring import sequence_logprobs
+from luthier.lm.score import SequenceDivergence, SequenceScore
+from luthier.lm.scoring import sequence_logprobs, sequence_values
 from luthier.work.standing_child import Part, Request
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +75,7 @@ class Computing:
     Args:
         model: loaded, with no adapter.
         teller: hears the answers.
+        head: of a reward model with all its weights, [1, E] in float32; None: it makes words.
         ended: called when nothing can be answered any more: the engine's thread has ended, of itself too, or the
             device has failed, which is said before.
 
@@ -78,8 +85,15 @@ class Computing:
         thread: the one that touches both.
     """
 
-    def __init__(self, model: PreTrainedModel, teller: Teller, ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teller: Teller,
+        ended: Callable[[], None],
+        head: torch.Tensor | None = None,
+    ) -> None:
         self.model = model
+        self._heads: dict[str | None, torch.Tensor] = {} if head is None else {None: head}
         self.engine = Engine(model)
         self.ended = ended
         self._teller = teller
@@ -90,6 +104,10 @@ class Computing:
         self._at_once: Mapping[str, Callable[..., Any]] = {UNFIT: self._unfit}
         self._in_turn: Mapping[str, Callable[..., Any]] = {
             MEASURE: self._measured,
+            DISTRIBUTE: self._distribute,
+            COMPARE: self._compared,
+            VALUES: self._valued,
+            LOAD_REWARD: self._load_reward,
             LOAD_ADAPTER: self._load_adapter,
             REMOVE_ADAPTER: self._remove_adapter,
         }
@@ -188,29 +206,64 @@ class Computing:
         with use_adapter(self.model, wanted.adapter):
             return sequence_logprobs(self.model, wanted.sequences, wanted.masks, likeliest=wanted.likeliest)
 
+    def _distribute(self, wanted: Measured, path: Path) -> None:
+        with use_adapter(self.model, wanted.adapter):
+            write_distributions(self.model, wanted.sequences, wanted.masks, path)
+
+    def _compared(self, wanted: Measured, path: Path) -> list[SequenceDivergence]:
+        with use_adapter(self.model, wanted.adapter):
+            return divergences(self.model, wanted.sequences, wanted.masks, path)
+
+    def _valued(self, wanted: Valued) -> list[float]:
+        head = self._heads.get(wanted.adapter)
+        if head is None:
+            raise NotFound(f"there is no reward model {wanted.adapter or 'here'}")
+        with use_adapter(self.model, wanted.adapter):
+            return sequence_values(self.model, head, wanted.sequences)
+
+    def _load_reward(self, folder: Path, name: str) -> None:
+        if not _has_adapter(self.model, name):
+            _, head = load_reward_adapter(self.model, folder, name)
+            self._heads[name] = head.to(self.model.device)
+
     def _load_adapter(self, folder: Path, name: str) -> None:
         # Whoever asked for it before may have gone before it was there.
         if not _has_adapter(self.model, name):
             load_adapter(self.model, folder, name)
 
     def _remove_adapter(self, name: str) -> None:
+        self._heads.pop(name, None)
         self.engine.forget_adapter(name)
         remove_adapter(self.model, name)
 
 
-def loaded(order: LoadOrder, device: torch.device | str) -> tuple[PreTrainedModel, Facts]:
-    """Load a base model onto a device.
+class Loaded(NamedTuple):
+    """A model that was loaded, what it says of itself, and the head [1, E] of a reward model."""
+
+    model: PreTrainedModel
+    facts: Facts
+    head: torch.Tensor | None = None
+
+
+def loaded(order: LoadOrder, device: torch.device | str) -> Loaded:
+    """Load a base model, or a reward model with all its weights, onto a device.
 
     Raises:
         LuthierError: as `load_model`.
         ResourceExhausted: OUT_OF_MEMORY.
         Unavailable: CRASHED, the device failed.
     """
+    head = None
     try:
-        model = load_model(order.folder, device=device, precision=order.precision)
+        if order.is_reward:
+            model, head = load_reward_model(order.folder, device=device)
+        else:
+            model = load_model(order.folder, device=device, precision=order.precision)
     except Exception as error:
         raise told(error, torch.device(device)) from error
-    return model, Facts(eos_token_ids=eos_token_ids(model), device=model.device.type)
+    # A classifier says no words that could end.
+    ends = frozenset[int]() if order.is_reward else eos_token_ids(model)
+    return Loaded(model, Facts(eos_token_ids=ends, device=model.device.type), head)
 
 
 def told(error: Exception, device: torch.device) -> LuthierError:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmRunner, Manner
 from luthier.evaluation.worker.drift_results import ArmRecords, Records, drift_of, drift_warnings
+from luthier.evaluation.worker.drift_suite import Suite
+from luthier.evaluation.worker.exact_drift import ExactDrift, chosen
 from luthier.evaluation.worker.loaded_model import LoadedModel
-from luthier.evaluation.worker.questions import Question, ask, choose
-from luthier.grading.suite import general_suite, general_texts
-from luthier.text.records import ChatRecord, Message
+from luthier.evaluation.worker.questions import ask, no_shots
+from luthier.grading.suite import general_texts
 from luthier.text.rendering import Rendered
 from luthier.v1.evaluation_pb2 import DriftResult, Evaluation
 from luthier.work.context import TaskContext
 from luthier.work.limited import Check
 from luthier.worker.v1 import task_pb2
-
-_FILENAME = "general_suite.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +29,29 @@ class _Own:
 
 
 class Drift:
-    """Asks arms the general suite, the baseline before all others.
+    """Asks arms a suite, the baseline before all others.
 
     Args:
         context: the task.
         answered: what is answered so far, of this too.
         evaluation: which measures drift.
+        suite: what is asked.
         num_others: answers that the task has besides.
     """
 
     def __init__(
-        self, context: TaskContext, answered: Answered, evaluation: Evaluation, num_others: int
+        self,
+        context: TaskContext,
+        answered: Answered,
+        evaluation: Evaluation,
+        suite: Suite,
+        num_others: int,
     ) -> None:
-        probe = evaluation.drift
         self._context = context
         self._answered = answered
         self._evaluation = evaluation
-        self._baseline = probe.baseline_arm_id
-        self._questions = choose(suite_questions(), probe.max_questions, evaluation.seed)
+        self._baseline = evaluation.drift.baseline_arm_id
+        self._suite, self._questions = suite, suite.questions
         arms = [arm.arm_id for arm in evaluation.arms if arm.tuned and arm.arm_id != self._baseline]
         self.arm_ids = frozenset((self._baseline, *arms))
         # The baseline is asked twice: for its most likely answers, and for some that are drawn.
@@ -58,6 +61,8 @@ class Drift:
         self._found: dict[str, Records] = {}
         self._read: dict[str, Records] = {}
         self._own: _Own | None = None
+        self._exact = ExactDrift(context, answered)
+        self._compared: dict[str, Records] = {}
 
     def groups(self, groups: Iterable[list[task_pb2.ArmModel]]) -> list[list[task_pb2.ArmModel]]:
         """Return arms by base models, that of the baseline first: what it says is shown to all others."""
@@ -74,23 +79,32 @@ class Drift:
         is_baseline = arm_id == self._baseline
         texts = _texts(loaded, arm, self._context.check)
         likely = self._runner(loaded, arm, adapter, keeps_tokens=is_baseline)
-        self._said[arm_id] = likely.run(_key(arm_id), self._questions, (), self._rows).records
+        self._said[arm_id] = likely.run(_key(arm_id), self._questions, no_shots, self._rows).records
         if is_baseline:
             drawing = self._runner(loaded, arm, adapter, temperature=1.0, keeps_tokens=True)
-            drawn = drawing.run(_key(arm_id, "drawn"), self._questions, (), self._rows).records
+            drawn = drawing.run(_key(arm_id, "drawn"), self._questions, no_shots, self._rows).records
             self._own = self._as_tokens(loaded, arm, drawn)
+            self._keep_distributions(loaded, adapter, self._own)
         if self._own is not None and loaded.tokens_digest == self._own.tokens_digest:
             num_rows = 2 * len(self._questions)
             self._found[arm_id] = likely.measure(_key(arm_id, "found"), self._own.references, num_rows)
+            if not is_baseline:
+                self._compared[arm_id] = self._exact.compare(loaded, adapter, _key(arm_id, "exact"))
         self._read[arm_id] = likely.measure(_key(arm_id, "texts"), texts, len(texts))
+
+    def _keep_distributions(self, loaded: LoadedModel, adapter: str | None, own: _Own) -> None:
+        count = len(self._questions)
+        drawn = {row: text for row, text in own.references.items() if row >= count}
+        keys = [_key(arm_id, "exact") for arm_id in self.arm_ids if arm_id != self._baseline]
+        self._exact.keep(loaded, adapter, chosen(drawn, self._evaluation.seed), keys)
 
     def results(self) -> list[DriftResult]:
         """Return how far each tuned arm has drifted, in the order of the arms."""
-        rows, baseline = [question.row for question in self._questions], self._records(self._baseline)
+        baseline = self._records(self._baseline)
         return [
             drift_of(
                 DriftResult(arm_id=arm.arm_id, baseline_arm_id=self._baseline),
-                rows,
+                self._suite,
                 self._records(arm.arm_id),
                 baseline,
             )
@@ -139,7 +153,7 @@ class Drift:
     def _as_tokens(self, loaded: LoadedModel, arm: task_pb2.ArmModel, drawn: Records) -> _Own:
         """Return the baseline's answers behind their questions, each row's tokens of an answer chosen."""
         asker = loaded.asker(arm.asking, self._context.check)
-        asked = ask(asker, self._questions, (), measured=False)
+        asked = ask(asker, self._questions, no_shots, measured=False)
         count, references = len(self._questions), dict[int, Rendered]()
         for first, records in ((0, self._said[self._baseline]), (count, drawn)):
             for record in records:
@@ -149,31 +163,17 @@ class Drift:
         return _Own(tokens_digest=loaded.tokens_digest, references=references)
 
     def _records(self, arm_id: str) -> ArmRecords:
-        return ArmRecords(said=self._said[arm_id], found=self._found.get(arm_id), read=self._read[arm_id])
+        return ArmRecords(
+            said=self._said[arm_id],
+            found=self._found.get(arm_id),
+            read=self._read[arm_id],
+            compared=self._compared.get(arm_id, ()),
+        )
 
 
 def _key(arm_id: str, part: str = "") -> str:
     """Return under which name answers are kept: none that an arm may have."""
     return "/".join(filter(None, ("drift", arm_id, part)))
-
-
-def suite_questions() -> list[Question]:
-    """Return the questions of the general suite, in its order."""
-    return [
-        Question(
-            record_id=hashlib.sha256(item.prompt.encode()).hexdigest(),
-            row=row,
-            record=ChatRecord(
-                messages=(
-                    Message(role="user", content=item.prompt),
-                    Message(role="assistant", content=item.reference),
-                )
-            ),
-            filename=_FILENAME,
-            line=row + 1,
-        )
-        for row, item in enumerate(general_suite())
-    ]
 
 
 def _texts(loaded: LoadedModel, arm: task_pb2.ArmModel, check: Check) -> dict[int, Rendered]:

@@ -10,18 +10,23 @@ from typing import Protocol
 
 from luthier.errors import AlreadyExists, LuthierError
 from luthier.evaluation.worker.order import (
+    COMPARE,
+    DISTRIBUTE,
     GENERATE,
     LOAD_ADAPTER,
+    LOAD_REWARD,
     MEASURE,
     REMOVE_ADAPTER,
     UNFIT,
+    VALUES,
     Facts,
     LoadOrder,
     Measured,
     Said,
+    Valued,
 )
 from luthier.lm.generate import GenerationEvent, GenerationRequest, TextAssembler
-from luthier.lm.score import SequenceScore
+from luthier.lm.score import SequenceDivergence, SequenceScore
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children
 from luthier.work.limited import Check
@@ -124,6 +129,26 @@ class EngineClient:
         """Return the log-probability of chosen tokens of sequences."""
         scores: list[SequenceScore] = self._requests.call(MEASURE, (wanted,), check)
         return scores
+
+    def distribute(self, wanted: Measured, path: Path, check: Check = lambda: None) -> None:
+        """Write what the model thinks of each word at chosen tokens of sequences to a file."""
+        self._requests.call(DISTRIBUTE, (wanted, path), check)
+
+    def divergences(
+        self, wanted: Measured, path: Path, check: Check = lambda: None
+    ) -> list[SequenceDivergence]:
+        """Return how far the model's distributions at chosen tokens lie from those of a file."""
+        found: list[SequenceDivergence] = self._requests.call(COMPARE, (wanted, path), check)
+        return found
+
+    def values(self, wanted: Valued, check: Check = lambda: None) -> list[float]:
+        """Return what a reward model values sequences at, each alone; it may not be finite."""
+        found: list[float] = self._requests.call(VALUES, (wanted,), check)
+        return found
+
+    def load_reward(self, folder: Path, name: str, check: Check = lambda: None) -> None:
+        """Put a reward model's adapter into the model with its head, unless there is one of that name."""
+        self._requests.call(LOAD_REWARD, (folder, name), check)
 
     def load_adapter(self, folder: Path, name: str, check: Check = lambda: None) -> None:
         """Put the adapter of a folder into the model, unless there is one of that name."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple
 
-from luthier.errors import FailedPrecondition, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.errors import LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.access import NOBODY, Access
 from luthier.evaluation.bases import side_by_side
 from luthier.evaluation.grading.samples import grading_pool
@@ -17,20 +17,23 @@ from luthier.evaluation.worker.arm import ArmAnswers, ArmRunner, Manner, require
 from luthier.evaluation.worker.assessing import Assessed, Assessing, Means
 from luthier.evaluation.worker.contamination import TrainingRecords
 from luthier.evaluation.worker.drift import Drift
+from luthier.evaluation.worker.drift_suite import Suite, general, of_version, suite_questions
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.outcome import result_of, write_answers
-from luthier.evaluation.worker.questions import Question
+from luthier.evaluation.worker.questions import Question, Shots, choose
 from luthier.evaluation.worker.references import Grading, grading_of
-from luthier.evaluation.worker.splits import Splits
+from luthier.evaluation.worker.shots import MAX_CANDIDATES, Similar, require_enough, same_for_all
+from luthier.evaluation.worker.splits import Pinned, Splits
 from luthier.evaluation.worker.wanted import Wanted, spec_of
-from luthier.text.records import SingleRecord
 from luthier.v1 import dataset_pb2, evaluation_pb2
+from luthier.v1.evaluation_pb2 import SHOT_CHOICE_SIMILAR, SHOT_CHOICE_UNSPECIFIED
 from luthier.work.context import TaskCancelled, TaskContext, TaskFailed, TaskStopped
 from luthier.work.limits import answering_seconds
 from luthier.worker.v1 import task_pb2
 
 _SHOT_SEED_OFFSET = 1
+_CHOICES = (SHOT_CHOICE_UNSPECIFIED, SHOT_CHOICE_SIMILAR)
 _GRADING_PROCESSES = 2
 _GRADING_WAIT_SECONDS = 600.0
 """A worker runs one task at a time: nobody else has them for longer than an answer may take."""
@@ -44,6 +47,7 @@ class _Asked(NamedTuple):
     loaded: LoadedModel
     answered: Answered
     wanted: Wanted
+    grading: Grading
     phase: str
     num_answers: int
 
@@ -87,13 +91,12 @@ class Evaluator:
         wanted = Wanted(spec, len(questions))
         context.announce(answering_seconds(wanted.num_answers, evaluation.max_new_tokens))
         grading = grading_of(evaluation, questions)
-        shots = self._shots(context, evaluation)
         answered = Answered(context, self._commit_seconds)
         assessing = Assessing(context, answered, questions, wanted, self._means)
-        drift = _drift(context, answered, wanted)
+        drift = self._drift(context, answered, wanted)
         try:
             with _sizes_named(evaluation):
-                answers = self._asked(context, answered, questions, shots, wanted, drift)
+                answers = self._asked(context, answered, questions, grading, wanted, drift)
                 assessed = assessing.assessed(answers)
             answered.commit()
             if not wanted.is_share:
@@ -124,12 +127,13 @@ class Evaluator:
         context: TaskContext,
         answered: Answered,
         questions: Sequence[Question],
-        shots: Sequence[SingleRecord],
+        grading: Grading,
         wanted: Wanted,
         drift: Drift | None,
     ) -> dict[str, ArmAnswers]:
         """Ask the arms of one base model after those of another; return what they said in the order of the arms."""
-        precision = precision_of(spec_of(context.task).evaluation.base_precision)
+        evaluation = spec_of(context.task).evaluation
+        precision, shots = precision_of(evaluation.base_precision), self._shots(context, evaluation)
         num_answers = wanted.num_all
         answers: dict[str, ArmAnswers] = {}
         groups = side_by_side(wanted.arms, wanted.base_of)
@@ -140,8 +144,8 @@ class Evaluator:
             ) as loaded:
                 for arm in arms:
                     phase = f"arm {arm.arm.arm_id}, {len(answers) + 1} of {len(wanted.arms)}"
-                    asked = _Asked(context, loaded, answered, wanted, phase, num_answers)
-                    answers[arm.arm.arm_id] = self._arm(asked, arm, questions, shots[: arm.arm.num_shots])
+                    asked = _Asked(context, loaded, answered, wanted, grading, phase, num_answers)
+                    answers[arm.arm.arm_id] = self._arm(asked, arm, questions, shots(arm.arm))
                 if drift:
                     self._probe(context, loaded, arms, drift)
         return {arm.arm.arm_id: answers[arm.arm.arm_id] for arm in wanted.arms}
@@ -164,7 +168,7 @@ class Evaluator:
         asked: _Asked,
         arm: task_pb2.ArmModel,
         questions: Sequence[Question],
-        examples: Sequence[SingleRecord],
+        shots: Shots,
     ) -> ArmAnswers:
         arm_id, context, wanted = arm.arm.arm_id, asked.context, asked.wanted
         rows = wanted.rows(arm_id)
@@ -175,7 +179,8 @@ class Evaluator:
             asking=arm.asking,
             max_new_tokens=evaluation.max_new_tokens,
             seed=evaluation.seed,
-            is_measured=evaluation_pb2.EVALUATION_METRIC_PERPLEXITY in evaluation.metrics,
+            is_measured=bool(asked.grading.ratios),
+            alternatives=asked.grading.alternatives,
         )
         with self._adapter(context, asked.loaded, arm, asks=asks) as name:
             runner = ArmRunner(
@@ -187,23 +192,53 @@ class Evaluator:
                 phase=asked.phase,
                 num_answers=asked.num_answers,
             )
-            answers = runner.run(arm_id, questions, examples, rows)
+            answers = runner.run(arm_id, questions, shots, rows)
         if not wanted.is_share:
             require_an_answer(arm_id, answers.records, questions)
         return answers
 
-    def _shots(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> list[SingleRecord]:
-        wanted = max((arm.num_shots for arm in evaluation.arms), default=0)
-        if wanted == 0:
-            return []
+    def _drift(self, context: TaskContext, answered: Answered, wanted: Wanted) -> Drift | None:
+        """Return what measures drift where it is wanted: by whoever scores too, as it needs what the baseline says."""
+        evaluation = spec_of(context.task).evaluation
+        if wanted.is_share or not evaluation.HasField("drift"):
+            return None
+        drift = Drift(context, answered, evaluation, self._suite(context, evaluation), wanted.num_all)
+        wanted.expect(drift.num_answers)
+        context.announce(answering_seconds(drift.num_answers, evaluation.drift.max_new_tokens))
+        return drift
+
+    def _suite(self, context: TaskContext, evaluation: evaluation_pb2.Evaluation) -> Suite:
+        probe = evaluation.drift
+        if not probe.dataset_version:
+            return general(choose(suite_questions(), probe.max_questions, evaluation.seed))
+        version = Pinned(probe.dataset_version, probe.dataset_digest)
+        questions = self._splits.read(
+            context, probe.split, probe.max_questions, evaluation.seed, version=version
+        )
+        return of_version(questions, probe)
+
+    def _shots(
+        self, context: TaskContext, evaluation: evaluation_pb2.Evaluation
+    ) -> Callable[[evaluation_pb2.EvaluationArm], Shots]:
+        """Return which examples each arm is given. Raises FailedPrecondition as `require_enough`."""
+        arms = {choice: [arm for arm in evaluation.arms if arm.shot_choice == choice] for choice in _CHOICES}
+        same, similar = (max((arm.num_shots for arm in arms[choice]), default=0) for choice in _CHOICES)
         seed = evaluation.seed + _SHOT_SEED_OFFSET
-        chosen = self._splits.read(context, dataset_pb2.SPLIT_TRAIN, wanted, seed)
-        if len(chosen) < wanted:
-            raise FailedPrecondition(
-                f"an arm wants {wanted} examples, the train split has {len(chosen)} records",
-                reason=Reason.WRONG_STATE,
-            )
-        return [question.record for question in chosen]
+        chosen = self._splits.read(context, dataset_pb2.SPLIT_TRAIN, same, seed) if same else []
+        require_enough(arms[SHOT_CHOICE_UNSPECIFIED], len(chosen))
+        examples = [question.record for question in chosen]
+        if not similar:
+            return lambda arm: same_for_all(examples[: arm.num_shots])
+        candidates = self._splits.read(
+            context, dataset_pb2.SPLIT_TRAIN, MAX_CANDIDATES, seed, right_only=True
+        )
+        require_enough(arms[SHOT_CHOICE_SIMILAR], len(candidates))
+        found = Similar(candidates, similar, seed)
+        return lambda arm: (
+            found.shots(arm.num_shots)
+            if arm.shot_choice == SHOT_CHOICE_SIMILAR
+            else same_for_all(examples[: arm.num_shots])
+        )
 
     def _result(
         self,
@@ -249,17 +284,6 @@ class Evaluator:
             return task_pb2.TaskResult(answer_share=answers)
         outcome = task_pb2.EvaluateResult(num_records=num_records, predictions=stored)
         return task_pb2.TaskResult(evaluate=outcome)
-
-
-def _drift(context: TaskContext, answered: Answered, wanted: Wanted) -> Drift | None:
-    """Return what measures drift where it is wanted: by whoever scores too, as it needs what the baseline says."""
-    evaluation = spec_of(context.task).evaluation
-    if wanted.is_share or not evaluation.HasField("drift"):
-        return None
-    drift = Drift(context, answered, evaluation, wanted.num_all)
-    wanted.expect(drift.num_answers)
-    context.announce(answering_seconds(drift.num_answers, evaluation.drift.max_new_tokens))
-    return drift
 
 
 def _is_lost(error: LuthierError) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from luthier.errors import Internal, InvalidArgument, Reason
 from luthier.evaluation import shares
-from luthier.evaluation.grading.samples import SampleGrader, failed
+from luthier.evaluation.grading.samples import Outcomes, SampleGrader, failed, value_of
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.graded import Graded, graded
 from luthier.evaluation.worker.questions import Question
-from luthier.grading.asked import remote_addresses, remote_graders
+from luthier.evaluation.worker.rewards import Values
+from luthier.grading.asked import remote_addresses, remote_graders, reward_model_graders
 from luthier.grading.item_fields import ItemFields
 from luthier.grading.outcomes import GradingError
-from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP, Evaluation
 from luthier.v1.grader_pb2 import Grader, RemoteGrader, Sample, SampleGrade
 from luthier.work.context import TaskContext
 from luthier.work.limited import LimitReached, ProcessBroken
@@ -72,8 +73,10 @@ class Graders:
         num_answers = len(self._evaluation.arms) * len(self._questions)
         return num_answers * sum(_seconds_an_answer(grader) for grader in self._evaluation.graders)
 
-    def graded(self, answers: Mapping[str, Records]) -> Graded:
+    def graded(self, answers: Mapping[str, Records], values: Mapping[str, Values]) -> Graded:
         """Have all answers graded that no attempt had graded before; return what came of it.
+
+        `values` are what reward models value them at, by the names that graders say.
 
         Raises:
             LuthierError: the task is not wanted any more, or a process that grades is broken.
@@ -82,7 +85,7 @@ class Graders:
         self._answered.commit()
         grades: dict[tuple[str, int], dict[str, SampleGrade]] = defaultdict(dict)
         for grader in self._evaluation.graders:
-            asker = _Asker(grader, self._allowed, self._pool, self._context)
+            asker = _Asker(grader, self._allowed, self._pool, self._context, values)
             for arm_id, said in answers.items():
                 self._grade(asker, arm_id, said)
                 for record in self._kept(grader, arm_id):
@@ -97,16 +100,21 @@ class Graders:
             self._context.progress(phase, self._num_done + first, num_all, "answers")
             together = said[first : first + shares.ROWS_A_BATCH]
             samples = {
-                record.row: Sample(item_json=self._questions[record.row].item_json, output_text=record.text)
-                for record in together
-                if not record.HasField("error")
+                record.row: self._sample(record) for record in together if not record.HasField("error")
             }
-            grades = dict(zip(samples, asker.grades(list(samples.values())), strict=True))
+            grades = dict(zip(samples, asker.grades(arm_id, samples), strict=True))
             records = [
                 task_pb2.AnsweredRecord(row=record.row, grade=grades.get(record.row)) for record in together
             ]
             self._answered.add(task_pb2.AnsweredBatch(arm_id=key, first_row=first, records=records))
         self._num_done += len(said)
+
+    def _sample(self, record: task_pb2.AnsweredRecord) -> Sample:
+        return Sample(
+            item_json=self._questions[record.row].item_json,
+            output_text=record.text,
+            is_truncated=record.finish_reason != FINISH_REASON_STOP,
+        )
 
     def _kept(self, grader: Grader, arm_id: str) -> Iterator[task_pb2.AnsweredRecord]:
         for batch in self._answered.of(_key(grader, arm_id)):
@@ -141,25 +149,36 @@ class _Asker:
     """One grader of one evaluation, asked batch after batch."""
 
     def __init__(
-        self, grader: Grader, allowed: RewardAddresses, pool: LimitedPool, context: TaskContext
+        self,
+        grader: Grader,
+        allowed: RewardAddresses,
+        pool: LimitedPool,
+        context: TaskContext,
+        values: Mapping[str, Values],
     ) -> None:
         self.grader = grader
         self._context = context
+        self._values = {path: values[one.model] for path, one in reward_model_graders(grader)}
         self._services = {path: _Service(remote, allowed, context) for path, remote in remote_graders(grader)}
         self._local = SampleGrader.of(pool, context.task.task, grader)
 
-    def grades(self, samples: Sequence[Sample]) -> list[SampleGrade]:
-        """Return what the grader makes of answers, in their order."""
-        remote = {path: service.scores(samples) for path, service in self._services.items()}
+    def grades(self, arm_id: str, samples: Mapping[int, Sample]) -> list[SampleGrade]:
+        """Return what the grader makes of an arm's answers to records, in their order."""
+        together = list(samples.values())
+        remote = {path: service.scores(together) for path, service in self._services.items()}
         return [
-            self._grade(sample, {path: found[place] for path, found in remote.items()})
-            for place, sample in enumerate(samples)
+            self._grade(
+                sample,
+                {path: found[place] for path, found in remote.items()},
+                {path: value_of(found[arm_id, row]) for path, found in self._values.items()},
+            )
+            for place, (row, sample) in enumerate(samples.items())
         ]
 
-    def _grade(self, sample: Sample, remote: Mapping[str, float | RewardError]) -> SampleGrade:
+    def _grade(self, sample: Sample, remote: Outcomes, values: Outcomes) -> SampleGrade:
         self._context.check()
         try:
-            return self._local.grade(sample, remote, self._context.check)
+            return self._local.grade(sample, remote, values, self._context.check)
         except LimitReached as error:
             words = f"grader {self.grader.name}: grading this answer takes more than {error}"
             return failed(Reason.GRADING_LIMIT_REACHED, words)

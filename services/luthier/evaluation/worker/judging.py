@@ -15,7 +15,7 @@ from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.arm import ArmRunner, Manner
 from luthier.evaluation.worker.judged import Item, JudgeCost, Judged, judged_by
 from luthier.evaluation.worker.loaded_model import LoadedModel
-from luthier.evaluation.worker.questions import Question, failure_of
+from luthier.evaluation.worker.questions import Question, failure_of, no_shots
 from luthier.evaluation.worker.spending import Spending
 from luthier.grading.judging import Matter, pairwise_prompt, rubric_prompt
 from luthier.text.records import ChatRecord, Message, SingleRecord
@@ -118,7 +118,7 @@ class Judging:
             num_answers=self._num_all,
         )
         if items:
-            said = runner.run(_key(judge), _questions(items), (), range(len(items)))
+            said = runner.run(_key(judge), _questions(items), no_shots, range(len(items)))
             self._costs[judge.judge_id] = JudgeCost(
                 spent=task_pb2.JudgeSpending(
                     num_prompt_tokens=said.num_prompt_tokens,

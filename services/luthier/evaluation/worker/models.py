@@ -45,11 +45,12 @@ class _Base:
 
     reference: task_pb2.ModelReference
     precision: Precision = "BFLOAT16"
+    is_reward: bool = False
 
     @property
     def key(self) -> str:
         """What two that are the same share."""
-        return f"{self.reference.digest}/{self.precision}"
+        return f"{self.reference.digest}/{self.precision}{'/reward' * self.is_reward}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,12 +108,13 @@ class Models:
         check: Check = lambda: None,
         *,
         precision: Precision = "BFLOAT16",
+        is_reward: bool = False,
         wait_seconds: float = math.inf,
         log: Log = lambda _text, _severity: None,
     ) -> Iterator[LoadedModel]:
         """Keep a base model loaded for the length of a block; waits while others are used and leave it no memory.
 
-        One that is wanted in two precisions is there twice.
+        One that is wanted in two precisions is there twice. `is_reward`: it is a reward model with all its weights.
 
         With `wait_seconds` the wait for others' end is bounded, and so are those who wait with a bound: beyond
         `MAX_WAITING` they are refused at once. `log` is told where the model's process was at if that crashes or hangs.
@@ -122,7 +124,7 @@ class Models:
             Unavailable: CRASHED or STALLED, the process that loaded it.
             LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
         """
-        wanted = _Base(reference=reference, precision=precision)
+        wanted = _Base(reference=reference, precision=precision, is_reward=is_reward)
         held = self._taken(wanted, token, check, wait_seconds)
         try:
             with held.loaded.engine.reporting(log):
@@ -139,8 +141,12 @@ class Models:
         reference: task_pb2.ModelReference | None,
         token: Token,
         check: Check = lambda: None,
+        *,
+        is_reward: bool = False,
     ) -> Iterator[str | None]:
         """Keep an adapter loaded for the length of a block; None stays None, the base model itself.
+
+        `is_reward`: it is a reward model's, and has a head.
 
         Raises:
             LuthierError: its files cannot be fetched or loaded, or what `check` raised meanwhile.
@@ -151,8 +157,9 @@ class Models:
         name = reference.digest[:32]
 
         def load() -> None:
+            put = loaded.engine.load_reward if is_reward else loaded.engine.load_adapter
             with self._fetched(reference, token, check) as folder:
-                loaded.engine.load_adapter(folder, name, check)
+                put(folder, name, check)
 
         with loaded.adapter(name, load, check):
             yield name
@@ -253,7 +260,8 @@ class Models:
         with self._fetched(wanted.reference, token, check) as folder:
             if not self._make_room(size_bytes):
                 return None
-            place = self._start(LoadOrder(folder=folder, precision=wanted.precision))
+            order = LoadOrder(folder=folder, precision=wanted.precision, is_reward=wanted.is_reward)
+            place = self._start(order)
             try:
                 facts = place.begun(check)
             except BaseException:

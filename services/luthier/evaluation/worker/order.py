@@ -16,6 +16,14 @@ UNFIT = "unfit"
 """Asks what the engine would refuse of several `GenerationRequest`s; the answer is an error or None for each."""
 MEASURE = "measure"
 """Asks for the `SequenceScore`s of `Measured`."""
+DISTRIBUTE = "distribute"
+"""Asks to write the distributions at the chosen tokens of `Measured` to a file."""
+COMPARE = "compare"
+"""Asks for the `SequenceDivergence`s of `Measured` from the distributions of a file."""
+VALUES = "values"
+"""Asks for the values that the head of `Valued` makes of the last tokens of sequences."""
+LOAD_REWARD = "load_reward"
+"""Asks to put a reward model's adapter into the model, with its head, as LOAD_ADAPTER puts others."""
 LOAD_ADAPTER = "load_adapter"
 """Asks to put the adapter of a folder into the model, under a name, unless one of that name is there."""
 REMOVE_ADAPTER = "remove_adapter"
@@ -44,10 +52,12 @@ class LoadOrder:
     Attributes:
         folder: its files, which may go once they are loaded.
         precision: what its linear layers are held in.
+        is_reward: whether it is a reward model with all its weights, which makes values and no words.
     """
 
     folder: Path
     precision: Precision = "BFLOAT16"
+    is_reward: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,3 +93,11 @@ class Measured:
     sequences: Sequence[Sequence[int]]
     masks: Sequence[Sequence[bool]]
     likeliest: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Valued:
+    """Sequences that are valued by a reward model's adapter; None: by a reward model with all its weights."""
+
+    adapter: str | None
+    sequences: Sequence[Sequence[int]]

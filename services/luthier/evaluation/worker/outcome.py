@@ -41,6 +41,7 @@ def result_of(
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
     apart = scored_apart(learnt, scored, evaluation.seed, named) if learnt else None
     learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
+    unread = [one for arm_id in arms for one in _unread(arm_id, answers[arm_id])] if grading.ratios else []
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
         arm_results=[
@@ -49,7 +50,7 @@ def result_of(
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
         num_records=write_answers(grading, questions, said, path, range(len(questions)), assessed),
-        warnings=[*failures, *unknown, *grading.warnings, *assessed.warnings, *learnt_warnings],
+        warnings=[*failures, *unknown, *grading.warnings, *assessed.warnings, *learnt_warnings, *unread],
         contamination=apart,
         judge_results=assessed.judged.results,
         grader_results=assessed.graded.results,
@@ -90,14 +91,19 @@ def _scored(
             scores={**_scores(record, question, grading), **assessed.scores(arm_id, record.row)},
             points=assessed.judged.points.get((arm_id, record.row), {}),
             nll=record.nll,
-            num_tokens=record.num_reference_tokens,
+            num_tokens=record.num_reference_tokens if "PERPLEXITY" in grading.ratios else 0,
+            num_bytes=_num_bytes(record, question) if "BITS_PER_BYTE" in grading.ratios else 0,
         )
         for record, question in zip(said.records, questions, strict=True)
     ]
 
 
 def _scores(record: task_pb2.AnsweredRecord, question: Question, grading: Grading) -> Mapping[str, float]:
-    return {} if record.HasField("error") else grading.scores(record.text, question)
+    return {} if record.HasField("error") else grading.scores(record, question)
+
+
+def _num_bytes(record: task_pb2.AnsweredRecord, question: Question) -> int:
+    return len(reference_text(question.record).encode()) if record.num_reference_tokens else 0
 
 
 def _arm_result(
@@ -114,6 +120,7 @@ def _arm_result(
         template_digest=said.template_digest,
         template_date=said.template_date,
         num_errors=sum(record.HasField("error") for record in said.records),
+        tokens_per_second=said.tokens_per_second,
     )
 
 
@@ -122,6 +129,15 @@ def _unknown_ending(arm_id: str, said: ArmAnswers) -> Iterator[str]:
         yield (
             f"arm {arm_id}: how its chat template ends a turn is not known, as it takes no conversation that ends with "
             f"an answer; answers end at the tokens {sorted(said.stops.token_ids)} or are cut: {said.stops.unknown}"
+        )
+
+
+def _unread(arm_id: str, said: ArmAnswers) -> Iterator[str]:
+    unread = [one for one in said.records if not one.HasField("error") and not one.num_reference_tokens]
+    if unread:
+        yield (
+            f"arm {arm_id}: {len(unread):,} of {len(said.records):,} references have no token or do not fit in the "
+            f"model's context, and count in no likelihood; the first is that of record {unread[0].row}"
         )
 
 

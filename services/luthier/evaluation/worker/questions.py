@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -22,7 +23,8 @@ _MESSAGE_CHARACTERS = 500
 class Question:
     """A record of the version: what is asked, the answer that is right, and where it came from.
 
-    `item_json` is the record as graders see it.
+    `item_json` is the record as graders see it. `rejected`: of a preference pair the same question with the other
+    answer.
     """
 
     record_id: str
@@ -31,6 +33,7 @@ class Question:
     filename: str = ""
     line: int = 0
     item_json: str = ""
+    rejected: SingleRecord | None = None
 
     @property
     def place(self) -> str:
@@ -53,6 +56,13 @@ class Choosable(Protocol):
 
 
 T = TypeVar("T", bound=Choosable)
+Shots = Callable[[Question], Sequence[SingleRecord]]
+"""Which worked examples stand before a question, in their order."""
+
+
+def no_shots(_: Question) -> Sequence[SingleRecord]:
+    """Return no example."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,16 +107,14 @@ def choose(found: Iterable[T], count: int, seed: int) -> list[T]:
     return sorted(heapq.nsmallest(count, found, key=key), key=lambda one: one.row)
 
 
-def ask(
-    renderer: Prompts, questions: Sequence[Question], shots: Sequence[SingleRecord], *, measured: bool
-) -> Asked:
+def ask(renderer: Prompts, questions: Sequence[Question], shots: Shots, *, measured: bool) -> Asked:
     """Render the prompts of an arm, and the references where they are measured."""
     prompts: dict[int, tuple[int, ...]] = {}
     references: dict[int, Rendered] = {}
     failures: dict[int, Failure] = {}
     for position, question in enumerate(questions):
         try:
-            prompted = prompted_by(renderer, question.record, shots, measured=measured)
+            prompted = prompted_by(renderer, question.record, shots(question), measured=measured)
         except (InvalidArgument, FailedPrecondition) as error:
             if error.reason == Reason.LEASE_LOST:
                 raise
@@ -129,14 +137,21 @@ def prompted_by(
         FailedPrecondition: the model has no chat template for conversations.
         InvalidArgument: the template refuses the record.
     """
-    try:
+    with refused_by_renderer():
         prompt = renderer.prompt(record, shots)
         reference = renderer.answer(record, shots) if measured else None
+    return Prompted(prompt=prompt, reference=reference)
+
+
+@contextmanager
+def refused_by_renderer() -> Iterator[None]:
+    """Raise what a renderer refuses as FailedPrecondition, and what a template does as InvalidArgument."""
+    try:
+        yield
     except RenderingError as error:
         raise FailedPrecondition(str(error), reason=error.reason) from error
     except TemplateError as error:
         raise InvalidArgument(str(error), reason=Reason.TEMPLATE_INVALID) from error
-    return Prompted(prompt=prompt, reference=reference)
 
 
 def failure_of(error: LuthierError) -> Failure:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.grading.graded_scores import NameScore
-from luthier.grading.metrics.intervals import Interval, bootstrap_mean, bootstrap_perplexity, wilson
+from luthier.grading.metrics.intervals import (
+    Interval,
+    bootstrap_mean,
+    bootstrap_perplexity,
+    bootstrap_rate,
+    wilson,
+)
 from luthier.grading.metrics.paired import (
     PairedDifference,
     binary_difference,
     perplexity_difference,
+    rate_difference,
     real_difference,
     share_difference,
 )
-from luthier.grading.metrics.scores import PERPLEXITY, Score, ScoreKind, score_named
+from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY, Score, ScoreKind, score_named
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
@@ -37,7 +45,8 @@ class Answer:
         scores: by name.
         points: of scores that hold two arms against each other, from 0 to 1 by score and the other arm's id.
         nll: of the reference, in nats; 0 when it was not measured.
-        num_tokens: of the reference; 0 when it was not measured.
+        num_tokens: of the reference, where its perplexity is wanted; 0 when it is not, or was not measured.
+        num_bytes: of the reference, where its bits for each byte are wanted; 0 as `num_tokens`.
     """
 
     text: str
@@ -45,6 +54,7 @@ class Answer:
     scores: Mapping[str, float]
     nll: float = 0.0
     num_tokens: int = 0
+    num_bytes: int = 0
     points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -69,6 +79,9 @@ def estimates(
             found.append(
                 _message(named(PERPLEXITY), PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed))
             )
+    if any(answer.num_bytes for answer in answers):
+        bits, sizes = _bits(answers)
+        found.append(_message(named(BITS_PER_BYTE), BITS_PER_BYTE, bootstrap_rate(bits, sizes, seed=seed)))
     return found
 
 
@@ -98,6 +111,14 @@ def differences(
         mine, other = (_references(side) for side in zip(*measured, strict=True))
         with _named_failure():
             yield PERPLEXITY, perplexity_difference(mine, other)
+    sized = [
+        (left, right)
+        for left, right in zip(candidate, baseline, strict=True)
+        if left.num_bytes and right.num_bytes
+    ]
+    if sized:
+        (mine_bits, sizes), (other_bits, _) = (_bits(side) for side in zip(*sized, strict=True))
+        yield BITS_PER_BYTE, rate_difference(mine_bits, other_bits, sizes)
 
 
 def preferences(candidate: Sequence[Answer], baseline_arm_id: str) -> Iterator[tuple[str, PairedDifference]]:
@@ -121,6 +142,12 @@ def names_of(answers: Sequence[Answer]) -> list[str]:
 def _references(answers: Sequence[Answer]) -> tuple[list[float], list[int]]:
     measured = [answer for answer in answers if answer.num_tokens]
     return [answer.nll for answer in measured], [answer.num_tokens for answer in measured]
+
+
+def _bits(answers: Sequence[Answer]) -> tuple[list[float], list[int]]:
+    """Return the bits and the bytes of references."""
+    measured = [answer for answer in answers if answer.num_bytes]
+    return [answer.nll / math.log(2) for answer in measured], [answer.num_bytes for answer in measured]
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
-from luthier.evaluation.worker.arm import TOKENS_A_TURN
 from luthier.evaluation.worker.asking import Asker
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.evaluation.worker.order import Measured
+from luthier.evaluation.worker.turns import turns
 from luthier.lm.score import SequenceScore
 from luthier.text.rendering import RenderingError
 from luthier.v1.text_score_pb2 import TextScore, TextToScore
@@ -50,7 +50,7 @@ def scored_texts(
     windows = [list(reader.windows(one, f"texts[{index}]")) for index, one in enumerate(texts)]
     flat = [window for found in windows for window in found]
     scores: list[SequenceScore] = []
-    for part in _turns(flat):
+    for part in turns(flat, lambda window: len(window.ids)):
         check()
         measured = Measured(
             adapter=adapter,
@@ -132,19 +132,6 @@ class _Reader:
                 f"{field}.continuation", "must have a token of its own behind the context, it has none"
             )
         return wanted
-
-
-def _turns(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    part: list[Window] = []
-    num_tokens = 0
-    for window in windows:
-        if part and num_tokens + len(window.ids) > TOKENS_A_TURN:
-            yield part
-            part, num_tokens = [], 0
-        part.append(window)
-        num_tokens += len(window.ids)
-    if part:
-        yield part
 
 
 def _mask(window: Window) -> tuple[bool, ...]:

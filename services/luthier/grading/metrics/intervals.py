@@ -89,6 +89,17 @@ def bootstrap_perplexity(
     return _bootstrap((_checked(nll), _checked(num_tokens)), _perplexity, seed, num_resamples)
 
 
+def bootstrap_rate(
+    amounts: Sequence[float], sizes: Sequence[float], *, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Interval:
+    """Return the sum of amounts / the sum of sizes with its bootstrap interval over records.
+
+    Raises:
+        ValueError: there is no record, or a value is not finite.
+    """
+    return _bootstrap((_checked(amounts), _checked(sizes)), _rate, seed, num_resamples)
+
+
 def verdict(difference: Interval, *, higher_is_better: bool = True) -> Verdict:
     """Return what the interval of a paired difference (candidate minus baseline) shows."""
     if difference.count < MIN_PAIRS:
@@ -126,6 +137,11 @@ def _checked(values: Sequence[float] | Sequence[int] | Array) -> Array:
 
 def _perplexity(nll_RN: Array, tokens_RN: Array, axis: int) -> Array:
     return perplexity_of(nll_RN.sum(axis=axis), tokens_RN.sum(axis=axis))
+
+
+def _rate(amounts_RN: Array, sizes_RN: Array, axis: int) -> Array:
+    rate: Array = amounts_RN.sum(axis=axis) / sizes_RN.sum(axis=axis)
+    return rate
 
 
 def _bootstrap(

@@ -1,13 +1,10 @@
-"""The scores there are: what values each has, which are better, and how an answer gets them."""
+"""The scores there are: what values each has, and which are better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-
-from luthier.grading.metrics.exact_match import exact_match
-from luthier.grading.metrics.field_match import field_match
 
 
 class ScoreKind(StrEnum):
@@ -35,34 +32,51 @@ class Score:
 
 
 PERPLEXITY = "perplexity"
+BITS_PER_BYTE = "bits_per_byte"
 JUDGED = "judge."
 """What the scores of judges begin with; an evaluation that has judges gives one for each."""
 GRADED = "grader."
 """What the scores of graders begin with; `graded_scores` has what values those of a given grader have."""
+
+
+def _share(name: str, metric: str) -> Score:
+    return Score(name=name, metric=metric, kind=ScoreKind.FRACTION)
+
+
+def _other(name: str, metric: str, kind: ScoreKind, *, higher_is_better: bool = True) -> Score:
+    """Return a score for which no texts are compared."""
+    return Score(name=name, metric=metric, kind=kind, higher_is_better=higher_is_better, compares_text=False)
+
+
 _SCORES = (
     Score(name="exact_match", metric="EXACT_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.fields", metric="FIELD_MATCH", kind=ScoreKind.FRACTION),
     Score(name="field_match.record", metric="FIELD_MATCH", kind=ScoreKind.BINARY, whole_answer=True),
     Score(name="field_match.parsed", metric="FIELD_MATCH", kind=ScoreKind.BINARY, compares_text=False),
     Score(name="field_match.field.", metric="FIELD_MATCH", kind=ScoreKind.BINARY),
-    Score(
-        name=PERPLEXITY,
-        metric="PERPLEXITY",
-        kind=ScoreKind.REAL,
-        higher_is_better=False,
-        compares_text=False,
-    ),
-    Score(name=JUDGED, metric="JUDGE", kind=ScoreKind.FRACTION, compares_text=False),
-    Score(name=GRADED, metric="GRADER", kind=ScoreKind.REAL, compares_text=False),
+    _other(PERPLEXITY, "PERPLEXITY", ScoreKind.REAL, higher_is_better=False),
+    _other(BITS_PER_BYTE, "BITS_PER_BYTE", ScoreKind.REAL, higher_is_better=False),
+    _other("multiple_choice.accuracy", "MULTIPLE_CHOICE", ScoreKind.BINARY),
+    _other("multiple_choice.accuracy_norm", "MULTIPLE_CHOICE", ScoreKind.BINARY),
+    _other("preference.accuracy", "PREFERENCE", ScoreKind.BINARY),
+    _other("preference.margin", "PREFERENCE", ScoreKind.REAL),
+    _other("reward", "REWARD_MODEL", ScoreKind.REAL),
+    _other("answer_length", "ANSWER_LENGTH", ScoreKind.REAL, higher_is_better=False),
+    _other("stop_rate", "STOP_RATE", ScoreKind.BINARY),
+    _other("prompt_tokens", "PROMPT_TOKENS", ScoreKind.REAL, higher_is_better=False),
+    _share("chrf", "CHRF"),
+    _share("bleu", "BLEU"),
+    _share("rouge.one", "ROUGE"),
+    _share("rouge.two", "ROUGE"),
+    _share("rouge.longest", "ROUGE"),
+    _other(JUDGED, "JUDGE", ScoreKind.FRACTION),
+    _other(GRADED, "GRADER", ScoreKind.REAL),
 )
 _BY_NAME = {score.name: score for score in _SCORES}
 _FAMILIES = tuple(score for score in _SCORES if score.name.endswith("."))
 
-TEXT_METRICS: Mapping[str, Callable[[str, str], dict[str, float]]] = {
-    "EXACT_MATCH": lambda prediction, reference: {"exact_match": exact_match(prediction, reference)},
-    "FIELD_MATCH": field_match,
-}
-"""Metrics of a text against its reference. Perplexity needs the model and is measured apart."""
+RATIOS = frozenset({"PERPLEXITY", "BITS_PER_BYTE"})
+"""Metrics of all records together, of a reference's likelihood. All others give each record its scores."""
 
 
 def find_score(name: str) -> Score | None:
@@ -99,17 +113,3 @@ def is_right(scores: Mapping[str, float]) -> bool | None:
     values = (scores[score.name] for score in _SCORES if score.whole_answer and score.name in scores)
     value = next(values, None)
     return None if value is None else value >= 1.0
-
-
-def score_answer(metrics: Sequence[str], prediction: str, reference: str) -> dict[str, float]:
-    """Return every score of one answer.
-
-    Raises:
-        ValueError: a metric is unknown, or the reference does not suit it.
-    """
-    scores: dict[str, float] = {}
-    for metric in metrics:
-        if metric not in TEXT_METRICS:
-            raise ValueError(f"metric must be one of {', '.join(TEXT_METRICS)}, got {metric!r}")
-        scores |= TEXT_METRICS[metric](prediction, reference)
-    return scores

@@ -9,10 +9,10 @@ _KINDS = "one a kind of task"
 TASKS = Metric(
     name="luthier_tasks",
     kind="gauge",
-    help="Unfinished tasks.",
+    help="Unfinished tasks: QUEUED, LEASED, or PAUSED on request, which is no waiting for a worker.",
     question="How much waits, how much is worked on?",
     labels=("kind", "state"),
-    bound="two a kind of task",
+    bound="three a kind of task",
 )
 OLDEST = Metric(
     name="luthier_task_oldest_waiting_seconds",

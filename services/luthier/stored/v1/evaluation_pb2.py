@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from luthier.worker.v1 import task_pb2 as luthier_dot_worker_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"luthier/stored/v1/evaluation.proto\x12\x11luthier.stored.v1\x1a\x17google/rpc/status.proto\x1a\x1cluthier/worker/v1/task.proto\"\x9d\x03\n\x11\x45valuationPrivate\x12\x1d\n\nbase_model\x18\x01 \x01(\tR\tbaseModel\x12\x33\n\x07\x61skings\x18\x02 \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x07\x61skings\x12\x43\n\x0bpredictions\x18\x03 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\x12O\n\x11training_versions\x18\x46 \x03(\x0b\x32\".luthier.worker.v1.TrainingVersionR\x10trainingVersions\x12%\n\x0eunknown_models\x18G \x03(\tR\runknownModels\x12\x37\n\x05parts\x18< \x03(\x0b\x32!.luthier.stored.v1.PredictionFileR\x05parts\x12>\n\rjudge_askings\x18p \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x0cjudgeAskings\"\x13\n\x11ModelAliasPrivate\"\x7f\n\x0ePredictionFile\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRows\x12\x1b\n\tfirst_row\x18< \x01(\x03R\x08\x66irstRow\"\xf5\x02\n\x08ShareRow\x12\x34\n\x05share\x18\x01 \x01(\x0b\x32\x1e.luthier.worker.v1.AnswerShareR\x05share\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32!.luthier.stored.v1.ShareRow.StateR\x05state\x12!\n\x0cnum_answered\x18\x03 \x01(\x03R\x0bnumAnswered\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x43\n\x0bpredictions\x18\x05 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_ANSWERED\x10\x03\x12\x0f\n\x0bSTATE_ENDED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"luthier/stored/v1/evaluation.proto\x12\x11luthier.stored.v1\x1a\x17google/rpc/status.proto\x1a\x1cluthier/worker/v1/task.proto\"\xe2\x03\n\x11\x45valuationPrivate\x12\x1d\n\nbase_model\x18\x01 \x01(\tR\tbaseModel\x12\x33\n\x07\x61skings\x18\x02 \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x07\x61skings\x12\x43\n\x0bpredictions\x18\x03 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\x12O\n\x11training_versions\x18\x46 \x03(\x0b\x32\".luthier.worker.v1.TrainingVersionR\x10trainingVersions\x12%\n\x0eunknown_models\x18G \x03(\tR\runknownModels\x12\x43\n\rreward_models\x18\x64 \x03(\x0b\x32\x1e.luthier.worker.v1.RewardModelR\x0crewardModels\x12\x37\n\x05parts\x18< \x03(\x0b\x32!.luthier.stored.v1.PredictionFileR\x05parts\x12>\n\rjudge_askings\x18p \x03(\x0b\x32\x19.luthier.worker.v1.AskingR\x0cjudgeAskings\"\x13\n\x11ModelAliasPrivate\"\x7f\n\x0ePredictionFile\x12\x16\n\x06sha256\x18\x01 \x01(\tR\x06sha256\x12\x1d\n\nsize_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x19\n\x08num_rows\x18\x03 \x01(\x03R\x07numRows\x12\x1b\n\tfirst_row\x18< \x01(\x03R\x08\x66irstRow\"\xf5\x02\n\x08ShareRow\x12\x34\n\x05share\x18\x01 \x01(\x0b\x32\x1e.luthier.worker.v1.AnswerShareR\x05share\x12\x37\n\x05state\x18\x02 \x01(\x0e\x32!.luthier.stored.v1.ShareRow.StateR\x05state\x12!\n\x0cnum_answered\x18\x03 \x01(\x03R\x0bnumAnswered\x12(\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x43\n\x0bpredictions\x18\x05 \x01(\x0b\x32!.luthier.stored.v1.PredictionFileR\x0bpredictions\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x12\n\x0eSTATE_ANSWERED\x10\x03\x12\x0f\n\x0bSTATE_ENDED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.stored.v1.evaluatio
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EVALUATIONPRIVATE']._serialized_start=113
-  _globals['_EVALUATIONPRIVATE']._serialized_end=526
-  _globals['_MODELALIASPRIVATE']._serialized_start=528
-  _globals['_MODELALIASPRIVATE']._serialized_end=547
-  _globals['_PREDICTIONFILE']._serialized_start=549
-  _globals['_PREDICTIONFILE']._serialized_end=676
-  _globals['_SHAREROW']._serialized_start=679
-  _globals['_SHAREROW']._serialized_end=1052
-  _globals['_SHAREROW_STATE']._serialized_start=948
-  _globals['_SHAREROW_STATE']._serialized_end=1052
+  _globals['_EVALUATIONPRIVATE']._serialized_end=595
+  _globals['_MODELALIASPRIVATE']._serialized_start=597
+  _globals['_MODELALIASPRIVATE']._serialized_end=616
+  _globals['_PREDICTIONFILE']._serialized_start=618
+  _globals['_PREDICTIONFILE']._serialized_end=745
+  _globals['_SHAREROW']._serialized_start=748
+  _globals['_SHAREROW']._serialized_end=1121
+  _globals['_SHAREROW_STATE']._serialized_start=1017
+  _globals['_SHAREROW_STATE']._serialized_end=1121
 # @@protoc_insertion_point(module_scope)

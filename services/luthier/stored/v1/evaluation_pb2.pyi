@@ -32,6 +32,7 @@ class EvaluationPrivate(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
+    REWARD_MODELS_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     JUDGE_ASKINGS_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
@@ -53,6 +54,10 @@ class EvaluationPrivate(_message.Message):
         """Tuned models of which nobody knows what they learnt from."""
 
     @_builtins.property
+    def reward_models(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.RewardModel]:
+        """What values its answers: the metric's reward model, and those of graders, each once. Empty: nothing does."""
+
+    @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionFile]:
         """In place of `predictions`, what the shares of an evaluation that did not succeed had answered. Of one record several may have the
         answers of some arms.
@@ -70,12 +75,13 @@ class EvaluationPrivate(_message.Message):
         predictions: Global___PredictionFile | None = ...,
         training_versions: _abc.Iterable[_task_pb2.TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
+        reward_models: _abc.Iterable[_task_pb2.RewardModel] | None = ...,
         parts: _abc.Iterable[Global___PredictionFile] | None = ...,
         judge_askings: _abc.Iterable[_task_pb2.Asking] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "judge_askings", b"judge_askings", "parts", b"parts", "predictions", b"predictions", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["askings", b"askings", "base_model", b"base_model", "judge_askings", b"judge_askings", "parts", b"parts", "predictions", b"predictions", "reward_models", b"reward_models", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from luthier.training.executors.ranks import ranks_for
-from luthier.training.worker.order import Desk, TrainOrder
+from luthier.training.worker.order import Desk, TrainEnd, TrainOrder
 from luthier.work.child_watch import Overseer
 from luthier.work.children import Calls, Children
-from luthier.worker.v1 import task_pb2
 
 STEP = "metrics"
 """The call that a training makes after each step."""
@@ -15,6 +14,7 @@ _CALLS = (
     "metrics",
     "measured",
     "log",
+    "pausing",
     "run_record",
     "fetch",
     "fetch_into",
@@ -31,7 +31,7 @@ class InChild:
     def __init__(self, children: Children) -> None:
         self._children = children
 
-    def __call__(self, order: TrainOrder, desk: Desk, context: Overseer) -> task_pb2.TrainResult:
+    def __call__(self, order: TrainOrder, desk: Desk, context: Overseer) -> TrainEnd:
         """Return what the process made.
 
         Raises:
@@ -39,7 +39,7 @@ class InChild:
             LuthierError: as `Children.run`.
         """
         ranks_for(order.task.train.job, 1)
-        result: task_pb2.TrainResult = self._children.run(order, calls_of(desk), context, STEP)
+        result: TrainEnd = self._children.run(order, calls_of(desk), context, STEP)
         return result
 
 

@@ -113,6 +113,11 @@ class RankDesk:
         else:
             _logger.log(logging.getLevelName(severity), text, extra={"rank": self._collective.rank})
 
+    def pausing(self) -> bool:
+        """Tell whether the job is to pause: the first rank's call."""
+        assert self._is_first, "the first rank asks for all"
+        return self._desk.pausing()
+
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Report what exactly runs."""
         if self._is_first:

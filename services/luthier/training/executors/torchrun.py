@@ -21,7 +21,7 @@ from luthier.training.executors.inline import STEP, InChild, calls_of
 from luthier.training.executors.pulse import shown
 from luthier.training.executors.ranks import RankOrder, pulse_path, ranks_for
 from luthier.training.executors.vigil import Bounds, Vigil
-from luthier.training.worker.order import Desk, RenderingRows, TrainOrder
+from luthier.training.worker.order import Desk, RenderingRows, TrainEnd, TrainOrder
 from luthier.work.child_watch import Overseer, Patience
 from luthier.work.children import Calls, Children
 from luthier.work.events import Severity
@@ -68,7 +68,7 @@ class Torchrun:
         self._crew = crew
         self._inline = InChild(children)
 
-    def __call__(self, order: TrainOrder, desk: Desk, context: GroupOverseer) -> task_pb2.TrainResult:
+    def __call__(self, order: TrainOrder, desk: Desk, context: GroupOverseer) -> TrainEnd:
         """Return what the first rank made, the others gone.
 
         Raises:
@@ -121,7 +121,7 @@ class _Group:
         self._gone: set[int] = set()
         self._bringing = threading.Lock()
 
-    def result(self, desk: Desk) -> task_pb2.TrainResult:
+    def result(self, desk: Desk) -> TrainEnd:
         """Run them to the end of the first one, or to the first failure. Raises as `Torchrun`."""
         # Who waits for the service hears that another rank is lost.
         stored = partial(self._context.checkpoint_stored, self.heed)
@@ -140,7 +140,7 @@ class _Group:
             finally:
                 self._over.set()
 
-    def _awaited(self, runs: Mapping[Future[Any], int]) -> task_pb2.TrainResult:
+    def _awaited(self, runs: Mapping[Future[Any], int]) -> TrainEnd:
         pending, unexplained = set(runs), None
         while True:
             done, pending = wait(pending, _CAUSE_SECONDS if unexplained else None, FIRST_COMPLETED)
@@ -151,7 +151,7 @@ class _Group:
             for run in sorted(done, key=lambda one: (self._is_consequence(one.exception()), runs[one])):
                 error = run.exception()
                 if error is None and runs[run] == 0:
-                    result: task_pb2.TrainResult = run.result()
+                    result: TrainEnd = run.result()
                     return result
                 if error is None:
                     self._gone.add(runs[run])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -87,6 +88,7 @@ class TrainHandler:
         job = await self._stored(connection, task)
         changed = job.copy()
         changed.num_attempts = task.attempt
+        _end_pause(changed)
         if not changed.HasField("start_time"):
             changed.start_time.GetCurrentTime()
         await self._move(connection, job, State.STATE_PREPARING, changed)
@@ -254,6 +256,13 @@ class TrainHandler:
         why = f"attempt {job.message.num_attempts} was lost, another follows"
         await self._move(connection, job, State.STATE_QUEUED, job.copy(), why)
 
+    async def paused(self, connection: AsyncConnection, task: Task) -> None:
+        """No worker has the job, and none is given it until it is resumed."""
+        job = await self._stored(connection, task)
+        changed = job.copy()
+        changed.pause_time.GetCurrentTime()
+        await self._move(connection, job, State.STATE_PAUSED, changed)
+
     async def _stored(self, connection: AsyncConnection, task: Task) -> StoredJob:
         return await self._family.of_uid(connection, task.uid)
 
@@ -262,9 +271,22 @@ class TrainHandler:
     ) -> None:
         attempt = changed.num_attempts
         private = None
-        if self._family.lifecycle.is_final(state) and job.private.start_files:
-            private = job.copy_private()
-            del private.start_files[:]
+        if self._family.lifecycle.is_final(state):
+            _end_pause(changed)
+            if job.private.start_files:
+                private = job.copy_private()
+                del private.start_files[:]
         await self._family.move(
             connection, job, state, changed=changed, private=private, why=why, attempt=attempt
         )
+
+
+def _end_pause(job: FineTuningJob) -> None:
+    """Count the pause of a job that is over; before its first start none is a part of its time."""
+    if not job.HasField("pause_time"):
+        return
+    if job.HasField("start_time"):
+        now = Timestamp()
+        now.GetCurrentTime()
+        job.paused_seconds += max(0.0, (now.ToMicroseconds() - job.pause_time.ToMicroseconds()) / 1e6)
+    job.ClearField("pause_time")

@@ -95,10 +95,16 @@ DEFAULTS: Mapping[str, int | float] = {
 State = FineTuningJob.State
 TRANSITIONS: Mapping[int, Sequence[int]] = {
     # FAILED: no worker could be told what to do.
-    State.STATE_QUEUED: (State.STATE_PREPARING, State.STATE_CANCELLED, State.STATE_FAILED),
+    State.STATE_QUEUED: (
+        State.STATE_PREPARING,
+        State.STATE_PAUSED,
+        State.STATE_CANCELLED,
+        State.STATE_FAILED,
+    ),
     State.STATE_PREPARING: (
         State.STATE_QUEUED,
         State.STATE_RUNNING,
+        State.STATE_PAUSING,
         State.STATE_CANCELLING,
         State.STATE_CANCELLED,
         State.STATE_SUCCEEDED,
@@ -106,12 +112,21 @@ TRANSITIONS: Mapping[int, Sequence[int]] = {
     ),
     State.STATE_RUNNING: (
         State.STATE_QUEUED,
+        State.STATE_PAUSING,
         State.STATE_CANCELLING,
         State.STATE_CANCELLED,
         State.STATE_SUCCEEDED,
         State.STATE_FAILED,
     ),
-    # A worker may end its work, or fail, before it hears that it should stop.
+    # A worker may end its work, or fail, before it hears that it should pause or stop.
+    State.STATE_PAUSING: (
+        State.STATE_PAUSED,
+        State.STATE_CANCELLING,
+        State.STATE_CANCELLED,
+        State.STATE_SUCCEEDED,
+        State.STATE_FAILED,
+    ),
+    State.STATE_PAUSED: (State.STATE_QUEUED, State.STATE_CANCELLED),
     State.STATE_CANCELLING: (State.STATE_CANCELLED, State.STATE_SUCCEEDED, State.STATE_FAILED),
     State.STATE_CANCELLED: (),
     State.STATE_SUCCEEDED: (),

@@ -49,10 +49,11 @@ from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, FineTuning
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.families import Family, Needs, Tasks, Work
+from luthier.work.families import Family, Needs, Work
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
+from luthier.work.pausing import PausableTasks, PauseStates, Pausing
 from luthier.work.requirements import read_requirements
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
@@ -130,7 +131,7 @@ class JobService:
         self,
         database: Database,
         log: EventLog,
-        tasks: Tasks,
+        tasks: PausableTasks,
         models: Models,
         outside: Outside,
         blobs: BlobStore,
@@ -147,6 +148,10 @@ class JobService:
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
         self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
+        states = PauseStates(
+            queued=State.STATE_QUEUED, pausing=State.STATE_PAUSING, paused=State.STATE_PAUSED
+        )
+        self.pausing = Pausing(self.family, database, tasks, states)
         self._blobs = blobs
         self._starts = Starts(models, self.family, blobs)
         self._reward_models = RewardModels(models, self.family)

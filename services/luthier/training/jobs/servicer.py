@@ -35,7 +35,13 @@ POLICY = policy_of(
         "ListCheckpoints",
         "ListRollouts",
     ),
-    changes=("CreateFineTuningJob", "CancelFineTuningJob", "DeleteFineTuningJob"),
+    changes=(
+        "CreateFineTuningJob",
+        "CancelFineTuningJob",
+        "PauseFineTuningJob",
+        "ResumeFineTuningJob",
+        "DeleteFineTuningJob",
+    ),
     tasks=("GetFineTuningJob",),
 )
 
@@ -56,6 +62,8 @@ class TrainingServicer:
             ),
         )
         self.CancelFineTuningJob = standard.cancel(family.cancel)
+        self.PauseFineTuningJob = standard.change(jobs.pausing.pause)
+        self.ResumeFineTuningJob = standard.change(jobs.pausing.resume)
         self.DeleteFineTuningJob = standard.delete(jobs.delete)
         self.WatchFineTuningJob = standard.watch(family.watch)
         self.ListFineTuningJobEvents = standard.events(

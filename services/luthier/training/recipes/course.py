@@ -70,15 +70,19 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """An optimiser step was made."""
+    """An optimiser step was made. The engine stands where a checkpoint may be taken, until the loop goes on.
+
+    `course` is where the run stands then.
+    """
 
     step: int
     metrics: Mapping[str, float]
+    course: Course
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointDue:
-    """The engine stands where a checkpoint is to be taken, until the loop goes on.
+    """A checkpoint is to be taken where the engine stands, until the loop goes on.
 
     One is due at each step that is the best so far by the run's selection, and at the last step of all.
     """

@@ -266,7 +266,6 @@ class Loop:
         rows = _rows(step)
         for name, value in metrics.items():
             self.require_finite(name, value, step, rows)
-        yield StepDone(step=step.step, metrics=metrics)
         lasting = {name: value for name, value in metrics.items() if name not in TIMED_METRICS}
         self.course = replace(
             self.course, step=step.step, epoch=step.epoch, position=step.position, metrics=lasting
@@ -274,6 +273,7 @@ class Loop:
         selection = self._settings.selection
         if selection is not None and self.is_validated(step):
             self.course = selection.judged(self.course, _value(metrics, selection.metric))
+        yield StepDone(step=step.step, metrics=metrics, course=self.course)
         is_last = self.course.is_stopped or step.step == self._settings.schedule.num_steps
         is_best = self.course.best_step == step.step
         if is_last or is_best or step.step % self._settings.checkpoint_interval_steps == 0:

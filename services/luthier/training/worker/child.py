@@ -18,7 +18,7 @@ from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
 from luthier.training.executors.ranks import RankOrder
 from luthier.training.executors.ray.orders import RayOrder
-from luthier.training.worker.order import MakeOrder, RegisterOrder, Setup, TrainOrder
+from luthier.training.worker.order import MakeOrder, RegisterOrder, Setup, TrainEnd, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
 from luthier.work.events import Severity
@@ -67,7 +67,7 @@ def prepare(setup: Setup) -> Work:
     if setup.num_threads:
         torch.set_num_threads(setup.num_threads)
 
-    def train(line: Line, order: TrainOrder | RankOrder | RayOrder) -> task_pb2.TrainResult:
+    def train(line: Line, order: TrainOrder | RankOrder | RayOrder) -> TrainEnd:
         if isinstance(order, RayOrder):
             # A library that not every worker has, and not before a fork.
             from luthier.training.executors.ray.fit import fitted
@@ -81,7 +81,7 @@ def prepare(setup: Setup) -> Work:
 
     def work(
         line: Line, order: TrainOrder | RankOrder | RayOrder | RegisterOrder | MakeOrder
-    ) -> task_pb2.TrainResult | RegisteredFiles | Made:
+    ) -> TrainEnd | RegisteredFiles | Made:
         try:
             if isinstance(order, MakeOrder):
                 return make_here(order, line.alive)
@@ -150,6 +150,11 @@ class ChildDesk:
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people."""
         self._line.tell("log", (text, severity, step))
+
+    def pausing(self) -> bool:
+        """Tell whether the job is to pause."""
+        asked: bool = self._line.ask("pausing")
+        return asked
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Keep with the job what exactly runs; it is there when this returns."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +31,7 @@ from luthier.training.recipes import checkpoint
 from luthier.training.recipes.batches import BatchSettings, PlanTotals, count_steps, plan_digest
 from luthier.training.recipes.collective import Collective, OneRank
 from luthier.training.recipes.corpus import Corpus
-from luthier.training.recipes.course import CheckpointDue, Course, Warned
+from luthier.training.recipes.course import Course
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.loop import Settings, settings_record
 from luthier.training.recipes.mixture import Mixture
@@ -52,27 +50,25 @@ from luthier.training.worker.determinism import demand_determinism
 from luthier.training.worker.failures import named_errors
 from luthier.training.worker.held_out import held_out_scores
 from luthier.training.worker.item_fields import ItemCheck
-from luthier.training.worker.measuring import Measuring
-from luthier.training.worker.methods import Loss, is_compared, loss_of, steps_of
-from luthier.training.worker.order import Desk, TrainOrder
+from luthier.training.worker.methods import Loss, is_compared, loss_of
+from luthier.training.worker.order import Desk, Paused, TrainEnd, TrainOrder
 from luthier.training.worker.reference import give_reference
 from luthier.training.worker.reward_models import LoadedRewardModel, load_reward_models
 from luthier.training.worker.rollouts import Records, RolloutsElsewhere, rollouts_of, stop_tokens
 from luthier.training.worker.rows import RowPlaces, read_corpus, read_rows, row_placed
 from luthier.training.worker.run_recorder import RunRecorder
-from luthier.training.worker.staging import Staging
+from luthier.training.worker.steps import Begun, made_steps
 from luthier.training.worker.surroundings import surroundings
 from luthier.training.worker.trial import Trial, bytes_beside
 from luthier.training.worker.weights import base_model_folder, weights_of
 from luthier.v1 import fine_tuning_job_pb2
 from luthier.work.machine import available_bytes, memory_bytes
-from luthier.worker.v1 import task_pb2
 
 
 def computed(
     order: TrainOrder, desk: Desk, device: torch.device, collective: Collective | None = None
-) -> task_pb2.TrainResult:
-    """Train on a device, from the task's checkpoint on if it has one, and return what was made.
+) -> TrainEnd:
+    """Train on a device, from the task's checkpoint on if it has one, and return what was made, or that it paused.
 
     `collective` are the ranks that train together, each of which is called with the same order; None: this one alone.
 
@@ -98,7 +94,7 @@ def _memory_kept(job: fine_tuning_job_pb2.FineTuningJob) -> AbstractContextManag
 
 def _train(
     order: TrainOrder, desk: Desk, device: torch.device, collective: Collective, chosen: list[Fit]
-) -> task_pb2.TrainResult:
+) -> TrainEnd:
     """Train; `chosen` is told what its passes are."""
     spec = order.task.train
     corpus, mixture, records, places = _rows(order, desk)
@@ -143,10 +139,16 @@ def _train(
             rendering = order.renderings[0].rendering
             graded = rollouts_of(desk, records, rendering, model, loaded, fit.micro_batch_tokens, longest)
             rollouts = stack.enter_context(graded)
-        result = _steps(desk, corpus, settings, run, begun, loss, rollouts)
-    if records is None and not spec.job.HasField("reward_model") and weights.shards is None:
+        result = made_steps(desk, corpus, settings, run, begun, loss, rollouts)
+    if _is_scored(spec.job, engine, result):
         recorder.scores(record, held_out_scores(engine, corpus, result.step))
     return result
+
+
+def _is_scored(job: fine_tuning_job_pb2.FineTuningJob, engine: Engine, result: TrainEnd) -> bool:
+    """Whether held-out tokens are looked at: at the end, by a model of words that each rank has whole."""
+    has_words = not (job.HasField("reinforcement") or job.HasField("reward_model"))
+    return has_words and engine.weights.shards is None and not isinstance(result, Paused)
 
 
 def _fit(
@@ -221,74 +223,6 @@ def _rows(
     return corpus, None, records, (of_rows,)
 
 
-def _steps(
-    desk: Desk,
-    corpus: Corpus,
-    settings: Settings,
-    run: checkpoint.RunIdentity,
-    begun: _Begun,
-    loss: Loss | None,
-    rollouts: Rollouts | None,
-) -> task_pb2.TrainResult:
-    """Make all steps that are left, telling of each and storing the checkpoints that are due."""
-    engine, course, num_steps = begun.engine, begun.course, settings.schedule.num_steps
-    engine.mark.leave()
-    measuring = Measuring(desk, engine.clock, engine.weights.model.device)
-    desk.progress("training", course.step, num_steps, "steps")
-    staging = Staging(desk, engine, run, begun.extra)
-    metrics: Mapping[str, float] = course.metrics
-    step = first_step = course.step
-    began = time.monotonic()
-    for event in steps_of(loss, engine, corpus, settings, course, desk.check, rollouts):
-        engine.clock.enter("checkpoint" if isinstance(event, CheckpointDue) else "waiting")
-        if isinstance(event, Warned):
-            desk.log(event.text, "WARNING", step=event.step)
-            continue
-        if isinstance(event, CheckpointDue):
-            course = event.course
-            staging.take(course)
-            continue
-        step, metrics = event.step, event.metrics
-        measuring.tell()
-        desk.metrics(step, metrics)
-        step_seconds = (time.monotonic() - began) / (step - first_step)
-        remaining_seconds = step_seconds * (num_steps - step)
-        desk.progress("training", step, num_steps, "steps", remaining_seconds=remaining_seconds, step=step)
-    engine.mark.close()
-    files = staging.stored()
-    if course.is_stopped:
-        desk.log(
-            f"ended early: {course.stale_validations} validations since step {course.best_step} were not better"
-        )
-    elif step != num_steps or not files:
-        raise FailedPrecondition(
-            f"a run must make the {num_steps} steps of its plan and at least one, it made {step}",
-            reason=Reason.NO_SUPERVISED_TOKENS,
-        )
-    return task_pb2.TrainResult(
-        files=[file for file in files if file.path in engine.weights.result_files],
-        step=course.step,
-        metrics=metrics,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
-    """A run before its next step.
-
-    Attributes:
-        engine: fresh, or from the task's checkpoint.
-        course: likewise.
-        changed: what has changed around the run.
-        extra: files that each checkpoint has besides its own.
-    """
-
-    engine: Engine
-    course: Course
-    changed: list[str]
-    extra: list[Path]
-
-
 def _begin(
     desk: Desk,
     engine: Engine,
@@ -296,7 +230,7 @@ def _begin(
     corpus: Corpus,
     loss: Loss | None,
     micro_batch_tokens: int,
-) -> _Begun:
+) -> Begun:
     spec = desk.task.train
     resumed = desk.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
@@ -306,10 +240,10 @@ def _begin(
     reference = give_reference(desk, engine, corpus, resumed, micro_batch_tokens) if compared else None
     extra = [] if reference is None else [reference]
     if resumed is None:
-        return _Begun(engine=engine, course=Course(), changed=[], extra=extra)
+        return Begun(engine=engine, course=Course(), changed=[], extra=extra)
     desk.log(f"resuming after step {spec.checkpoint_step}", step=spec.checkpoint_step)
     course, changed = checkpoint.load(resumed, engine, run)
-    return _Begun(engine=engine, course=course, changed=changed, extra=extra)
+    return Begun(engine=engine, course=course, changed=changed, extra=extra)
 
 
 def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[str, Any]) -> PlanTotals:

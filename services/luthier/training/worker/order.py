@@ -93,6 +93,17 @@ class MakeOrder:
     held_out: HeldOut = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """A training was paused as it was asked to: all that it made up to a step is in the last checkpoint."""
+
+    step: int
+
+
+TrainEnd = task_pb2.TrainResult | Paused
+"""What becomes of a TRAIN task that does not fail."""
+
+
 class Desk(Protocol):
     """What a training may tell its driver and ask of it. What the driver cannot do ends the training."""
 
@@ -133,6 +144,13 @@ class Desk(Protocol):
 
     def log(self, text: str, severity: Severity = "INFO", step: int = 0) -> None:
         """Report a line for people."""
+        ...
+
+    def pausing(self) -> bool:
+        """Tell whether the job is to pause: store a checkpoint then, and end as `Paused`.
+
+        Once it was called, the driver leaves it to whoever computes when that is; before, it ends the process.
+        """
         ...
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:

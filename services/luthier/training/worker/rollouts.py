@@ -182,7 +182,7 @@ class JobRollouts:
         texts = [self._answer_text(one) for one in rollouts]
         items = {row: self._records.of(row).json for row in {one.row for one in rollouts}}
         asked = [
-            grader_pb2.Sample(item_json=items[one.row], output_text=text)
+            grader_pb2.Sample(item_json=items[one.row], output_text=text, is_truncated=one.is_truncated)
             for one, text in zip(rollouts, texts, strict=True)
         ]
         remote = {

@@ -12,16 +12,16 @@ from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
 from luthier.training.fitting import expected_words
 from luthier.training.recipe_settings import rendering_names
-from luthier.training.worker.order import RenderingRows, TrainOrder, out_of_memory
+from luthier.training.worker.order import Paused, RenderingRows, TrainEnd, TrainOrder, out_of_memory
 from luthier.training.worker.places import places_of, rows_named
 from luthier.training.worker.renderings import store_rows
 from luthier.training.worker.whereabouts import pass_named
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
-from luthier.work.context import TaskContext
+from luthier.work.context import TaskContext, TaskPaused
 from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
 
-Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], task_pb2.TrainResult]
+Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], TrainEnd]
 """Trains what an order says, at a desk, for as long as a task's context wants it."""
 
 
@@ -40,6 +40,7 @@ class Trainer:
 
         Raises:
             TaskCancelled: asked to stop; the last checkpoint stays.
+            TaskPaused: asked to pause; the last checkpoint has all that was made.
             FailedPrecondition: LOSS_NOT_FINITE.
             ResourceExhausted: OUT_OF_MEMORY.
             Unavailable: CRASHED, STALLED or RANK_LOST, the processes that trained; TOO_FEW_RANKS.
@@ -56,7 +57,10 @@ class Trainer:
             desk = TaskDesk(context, self._allowed)
             try:
                 with _sizes_named(job, desk):
-                    return task_pb2.TaskResult(train=self._compute(order, desk, context))
+                    made = self._compute(order, desk, context)
+                if isinstance(made, Paused):
+                    raise TaskPaused
+                return task_pb2.TaskResult(train=made)
             finally:
                 context.leave_checkpoint()
 
@@ -87,6 +91,7 @@ class TaskDesk:
         self.metrics = context.metrics
         self.measured = context.measured
         self.log = context.log
+        self.pausing = context.pausing
         self.fetch = context.fetch
         self.fetch_into = context.fetch_into
         self.begin_checkpoint = context.begin_checkpoint

@@ -1179,6 +1179,50 @@ class ArmModel(_message.Message):
 Global___ArmModel: _TypeAlias = ArmModel  # noqa: Y015
 
 @_typing.final
+class RewardModel(_message.Message):
+    """RewardModel is what values answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    ASKING_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What that base model is held in. Unset: BFLOAT16."""
+    context_length: _builtins.int
+    """Longest sequence that it reads, in tokens. 0: it does not say."""
+    @_builtins.property
+    def adapter(self) -> Global___ModelReference:
+        """Its adapter. Unset where it has all its weights."""
+
+    @_builtins.property
+    def base_model(self) -> Global___ModelReference:
+        """The base model below its adapter, or that it is."""
+
+    @_builtins.property
+    def asking(self) -> Global___Asking:
+        """How its rows are written."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___ModelReference | None = ...,
+        base_model: Global___ModelReference | None = ...,
+        asking: Global___Asking | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        context_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "context_length", b"context_length"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardModel: _TypeAlias = RewardModel  # noqa: Y015
+
+@_typing.final
 class EvaluateSpec(_message.Message):
     """EvaluateSpec says what to evaluate."""
 
@@ -1191,6 +1235,7 @@ class EvaluateSpec(_message.Message):
     TRAINING_VERSIONS_FIELD_NUMBER: _builtins.int
     UNKNOWN_MODELS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
+    REWARD_MODELS_FIELD_NUMBER: _builtins.int
     JUDGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evaluation(self) -> _evaluation_pb2.Evaluation:
@@ -1223,6 +1268,10 @@ class EvaluateSpec(_message.Message):
         """What of it is to be answered. Unset: everything, and the outcome is wanted."""
 
     @_builtins.property
+    def reward_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardModel]:
+        """What values answers: the metric's reward model, and those of graders, each once. Empty: nothing does."""
+
+    @_builtins.property
     def judges(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmModel]:
         """The models that judge, each as an arm that has the judge's id. Empty: none does."""
 
@@ -1236,11 +1285,12 @@ class EvaluateSpec(_message.Message):
         training_versions: _abc.Iterable[Global___TrainingVersion] | None = ...,
         unknown_models: _abc.Iterable[_builtins.str] | None = ...,
         share: Global___AnswerShare | None = ...,
+        reward_models: _abc.Iterable[Global___RewardModel] | None = ...,
         judges: _abc.Iterable[Global___ArmModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "evaluation", b"evaluation", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "base_model", b"base_model", "checkpoint_files", b"checkpoint_files", "evaluation", b"evaluation", "judges", b"judges", "reward_models", b"reward_models", "share", b"share", "training_versions", b"training_versions", "unknown_models", b"unknown_models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1359,6 +1409,32 @@ class TrainingVersion(_message.Message):
 Global___TrainingVersion: _TypeAlias = TrainingVersion  # noqa: Y015
 
 @_typing.final
+class Likelihood(_message.Message):
+    """Likelihood is what an arm finds of one text behind what asks for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    logprob: _builtins.float
+    """Log-probability in nats, summed over tokens."""
+    num_tokens: _builtins.int
+    """Tokens."""
+    def __init__(
+        self,
+        *,
+        logprob: _builtins.float = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "num_tokens", b"num_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Likelihood: _TypeAlias = Likelihood  # noqa: Y015
+
+@_typing.final
 class AnsweredRecord(_message.Message):
     """AnsweredRecord is what an arm said to one record."""
 
@@ -1372,6 +1448,9 @@ class AnsweredRecord(_message.Message):
     NUM_REFERENCE_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ALTERNATIVES_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
     GRADE_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Position among the records asked, from 0."""
@@ -1385,6 +1464,10 @@ class AnsweredRecord(_message.Message):
     """Negative log-probability of the reference in nats. 0 when it was not measured."""
     num_reference_tokens: _builtins.int
     """Tokens of the reference. 0 when it was not measured."""
+    num_prompt_tokens: _builtins.int
+    """Tokens that stood before the answer. 0 when the record failed, and in answers older than this field."""
+    reward: _builtins.float
+    """What the metric's reward model values the answer at. Unset where nobody asks, and where there is no value."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the record failed. Unset when it did not."""
@@ -1394,8 +1477,12 @@ class AnsweredRecord(_message.Message):
         """Tokens of the answer, without what ended it. Empty where nobody asks what other models find of them."""
 
     @_builtins.property
+    def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___Likelihood]:
+        """What the arm finds of the two sides of a pair, the chosen one first, and behind them of the choices, as far as metrics want them."""
+
+    @_builtins.property
     def grade(self) -> _grader_pb2.SampleGrade:
-        """What a grader made of an answer. Unset in an answer itself, and where there was none to grade."""
+        """What a grader made of an answer, or what a reward model values it at. Unset in an answer itself, and where there was none to grade."""
 
     def __init__(
         self,
@@ -1408,13 +1495,18 @@ class AnsweredRecord(_message.Message):
         num_reference_tokens: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        alternatives: _abc.Iterable[Global___Likelihood] | None = ...,
+        reward: _builtins.float | None = ...,
         grade: _grader_pb2.SampleGrade | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "grade", b"grade"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "error", b"error", "grade", b"grade", "reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "grade", b"grade", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_reference_tokens", b"num_reference_tokens", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "alternatives", b"alternatives", "error", b"error", "finish_reason", b"finish_reason", "grade", b"grade", "nll", b"nll", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_reference_tokens", b"num_reference_tokens", "reward", b"reward", "row", b"row", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
 
 Global___AnsweredRecord: _TypeAlias = AnsweredRecord  # noqa: Y015
 
@@ -1428,6 +1520,7 @@ class AnsweredBatch(_message.Message):
     FIRST_ROW_FIELD_NUMBER: _builtins.int
     DURATION_SECONDS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    DRAWING_SECONDS_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The arm, or what of it: drift/ARM and more of the same are its answers to the general suite, and what it finds of the baseline's;
@@ -1437,6 +1530,8 @@ class AnsweredBatch(_message.Message):
     """First row of the batch."""
     duration_seconds: _builtins.float
     """Time spent, in seconds."""
+    drawing_seconds: _builtins.float
+    """Of that time, what was spent drawing answers. 0 in batches older than this field."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___AnsweredRecord]:
         """Every row of the batch, in order."""
@@ -1452,11 +1547,12 @@ class AnsweredBatch(_message.Message):
         first_row: _builtins.int = ...,
         duration_seconds: _builtins.float = ...,
         records: _abc.Iterable[Global___AnsweredRecord] | None = ...,
+        drawing_seconds: _builtins.float = ...,
         spent: Global___JudgeSpending | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "duration_seconds", b"duration_seconds", "first_row", b"first_row", "records", b"records", "spent", b"spent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "drawing_seconds", b"drawing_seconds", "duration_seconds", b"duration_seconds", "first_row", b"first_row", "records", b"records", "spent", b"spent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

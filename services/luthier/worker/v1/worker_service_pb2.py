@@ -29,11 +29,12 @@ from luthier.v1 import device_pb2 as luthier_dot_v1_dot_device__pb2
 from luthier.v1 import evaluation_pb2 as luthier_dot_v1_dot_evaluation__pb2
 from luthier.v1 import event_pb2 as luthier_dot_v1_dot_event__pb2
 from luthier.v1 import fine_tuning_job_pb2 as luthier_dot_v1_dot_fine__tuning__job__pb2
+from luthier.v1 import grader_pb2 as luthier_dot_v1_dot_grader__pb2
 from luthier.v1 import text_score_pb2 as luthier_dot_v1_dot_text__score__pb2
 from luthier.worker.v1 import task_pb2 as luthier_dot_worker_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&luthier/worker/v1/worker_service.proto\x12\x11luthier.worker.v1\x1a\x17google/rpc/status.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x17luthier/v1/device.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x1bluthier/v1/text_score.proto\x1a\x1cluthier/worker/v1/task.proto\"\xda\x01\n\tEquipment\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32\x16.luthier.v1.DeviceKindR\x06\x64\x65vice\x12\x1f\n\x0b\x64\x65vice_name\x18\x02 \x01(\tR\ndeviceName\x12\x1f\n\x0bnum_devices\x18\x03 \x01(\x05R\nnumDevices\x12!\n\x0cmemory_bytes\x18\x04 \x01(\x03R\x0bmemoryBytes\x12\x1b\n\tnum_cores\x18\x05 \x01(\x05R\x08numCores\x12\x1b\n\tnum_ranks\x18< \x01(\x05R\x08numRanks\"\xd7\x02\n\rWorkerFigures\x12%\n\x0eresident_bytes\x18\x01 \x01(\x03R\rresidentBytes\x12\'\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03R\x0e\x61vailableBytes\x12!\n\x0cnum_children\x18\x03 \x01(\x05R\x0bnumChildren\x12(\n\x10num_child_starts\x18\x04 \x01(\x03R\x0enumChildStarts\x12\x64\n\x12num_child_failures\x18\x05 \x03(\x0b\x32\x36.luthier.worker.v1.WorkerFigures.NumChildFailuresEntryR\x10numChildFailures\x1a\x43\n\x15NumChildFailuresEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\xf0\x01\n\x0bTaskFigures\x12U\n\rphase_seconds\x18\x01 \x03(\x0b\x32\x30.luthier.worker.v1.TaskFigures.PhaseSecondsEntryR\x0cphaseSeconds\x12*\n\x11peak_memory_bytes\x18\x02 \x01(\x03R\x0fpeakMemoryBytes\x12\x1d\n\ndevice_use\x18\x03 \x01(\x01R\tdeviceUse\x1a?\n\x11PhaseSecondsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xf1\x01\n\x15RegisterWorkerRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x31\n\x05kinds\x18\x02 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12!\n\x0c\x63ode_version\x18\x03 \x01(\tR\x0b\x63odeVersion\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x12\x12\n\x04lock\x18\x05 \x01(\tR\x04lock\x12:\n\tequipment\x18\x06 \x01(\x0b\x32\x1c.luthier.worker.v1.EquipmentR\tequipment\"{\n\x16RegisterWorkerResponse\x12#\n\rlease_seconds\x18\x01 \x01(\x01R\x0cleaseSeconds\x12<\n\x1aheartbeat_interval_seconds\x18\x02 \x01(\x01R\x18heartbeatIntervalSeconds\"\xee\x01\n\x10\x43laimTaskRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n\x0cwait_seconds\x18\x02 \x01(\x01R\x0bwaitSeconds\x12\x14\n\x05\x63laim\x18\x03 \x01(\tR\x05\x63laim\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12\x1a\n\x08instance\x18\x05 \x01(\tR\x08instance\x12:\n\x07\x66igures\x18\x06 \x01(\x0b\x32 .luthier.worker.v1.WorkerFiguresR\x07\x66igures\"@\n\x11\x43laimTaskResponse\x12+\n\x04task\x18\x01 \x01(\x0b\x32\x17.luthier.worker.v1.TaskR\x04task\"x\n\x10HeartbeatRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12:\n\x07\x66igures\x18\x03 \x01(\x0b\x32 .luthier.worker.v1.WorkerFiguresR\x07\x66igures\"T\n\x11HeartbeatResponse\x12)\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08R\x0f\x63\x61ncelRequested\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\"X\n\nLocalEvent\x12!\n\x0clocal_number\x18\x01 \x01(\x03R\x0blocalNumber\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.luthier.v1.EventR\x05\x65vent\"\xe6\x01\n\x13ReportEventsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x35\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1d.luthier.worker.v1.LocalEventR\x06\x65vents\x12\x34\n\nrun_record\x18\x04 \x01(\x0b\x32\x15.luthier.v1.RunRecordR\trunRecord\x12\x38\n\x07\x66igures\x18\x05 \x01(\x0b\x32\x1e.luthier.worker.v1.TaskFiguresR\x07\x66igures\"B\n\x14ReportEventsResponse\x12*\n\x11last_local_number\x18\x01 \x01(\x03R\x0flastLocalNumber\"T\n\x10GrantBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x03(\tR\x06sha256\"v\n\x11GrantBlobResponse\x12%\n\x0emissing_sha256\x18\x01 \x03(\tR\rmissingSha256\x12\x14\n\x05inbox\x18\x02 \x01(\tR\x05inbox\x12$\n\x0emin_free_bytes\x18\x03 \x01(\x03R\x0cminFreeBytes\"\x8a\x01\n\x0ePutBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\x12\"\n\rleft_in_inbox\x18\x05 \x01(\tR\x0bleftInInbox\"0\n\x0fPutBlobResponse\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\"j\n\x0eGetBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset\"%\n\x0fGetBlobResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\xb3\x02\n\x17\x43ommitCheckpointRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12Q\n\x07metrics\x18\x05 \x03(\x0b\x32\x37.luthier.worker.v1.CommitCheckpointRequest.MetricsEntryR\x07metrics\x12\x18\n\x07seconds\x18\x06 \x01(\x01R\x07seconds\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\":\n\x18\x43ommitCheckpointResponse\x12\x1e\n\ncheckpoint\x18\x01 \x01(\tR\ncheckpoint\"\xa9\x01\n\x15\x43ommitRolloutsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12/\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12!\n\x0cnum_rollouts\x18\x05 \x01(\x03R\x0bnumRollouts\"\x18\n\x16\x43ommitRolloutsResponse\"\xbc\x01\n\x11\x46inishTaskRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1c\n\tcancelled\x18\x04 \x01(\x08R\tcancelled\x12\x35\n\x06result\x18\x05 \x01(\x0b\x32\x1d.luthier.worker.v1.TaskResultR\x06result\"\x14\n\x12\x46inishTaskResponse\"F\n\x16TakeGenerationsRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n\x05slots\x18\x02 \x01(\x05R\x05slots\"\xef\x04\n\x0fGenerationOrder\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12;\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\x12>\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x18.luthier.v1.ConversationH\x00R\x0c\x63onversation\x12\x18\n\x06prompt\x18\x05 \x01(\tH\x00R\x06prompt\x12\x37\n\x05texts\x18p \x01(\x0b\x32\x1f.luthier.worker.v1.TextsToScoreH\x00R\x05texts\x12$\n\x0emax_new_tokens\x18\x06 \x01(\x05R\x0cmaxNewTokens\x12 \n\x0btemperature\x18\x07 \x01(\x01R\x0btemperature\x12\x13\n\x05top_p\x18\x08 \x01(\x01R\x04topP\x12\x12\n\x04seed\x18\t \x01(\x03R\x04seed\x12\x14\n\x05token\x18\n \x01(\tR\x05token\x12\x31\n\x06\x61sking\x18\x0b \x01(\x0b\x32\x19.luthier.worker.v1.AskingR\x06\x61sking\x12@\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionR\rbasePrecision\x12%\n\x0e\x63ontext_length\x18q \x01(\x05R\rcontextLengthB\x07\n\x05input\"=\n\x0cTextsToScore\x12-\n\x05texts\x18\x01 \x03(\x0b\x32\x17.luthier.v1.TextToScoreR\x05texts\"\x8f\x01\n\x17TakeGenerationsResponse\x12:\n\x05order\x18\x01 \x01(\x0b\x32\".luthier.worker.v1.GenerationOrderH\x00R\x05order\x12-\n\x11\x63\x61ncel_generation\x18\x02 \x01(\tH\x00R\x10\x63\x61ncelGenerationB\t\n\x07message\"\xc1\x02\n\x15PushGenerationRequest\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12=\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.luthier.v1.FinishReasonR\x0c\x66inishReason\x12*\n\x11num_prompt_tokens\x18\x04 \x01(\x05R\x0fnumPromptTokens\x12\x30\n\x14num_generated_tokens\x18\x05 \x01(\x05R\x12numGeneratedTokens\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12-\n\x06scores\x18p \x03(\x0b\x32\x15.luthier.v1.TextScoreR\x06scores\"\x18\n\x16PushGenerationResponse2\x89\t\n\rWorkerService\x12\x65\n\x0eRegisterWorker\x12(.luthier.worker.v1.RegisterWorkerRequest\x1a).luthier.worker.v1.RegisterWorkerResponse\x12V\n\tClaimTask\x12#.luthier.worker.v1.ClaimTaskRequest\x1a$.luthier.worker.v1.ClaimTaskResponse\x12V\n\tHeartbeat\x12#.luthier.worker.v1.HeartbeatRequest\x1a$.luthier.worker.v1.HeartbeatResponse\x12_\n\x0cReportEvents\x12&.luthier.worker.v1.ReportEventsRequest\x1a\'.luthier.worker.v1.ReportEventsResponse\x12V\n\tGrantBlob\x12#.luthier.worker.v1.GrantBlobRequest\x1a$.luthier.worker.v1.GrantBlobResponse\x12R\n\x07PutBlob\x12!.luthier.worker.v1.PutBlobRequest\x1a\".luthier.worker.v1.PutBlobResponse(\x01\x12R\n\x07GetBlob\x12!.luthier.worker.v1.GetBlobRequest\x1a\".luthier.worker.v1.GetBlobResponse0\x01\x12k\n\x10\x43ommitCheckpoint\x12*.luthier.worker.v1.CommitCheckpointRequest\x1a+.luthier.worker.v1.CommitCheckpointResponse\x12\x65\n\x0e\x43ommitRollouts\x12(.luthier.worker.v1.CommitRolloutsRequest\x1a).luthier.worker.v1.CommitRolloutsResponse\x12Y\n\nFinishTask\x12$.luthier.worker.v1.FinishTaskRequest\x1a%.luthier.worker.v1.FinishTaskResponse\x12j\n\x0fTakeGenerations\x12).luthier.worker.v1.TakeGenerationsRequest\x1a*.luthier.worker.v1.TakeGenerationsResponse0\x01\x12\x65\n\x0ePushGeneration\x12(.luthier.worker.v1.PushGenerationRequest\x1a).luthier.worker.v1.PushGenerationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&luthier/worker/v1/worker_service.proto\x12\x11luthier.worker.v1\x1a\x17google/rpc/status.proto\x1a\x1fluthier/v1/base_precision.proto\x1a\x15luthier/v1/chat.proto\x1a\x17luthier/v1/device.proto\x1a\x1bluthier/v1/evaluation.proto\x1a\x16luthier/v1/event.proto\x1a luthier/v1/fine_tuning_job.proto\x1a\x17luthier/v1/grader.proto\x1a\x1bluthier/v1/text_score.proto\x1a\x1cluthier/worker/v1/task.proto\"\xda\x01\n\tEquipment\x12.\n\x06\x64\x65vice\x18\x01 \x01(\x0e\x32\x16.luthier.v1.DeviceKindR\x06\x64\x65vice\x12\x1f\n\x0b\x64\x65vice_name\x18\x02 \x01(\tR\ndeviceName\x12\x1f\n\x0bnum_devices\x18\x03 \x01(\x05R\nnumDevices\x12!\n\x0cmemory_bytes\x18\x04 \x01(\x03R\x0bmemoryBytes\x12\x1b\n\tnum_cores\x18\x05 \x01(\x05R\x08numCores\x12\x1b\n\tnum_ranks\x18< \x01(\x05R\x08numRanks\"\xd7\x02\n\rWorkerFigures\x12%\n\x0eresident_bytes\x18\x01 \x01(\x03R\rresidentBytes\x12\'\n\x0f\x61vailable_bytes\x18\x02 \x01(\x03R\x0e\x61vailableBytes\x12!\n\x0cnum_children\x18\x03 \x01(\x05R\x0bnumChildren\x12(\n\x10num_child_starts\x18\x04 \x01(\x03R\x0enumChildStarts\x12\x64\n\x12num_child_failures\x18\x05 \x03(\x0b\x32\x36.luthier.worker.v1.WorkerFigures.NumChildFailuresEntryR\x10numChildFailures\x1a\x43\n\x15NumChildFailuresEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\xf0\x01\n\x0bTaskFigures\x12U\n\rphase_seconds\x18\x01 \x03(\x0b\x32\x30.luthier.worker.v1.TaskFigures.PhaseSecondsEntryR\x0cphaseSeconds\x12*\n\x11peak_memory_bytes\x18\x02 \x01(\x03R\x0fpeakMemoryBytes\x12\x1d\n\ndevice_use\x18\x03 \x01(\x01R\tdeviceUse\x1a?\n\x11PhaseSecondsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"\xf1\x01\n\x15RegisterWorkerRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x31\n\x05kinds\x18\x02 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12!\n\x0c\x63ode_version\x18\x03 \x01(\tR\x0b\x63odeVersion\x12\x1a\n\x08instance\x18\x04 \x01(\tR\x08instance\x12\x12\n\x04lock\x18\x05 \x01(\tR\x04lock\x12:\n\tequipment\x18\x06 \x01(\x0b\x32\x1c.luthier.worker.v1.EquipmentR\tequipment\"{\n\x16RegisterWorkerResponse\x12#\n\rlease_seconds\x18\x01 \x01(\x01R\x0cleaseSeconds\x12<\n\x1aheartbeat_interval_seconds\x18\x02 \x01(\x01R\x18heartbeatIntervalSeconds\"\xee\x01\n\x10\x43laimTaskRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12!\n\x0cwait_seconds\x18\x02 \x01(\x01R\x0bwaitSeconds\x12\x14\n\x05\x63laim\x18\x03 \x01(\tR\x05\x63laim\x12\x31\n\x05kinds\x18\x04 \x03(\x0e\x32\x1b.luthier.worker.v1.TaskKindR\x05kinds\x12\x1a\n\x08instance\x18\x05 \x01(\tR\x08instance\x12:\n\x07\x66igures\x18\x06 \x01(\x0b\x32 .luthier.worker.v1.WorkerFiguresR\x07\x66igures\"@\n\x11\x43laimTaskResponse\x12+\n\x04task\x18\x01 \x01(\x0b\x32\x17.luthier.worker.v1.TaskR\x04task\"x\n\x10HeartbeatRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12:\n\x07\x66igures\x18\x03 \x01(\x0b\x32 .luthier.worker.v1.WorkerFiguresR\x07\x66igures\"~\n\x11HeartbeatResponse\x12)\n\x10\x63\x61ncel_requested\x18\x01 \x01(\x08R\x0f\x63\x61ncelRequested\x12\x14\n\x05token\x18\x02 \x01(\tR\x05token\x12(\n\x0fpause_requested\x18\x80\x01 \x01(\x08R\x0epauseRequested\"X\n\nLocalEvent\x12!\n\x0clocal_number\x18\x01 \x01(\x03R\x0blocalNumber\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x11.luthier.v1.EventR\x05\x65vent\"\xe6\x01\n\x13ReportEventsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x35\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1d.luthier.worker.v1.LocalEventR\x06\x65vents\x12\x34\n\nrun_record\x18\x04 \x01(\x0b\x32\x15.luthier.v1.RunRecordR\trunRecord\x12\x38\n\x07\x66igures\x18\x05 \x01(\x0b\x32\x1e.luthier.worker.v1.TaskFiguresR\x07\x66igures\"\x98\x01\n\x14ReportEventsResponse\x12*\n\x11last_local_number\x18\x01 \x01(\x03R\x0flastLocalNumber\x12*\n\x10\x63\x61ncel_requested\x18\x80\x01 \x01(\x08R\x0f\x63\x61ncelRequested\x12(\n\x0fpause_requested\x18\x81\x01 \x01(\x08R\x0epauseRequested\"T\n\x10GrantBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x03(\tR\x06sha256\"v\n\x11GrantBlobResponse\x12%\n\x0emissing_sha256\x18\x01 \x03(\tR\rmissingSha256\x12\x14\n\x05inbox\x18\x02 \x01(\tR\x05inbox\x12$\n\x0emin_free_bytes\x18\x03 \x01(\x03R\x0cminFreeBytes\"\x8a\x01\n\x0ePutBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x12\n\x04\x64\x61ta\x18\x04 \x01(\x0cR\x04\x64\x61ta\x12\"\n\rleft_in_inbox\x18\x05 \x01(\tR\x0bleftInInbox\"0\n\x0fPutBlobResponse\x12\x1d\n\nsize_bytes\x18\x01 \x01(\x03R\tsizeBytes\"j\n\x0eGetBlobRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x16\n\x06sha256\x18\x03 \x01(\tR\x06sha256\x12\x16\n\x06offset\x18\x04 \x01(\x03R\x06offset\"%\n\x0fGetBlobResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\xb3\x02\n\x17\x43ommitCheckpointRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12\x31\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66iles\x12Q\n\x07metrics\x18\x05 \x03(\x0b\x32\x37.luthier.worker.v1.CommitCheckpointRequest.MetricsEntryR\x07metrics\x12\x18\n\x07seconds\x18\x06 \x01(\x01R\x07seconds\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\":\n\x18\x43ommitCheckpointResponse\x12\x1e\n\ncheckpoint\x18\x01 \x01(\tR\ncheckpoint\"\xa9\x01\n\x15\x43ommitRolloutsRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12/\n\x04\x66ile\x18\x04 \x01(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x04\x66ile\x12!\n\x0cnum_rollouts\x18\x05 \x01(\x03R\x0bnumRollouts\"\x18\n\x16\x43ommitRolloutsResponse\"\xd5\x01\n\x11\x46inishTaskRequest\x12\x12\n\x04task\x18\x01 \x01(\tR\x04task\x12\x14\n\x05\x65poch\x18\x02 \x01(\x03R\x05\x65poch\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12\x1c\n\tcancelled\x18\x04 \x01(\x08R\tcancelled\x12\x35\n\x06result\x18\x05 \x01(\x0b\x32\x1d.luthier.worker.v1.TaskResultR\x06result\x12\x17\n\x06paused\x18\x80\x01 \x01(\x08R\x06paused\"\x14\n\x12\x46inishTaskResponse\"F\n\x16TakeGenerationsRequest\x12\x16\n\x06worker\x18\x01 \x01(\tR\x06worker\x12\x14\n\x05slots\x18\x02 \x01(\x05R\x05slots\"\xae\x05\n\x0fGenerationOrder\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12@\n\nbase_model\x18\x02 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\tbaseModel\x12;\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32!.luthier.worker.v1.ModelReferenceR\x07\x61\x64\x61pter\x12>\n\x0c\x63onversation\x18\x04 \x01(\x0b\x32\x18.luthier.v1.ConversationH\x00R\x0c\x63onversation\x12\x18\n\x06prompt\x18\x05 \x01(\tH\x00R\x06prompt\x12\x37\n\x05texts\x18p \x01(\x0b\x32\x1f.luthier.worker.v1.TextsToScoreH\x00R\x05texts\x12=\n\x07samples\x18w \x01(\x0b\x32!.luthier.worker.v1.SamplesToValueH\x00R\x07samples\x12$\n\x0emax_new_tokens\x18\x06 \x01(\x05R\x0cmaxNewTokens\x12 \n\x0btemperature\x18\x07 \x01(\x01R\x0btemperature\x12\x13\n\x05top_p\x18\x08 \x01(\x01R\x04topP\x12\x12\n\x04seed\x18\t \x01(\x03R\x04seed\x12\x14\n\x05token\x18\n \x01(\tR\x05token\x12\x31\n\x06\x61sking\x18\x0b \x01(\x0b\x32\x19.luthier.worker.v1.AskingR\x06\x61sking\x12@\n\x0e\x62\x61se_precision\x18P \x01(\x0e\x32\x19.luthier.v1.BasePrecisionR\rbasePrecision\x12%\n\x0e\x63ontext_length\x18q \x01(\x05R\rcontextLengthB\x07\n\x05input\"=\n\x0cTextsToScore\x12-\n\x05texts\x18\x01 \x03(\x0b\x32\x17.luthier.v1.TextToScoreR\x05texts\">\n\x0eSamplesToValue\x12,\n\x07samples\x18\x01 \x03(\x0b\x32\x12.luthier.v1.SampleR\x07samples\"\x8f\x01\n\x17TakeGenerationsResponse\x12:\n\x05order\x18\x01 \x01(\x0b\x32\".luthier.worker.v1.GenerationOrderH\x00R\x05order\x12-\n\x11\x63\x61ncel_generation\x18\x02 \x01(\tH\x00R\x10\x63\x61ncelGenerationB\t\n\x07message\"\xf2\x02\n\x15PushGenerationRequest\x12\x1e\n\ngeneration\x18\x01 \x01(\tR\ngeneration\x12\x12\n\x04text\x18\x02 \x01(\tR\x04text\x12=\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x18.luthier.v1.FinishReasonR\x0c\x66inishReason\x12*\n\x11num_prompt_tokens\x18\x04 \x01(\x05R\x0fnumPromptTokens\x12\x30\n\x14num_generated_tokens\x18\x05 \x01(\x05R\x12numGeneratedTokens\x12(\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusR\x05\x65rror\x12-\n\x06scores\x18p \x03(\x0b\x32\x15.luthier.v1.TextScoreR\x06scores\x12/\n\x06values\x18w \x03(\x0b\x32\x17.luthier.v1.SampleGradeR\x06values\"\x18\n\x16PushGenerationResponse2\x89\t\n\rWorkerService\x12\x65\n\x0eRegisterWorker\x12(.luthier.worker.v1.RegisterWorkerRequest\x1a).luthier.worker.v1.RegisterWorkerResponse\x12V\n\tClaimTask\x12#.luthier.worker.v1.ClaimTaskRequest\x1a$.luthier.worker.v1.ClaimTaskResponse\x12V\n\tHeartbeat\x12#.luthier.worker.v1.HeartbeatRequest\x1a$.luthier.worker.v1.HeartbeatResponse\x12_\n\x0cReportEvents\x12&.luthier.worker.v1.ReportEventsRequest\x1a\'.luthier.worker.v1.ReportEventsResponse\x12V\n\tGrantBlob\x12#.luthier.worker.v1.GrantBlobRequest\x1a$.luthier.worker.v1.GrantBlobResponse\x12R\n\x07PutBlob\x12!.luthier.worker.v1.PutBlobRequest\x1a\".luthier.worker.v1.PutBlobResponse(\x01\x12R\n\x07GetBlob\x12!.luthier.worker.v1.GetBlobRequest\x1a\".luthier.worker.v1.GetBlobResponse0\x01\x12k\n\x10\x43ommitCheckpoint\x12*.luthier.worker.v1.CommitCheckpointRequest\x1a+.luthier.worker.v1.CommitCheckpointResponse\x12\x65\n\x0e\x43ommitRollouts\x12(.luthier.worker.v1.CommitRolloutsRequest\x1a).luthier.worker.v1.CommitRolloutsResponse\x12Y\n\nFinishTask\x12$.luthier.worker.v1.FinishTaskRequest\x1a%.luthier.worker.v1.FinishTaskResponse\x12j\n\x0fTakeGenerations\x12).luthier.worker.v1.TakeGenerationsRequest\x1a*.luthier.worker.v1.TakeGenerationsResponse0\x01\x12\x65\n\x0ePushGeneration\x12(.luthier.worker.v1.PushGenerationRequest\x1a).luthier.worker.v1.PushGenerationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,72 +47,74 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKFIGURES_PHASESECONDSENTRY']._serialized_options = b'8\001'
   _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_EQUIPMENT']._serialized_start=314
-  _globals['_EQUIPMENT']._serialized_end=532
-  _globals['_WORKERFIGURES']._serialized_start=535
-  _globals['_WORKERFIGURES']._serialized_end=878
-  _globals['_WORKERFIGURES_NUMCHILDFAILURESENTRY']._serialized_start=811
-  _globals['_WORKERFIGURES_NUMCHILDFAILURESENTRY']._serialized_end=878
-  _globals['_TASKFIGURES']._serialized_start=881
-  _globals['_TASKFIGURES']._serialized_end=1121
-  _globals['_TASKFIGURES_PHASESECONDSENTRY']._serialized_start=1058
-  _globals['_TASKFIGURES_PHASESECONDSENTRY']._serialized_end=1121
-  _globals['_REGISTERWORKERREQUEST']._serialized_start=1124
-  _globals['_REGISTERWORKERREQUEST']._serialized_end=1365
-  _globals['_REGISTERWORKERRESPONSE']._serialized_start=1367
-  _globals['_REGISTERWORKERRESPONSE']._serialized_end=1490
-  _globals['_CLAIMTASKREQUEST']._serialized_start=1493
-  _globals['_CLAIMTASKREQUEST']._serialized_end=1731
-  _globals['_CLAIMTASKRESPONSE']._serialized_start=1733
-  _globals['_CLAIMTASKRESPONSE']._serialized_end=1797
-  _globals['_HEARTBEATREQUEST']._serialized_start=1799
-  _globals['_HEARTBEATREQUEST']._serialized_end=1919
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1921
-  _globals['_HEARTBEATRESPONSE']._serialized_end=2005
-  _globals['_LOCALEVENT']._serialized_start=2007
-  _globals['_LOCALEVENT']._serialized_end=2095
-  _globals['_REPORTEVENTSREQUEST']._serialized_start=2098
-  _globals['_REPORTEVENTSREQUEST']._serialized_end=2328
-  _globals['_REPORTEVENTSRESPONSE']._serialized_start=2330
-  _globals['_REPORTEVENTSRESPONSE']._serialized_end=2396
-  _globals['_GRANTBLOBREQUEST']._serialized_start=2398
-  _globals['_GRANTBLOBREQUEST']._serialized_end=2482
-  _globals['_GRANTBLOBRESPONSE']._serialized_start=2484
-  _globals['_GRANTBLOBRESPONSE']._serialized_end=2602
-  _globals['_PUTBLOBREQUEST']._serialized_start=2605
-  _globals['_PUTBLOBREQUEST']._serialized_end=2743
-  _globals['_PUTBLOBRESPONSE']._serialized_start=2745
-  _globals['_PUTBLOBRESPONSE']._serialized_end=2793
-  _globals['_GETBLOBREQUEST']._serialized_start=2795
-  _globals['_GETBLOBREQUEST']._serialized_end=2901
-  _globals['_GETBLOBRESPONSE']._serialized_start=2903
-  _globals['_GETBLOBRESPONSE']._serialized_end=2940
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=2943
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=3250
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=3192
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=3250
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=3252
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=3310
-  _globals['_COMMITROLLOUTSREQUEST']._serialized_start=3313
-  _globals['_COMMITROLLOUTSREQUEST']._serialized_end=3482
-  _globals['_COMMITROLLOUTSRESPONSE']._serialized_start=3484
-  _globals['_COMMITROLLOUTSRESPONSE']._serialized_end=3508
-  _globals['_FINISHTASKREQUEST']._serialized_start=3511
-  _globals['_FINISHTASKREQUEST']._serialized_end=3699
-  _globals['_FINISHTASKRESPONSE']._serialized_start=3701
-  _globals['_FINISHTASKRESPONSE']._serialized_end=3721
-  _globals['_TAKEGENERATIONSREQUEST']._serialized_start=3723
-  _globals['_TAKEGENERATIONSREQUEST']._serialized_end=3793
-  _globals['_GENERATIONORDER']._serialized_start=3796
-  _globals['_GENERATIONORDER']._serialized_end=4419
-  _globals['_TEXTSTOSCORE']._serialized_start=4421
-  _globals['_TEXTSTOSCORE']._serialized_end=4482
-  _globals['_TAKEGENERATIONSRESPONSE']._serialized_start=4485
-  _globals['_TAKEGENERATIONSRESPONSE']._serialized_end=4628
-  _globals['_PUSHGENERATIONREQUEST']._serialized_start=4631
-  _globals['_PUSHGENERATIONREQUEST']._serialized_end=4952
-  _globals['_PUSHGENERATIONRESPONSE']._serialized_start=4954
-  _globals['_PUSHGENERATIONRESPONSE']._serialized_end=4978
-  _globals['_WORKERSERVICE']._serialized_start=4981
-  _globals['_WORKERSERVICE']._serialized_end=6142
+  _globals['_EQUIPMENT']._serialized_start=339
+  _globals['_EQUIPMENT']._serialized_end=557
+  _globals['_WORKERFIGURES']._serialized_start=560
+  _globals['_WORKERFIGURES']._serialized_end=903
+  _globals['_WORKERFIGURES_NUMCHILDFAILURESENTRY']._serialized_start=836
+  _globals['_WORKERFIGURES_NUMCHILDFAILURESENTRY']._serialized_end=903
+  _globals['_TASKFIGURES']._serialized_start=906
+  _globals['_TASKFIGURES']._serialized_end=1146
+  _globals['_TASKFIGURES_PHASESECONDSENTRY']._serialized_start=1083
+  _globals['_TASKFIGURES_PHASESECONDSENTRY']._serialized_end=1146
+  _globals['_REGISTERWORKERREQUEST']._serialized_start=1149
+  _globals['_REGISTERWORKERREQUEST']._serialized_end=1390
+  _globals['_REGISTERWORKERRESPONSE']._serialized_start=1392
+  _globals['_REGISTERWORKERRESPONSE']._serialized_end=1515
+  _globals['_CLAIMTASKREQUEST']._serialized_start=1518
+  _globals['_CLAIMTASKREQUEST']._serialized_end=1756
+  _globals['_CLAIMTASKRESPONSE']._serialized_start=1758
+  _globals['_CLAIMTASKRESPONSE']._serialized_end=1822
+  _globals['_HEARTBEATREQUEST']._serialized_start=1824
+  _globals['_HEARTBEATREQUEST']._serialized_end=1944
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1946
+  _globals['_HEARTBEATRESPONSE']._serialized_end=2072
+  _globals['_LOCALEVENT']._serialized_start=2074
+  _globals['_LOCALEVENT']._serialized_end=2162
+  _globals['_REPORTEVENTSREQUEST']._serialized_start=2165
+  _globals['_REPORTEVENTSREQUEST']._serialized_end=2395
+  _globals['_REPORTEVENTSRESPONSE']._serialized_start=2398
+  _globals['_REPORTEVENTSRESPONSE']._serialized_end=2550
+  _globals['_GRANTBLOBREQUEST']._serialized_start=2552
+  _globals['_GRANTBLOBREQUEST']._serialized_end=2636
+  _globals['_GRANTBLOBRESPONSE']._serialized_start=2638
+  _globals['_GRANTBLOBRESPONSE']._serialized_end=2756
+  _globals['_PUTBLOBREQUEST']._serialized_start=2759
+  _globals['_PUTBLOBREQUEST']._serialized_end=2897
+  _globals['_PUTBLOBRESPONSE']._serialized_start=2899
+  _globals['_PUTBLOBRESPONSE']._serialized_end=2947
+  _globals['_GETBLOBREQUEST']._serialized_start=2949
+  _globals['_GETBLOBREQUEST']._serialized_end=3055
+  _globals['_GETBLOBRESPONSE']._serialized_start=3057
+  _globals['_GETBLOBRESPONSE']._serialized_end=3094
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=3097
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=3404
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=3346
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=3404
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=3406
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=3464
+  _globals['_COMMITROLLOUTSREQUEST']._serialized_start=3467
+  _globals['_COMMITROLLOUTSREQUEST']._serialized_end=3636
+  _globals['_COMMITROLLOUTSRESPONSE']._serialized_start=3638
+  _globals['_COMMITROLLOUTSRESPONSE']._serialized_end=3662
+  _globals['_FINISHTASKREQUEST']._serialized_start=3665
+  _globals['_FINISHTASKREQUEST']._serialized_end=3878
+  _globals['_FINISHTASKRESPONSE']._serialized_start=3880
+  _globals['_FINISHTASKRESPONSE']._serialized_end=3900
+  _globals['_TAKEGENERATIONSREQUEST']._serialized_start=3902
+  _globals['_TAKEGENERATIONSREQUEST']._serialized_end=3972
+  _globals['_GENERATIONORDER']._serialized_start=3975
+  _globals['_GENERATIONORDER']._serialized_end=4661
+  _globals['_TEXTSTOSCORE']._serialized_start=4663
+  _globals['_TEXTSTOSCORE']._serialized_end=4724
+  _globals['_SAMPLESTOVALUE']._serialized_start=4726
+  _globals['_SAMPLESTOVALUE']._serialized_end=4788
+  _globals['_TAKEGENERATIONSRESPONSE']._serialized_start=4791
+  _globals['_TAKEGENERATIONSRESPONSE']._serialized_end=4934
+  _globals['_PUSHGENERATIONREQUEST']._serialized_start=4937
+  _globals['_PUSHGENERATIONREQUEST']._serialized_end=5307
+  _globals['_PUSHGENERATIONRESPONSE']._serialized_start=5309
+  _globals['_PUSHGENERATIONRESPONSE']._serialized_end=5333
+  _globals['_WORKERSERVICE']._serialized_start=5336
+  _globals['_WORKERSERVICE']._serialized_end=6497
 # @@protoc_insertion_point(module_scope)

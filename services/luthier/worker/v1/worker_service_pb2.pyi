@@ -14,6 +14,7 @@ from luthier.v1 import device_pb2 as _device_pb2
 from luthier.v1 import evaluation_pb2 as _evaluation_pb2
 from luthier.v1 import event_pb2 as _event_pb2
 from luthier.v1 import fine_tuning_job_pb2 as _fine_tuning_job_pb2
+from luthier.v1 import grader_pb2 as _grader_pb2
 from luthier.v1 import text_score_pb2 as _text_score_pb2
 from luthier.worker.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
@@ -371,19 +372,23 @@ class HeartbeatResponse(_message.Message):
 
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     cancel_requested: _builtins.bool
     """Whether to stop at the next step and finish as cancelled."""
     token: _builtins.str
     """Fresh credential, as in Task.token."""
+    pause_requested: _builtins.bool
+    """Whether to end the step, store a checkpoint and finish as paused. Of TRAIN tasks alone."""
     def __init__(
         self,
         *,
         cancel_requested: _builtins.bool = ...,
         token: _builtins.str = ...,
+        pause_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "pause_requested", b"pause_requested", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,16 +473,24 @@ class ReportEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_LOCAL_NUMBER_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    PAUSE_REQUESTED_FIELD_NUMBER: _builtins.int
     last_local_number: _builtins.int
     """Highest local number recorded."""
+    cancel_requested: _builtins.bool
+    """As HeartbeatResponse.cancel_requested: who reports its steps hears of it with them."""
+    pause_requested: _builtins.bool
+    """As HeartbeatResponse.pause_requested."""
     def __init__(
         self,
         *,
         last_local_number: _builtins.int = ...,
+        cancel_requested: _builtins.bool = ...,
+        pause_requested: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_local_number", b"last_local_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "last_local_number", b"last_local_number", "pause_requested", b"pause_requested"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -823,12 +836,15 @@ class FinishTaskRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CANCELLED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     """Id of the task."""
     epoch: _builtins.int
     """Epoch of the lease."""
     cancelled: _builtins.bool
     """Whether the task stopped because it was asked to."""
+    paused: _builtins.bool
+    """Whether the task stopped because it was asked to pause. What is to be kept of it is in its last checkpoint."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Why the task failed. Unset when it did not."""
@@ -845,10 +861,11 @@ class FinishTaskRequest(_message.Message):
         error: _status_pb2.Status | None = ...,
         cancelled: _builtins.bool = ...,
         result: _task_pb2.TaskResult | None = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "error", b"error", "result", b"result", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "epoch", b"epoch", "error", b"error", "paused", b"paused", "result", b"result", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -909,6 +926,7 @@ class GenerationOrder(_message.Message):
     CONVERSATION_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     TEXTS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
@@ -934,7 +952,7 @@ class GenerationOrder(_message.Message):
     base_precision: _base_precision_pb2.BasePrecision.ValueType
     """What to hold the base model in. Unset: BFLOAT16."""
     context_length: _builtins.int
-    """Longest sequence that the base model reads, in tokens, where texts are scored. 0: it does not say."""
+    """Longest sequence that the base model reads, in tokens, where texts are scored or samples valued. 0: it does not say."""
     @_builtins.property
     def base_model(self) -> _task_pb2.ModelReference:
         """The base model to load."""
@@ -952,6 +970,10 @@ class GenerationOrder(_message.Message):
         """Texts to find the likelihood of."""
 
     @_builtins.property
+    def samples(self) -> Global___SamplesToValue:
+        """Answers to value. The adapter is a reward model's then, or the base model is one with all its weights."""
+
+    @_builtins.property
     def asking(self) -> _task_pb2.Asking:
         """How to ask the model. Unset: as the base model says."""
 
@@ -964,6 +986,7 @@ class GenerationOrder(_message.Message):
         conversation: _chat_pb2.Conversation | None = ...,
         prompt: _builtins.str = ...,
         texts: Global___TextsToScore | None = ...,
+        samples: Global___SamplesToValue | None = ...,
         max_new_tokens: _builtins.int = ...,
         temperature: _builtins.float = ...,
         top_p: _builtins.float = ...,
@@ -973,11 +996,11 @@ class GenerationOrder(_message.Message):
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
         context_length: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt", "texts", b"texts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "conversation", b"conversation", "input", b"input", "prompt", b"prompt", "samples", b"samples", "texts", b"texts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "context_length", b"context_length", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "seed", b"seed", "temperature", b"temperature", "texts", b"texts", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asking", b"asking", "base_model", b"base_model", "base_precision", b"base_precision", "context_length", b"context_length", "conversation", b"conversation", "generation", b"generation", "input", b"input", "max_new_tokens", b"max_new_tokens", "prompt", b"prompt", "samples", b"samples", "seed", b"seed", "temperature", b"temperature", "texts", b"texts", "token", b"token", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt", "texts"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["conversation", "prompt", "texts", "samples"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -1006,6 +1029,30 @@ class TextsToScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextsToScore: _TypeAlias = TextsToScore  # noqa: Y015
+
+@_typing.final
+class SamplesToValue(_message.Message):
+    """SamplesToValue are answers that one call has a reward model value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.Sample]:
+        """The answers and the records that were asked."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_grader_pb2.Sample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SamplesToValue: _TypeAlias = SamplesToValue  # noqa: Y015
 
 @_typing.final
 class TakeGenerationsResponse(_message.Message):
@@ -1050,6 +1097,7 @@ class PushGenerationRequest(_message.Message):
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     """Id of the generation."""
     text: _builtins.str
@@ -1068,6 +1116,10 @@ class PushGenerationRequest(_message.Message):
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[_text_score_pb2.TextScore]:
         """How likely the texts are that were to be scored, in their order. With them the finish reason is STOP."""
 
+    @_builtins.property
+    def values(self) -> _containers.RepeatedCompositeFieldContainer[_grader_pb2.SampleGrade]:
+        """What the samples are valued at that were to be, in their order: each a score, or why there is none. With them the finish reason is STOP."""
+
     def __init__(
         self,
         *,
@@ -1078,10 +1130,11 @@ class PushGenerationRequest(_message.Message):
         num_generated_tokens: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
         scores: _abc.Iterable[_text_score_pb2.TextScore] | None = ...,
+        values: _abc.Iterable[_grader_pb2.SampleGrade] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "generation", b"generation", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "generation", b"generation", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "scores", b"scores", "text", b"text", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

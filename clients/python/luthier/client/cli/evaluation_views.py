@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from luthier.client.askings import asked_with, bases_below
+from luthier.client.askings import asked_with, bases_below, shots_words
 from luthier.client.cli.grades import add_grades, grader_table
 from luthier.client.cli.judging import add_judgements, judge_table, pair_lines
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
@@ -82,7 +82,7 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
             ("version", f"{short(evaluation.dataset_version)} {split_name(evaluation.split)}"),
             ("records", evaluation.num_records),
             ("text compared in", text_form_words(evaluation)),
-            ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{a.num_shots}" for a in evaluation.arms)),
+            ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{shots_words(a)}" for a in evaluation.arms)),
             *((f"below {arm_id}", short(base)) for arm_id, base in bases_below(evaluation).items()),
         ]
     )
@@ -119,6 +119,9 @@ def _score_table(evaluation: Evaluation) -> Table:
         made.add_row(f"{score}{better}", *(estimate_words(entry) if entry else "" for entry in found))
     for words, entries in rows_apart(evaluation):
         made.add_row(words, *(estimate_words(entry) if entry else "" for entry in entries))
+    if any(result.tokens_per_second for result in evaluation.arm_results):
+        speeds = (f"{result.tokens_per_second:.1f}" for result in evaluation.arm_results)
+        made.add_row("tokens drawn each second", *speeds)
     if any(result.num_errors for result in evaluation.arm_results):
         made.add_row(
             "records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)

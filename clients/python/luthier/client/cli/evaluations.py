@@ -39,6 +39,24 @@ for command in (grade, compare, diff, export, report, benchmark, open_evaluation
     evaluations.add_command(command)
 
 
+METRICS = (
+    "exact-match",
+    "field-match",
+    "perplexity",
+    "bits-per-byte",
+    "multiple-choice",
+    "preference",
+    "reward-model",
+    "answer-length",
+    "stop-rate",
+    "prompt-tokens",
+    "chrf",
+    "bleu",
+    "rouge",
+)
+"""As they are typed."""
+
+
 def _kind() -> type[Evaluation]:
     from luthier.v1.evaluation_pb2 import Evaluation
 
@@ -58,8 +76,9 @@ def _kind() -> type[Evaluation]:
     field="arms",
     is_read=False,
     multiple=True,
-    metavar="ID=MODEL[:SHOTS]",
-    help="A contender, e.g. base-3=smollm2:3.  [required, if not in a file]",
+    metavar="ID=MODEL[:SHOTS[:similar]]",
+    help="A contender, e.g. base-3=smollm2:3, or base-3=smollm2:3:similar with the examples most like each question.  "
+    "[required, if not in a file]",
 )
 @click.option(
     "--template",
@@ -73,8 +92,19 @@ def _kind() -> type[Evaluation]:
     "--metric",
     field="metrics",
     multiple=True,
-    type=click.Choice(["exact-match", "field-match", "perplexity"]),
-    help="Scores. [default: exact-match]",
+    type=click.Choice(METRICS),
+    help="Scores. [default: exact-match and perplexity; of pairs preference too]",
+)
+@field_option(
+    "--choice",
+    field="choices",
+    multiple=True,
+    help="An answer that multiple-choice chooses between. [default: the references that the records have]",
+)
+@field_option(
+    "--reward-model",
+    field="reward_model",
+    help="What the metric reward-model values answers with, MODEL or JOB/CHECKPOINT.",
 )
 @field_option(
     "--split",
@@ -144,6 +174,11 @@ def _kind() -> type[Evaluation]:
 @grader_option
 @judge_option
 @field_option(
+    "--drift-version",
+    field="drift.dataset_version",
+    help="Dataset version whose records are asked in place of the general suite; measures drift.",
+)
+@field_option(
     "--max-workers",
     field="max_workers",
     type=click.IntRange(min=0),
@@ -169,7 +204,7 @@ def create(
         draft.message.guards.extend(_guard(text) for text in guards)
     if arms:
         del draft.message.arms[:]
-        draft.message.arms.extend(_arm(text) for text in arms)
+        draft.message.arms.extend(arm_of(text) for text in arms)
     _choose_templates(draft.message.arms, templates)
     created = session.client.evaluations.create(draft.finish(), evaluation_id=name)
     if watches:
@@ -179,14 +214,21 @@ def create(
     session.hint(f"evaluations watch {short(created.name)}")
 
 
-def _arm(text: str) -> EvaluationArm:
-    from luthier.v1.evaluation_pb2 import EvaluationArm
+def arm_of(text: str) -> EvaluationArm:
+    """Return the arm that a word stands for. Raises BadParameter."""
+    from luthier.v1.evaluation_pb2 import SHOT_CHOICE_SIMILAR, EvaluationArm
 
     arm_id, equals, contender = text.partition("=")
-    model, colon, shots = contender.partition(":")
-    if not equals or not arm_id or not model or (colon and not shots.isdecimal()):
-        raise click.BadParameter(f"must be ID=MODEL or ID=MODEL:SHOTS, got {text!r}", param_hint="--arm")
-    return EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
+    model, colon, examples = contender.partition(":")
+    shots, second, choice = examples.partition(":")
+    is_right = equals and arm_id and model and (not colon or shots.isdecimal())
+    if not is_right or (second and choice != "similar"):
+        problem = f"must be ID=MODEL, ID=MODEL:SHOTS or ID=MODEL:SHOTS:similar, got {text!r}"
+        raise click.BadParameter(problem, param_hint="--arm")
+    arm = EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
+    if choice:
+        arm.shot_choice = SHOT_CHOICE_SIMILAR
+    return arm
 
 
 def _guard(text: str) -> Guard:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from luthier.v1.grader_pb2 import Grader, Sample, SampleGrade
 
-_KEYS = ("item", "output_text")
+_KEYS = ("item", "output_text", "is_truncated")
 
 
 def _kind() -> type[Grader]:
@@ -69,12 +69,16 @@ def _samples(file: IO[bytes], source: str) -> Iterator[Sample]:
         values = _object(line, where)
         if unknown := sorted(values.keys() - set(_KEYS)):
             named = ", ".join(escaped_line(name) for name in unknown[:5])
-            raise click.UsageError(f"{where}: must hold {' and '.join(_KEYS)} alone, got {named}")
+            raise click.UsageError(f"{where}: must hold {', '.join(_KEYS)} alone, got {named}")
         item, output_text = values.get("item", {}), values.get("output_text")
+        is_truncated = values.get("is_truncated", False)
         if not isinstance(item, dict) or not isinstance(output_text, str):
             raise click.UsageError(f"{where}: item must be an object and output_text a text")
+        if not isinstance(is_truncated, bool):
+            raise click.UsageError(f"{where}: is_truncated must be true or false")
+        item_json = json.dumps(item, ensure_ascii=False)
         try:
-            yield Sample(item_json=json.dumps(item, ensure_ascii=False), output_text=output_text)
+            yield Sample(item_json=item_json, output_text=output_text, is_truncated=is_truncated)
         except ValueError as error:  # half a character
             raise click.UsageError(f"{where}: must be Unicode text: {error}") from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from luthier.client.cli.completing import complete_names
+from luthier.client.cli.curves import learning_curve
 from luthier.client.cli.deleting import pass_deletion
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 @click.group(cls=SuggestingGroup)
 def jobs() -> None:
-    """Plan, start, watch and cancel fine-tuning jobs."""
+    """Plan, start, watch, pause and cancel fine-tuning jobs."""
 
 
-for command in (rollouts, logs, open_job):
+for command in (rollouts, logs, open_job, learning_curve):
     jobs.add_command(command)
 
 
@@ -139,6 +140,26 @@ def _watch(session: Session, name: str, chart: bool = True) -> None:
 def cancel(session: Session, name: str) -> None:
     """Ask a job to stop; it does within one forward and backward pass. Its checkpoints remain."""
     session.show(session.client.jobs.cancel(name), partial(_facts, is_wide=session.is_wide))
+
+
+@jobs.command()
+@click.argument("name", shell_complete=complete_names)
+@pass_session
+def pause(session: Session, name: str) -> None:
+    """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others."""
+    paused = session.client.jobs.pause(name)
+    session.show(paused, partial(_facts, is_wide=session.is_wide))
+    session.hint(f"jobs resume {short(paused.name)}")
+
+
+@jobs.command()
+@click.argument("name", shell_complete=complete_names)
+@pass_session
+def resume(session: Session, name: str) -> None:
+    """Queue a paused job again; it goes on from its last checkpoint and ends as if it had never paused."""
+    resumed = session.client.jobs.resume(name)
+    session.show(resumed, partial(_facts, is_wide=session.is_wide))
+    session.hint(f"jobs watch {short(resumed.name)}")
 
 
 @jobs.command()
@@ -288,6 +309,8 @@ def _facts(job: FineTuningJob, *, is_wide: bool) -> Table:
             ("memory", memory(record.memory)),
             ("kernels", mapping(record.kernels) if is_wide else _kernels(record.kernels)),
             ("started (UTC)", when(job.start_time)),
+            ("paused (UTC)", when(job.pause_time)),
+            ("paused before", f"{job.paused_seconds:,.0f} s" if job.paused_seconds else ""),
             ("ended (UTC)", when(job.end_time)),
             ("labels", mapping(job.labels)),
             ("notifies", ", ".join(webhook.url for webhook in job.webhooks)),

@@ -34,6 +34,8 @@ _STATE_STYLES = {
     "FAILED": "bold red",
     "CANCELLED": "yellow",
     "CANCELLING": "yellow",
+    "PAUSED": "yellow",
+    "PAUSING": "yellow",
 }
 
 

@@ -10,7 +10,7 @@ from luthier.errors import InvalidArgument
 from luthier.training.executors.inline import STEP, calls_of
 from luthier.training.executors.ranks import ranks_for
 from luthier.training.executors.ray.orders import Fleet, RayOrder
-from luthier.training.worker.order import TrainOrder
+from luthier.training.worker.order import TrainEnd, TrainOrder
 from luthier.training.worker.train import TaskDesk
 from luthier.work.children import Calls, Children
 from luthier.work.context import TaskContext
@@ -30,7 +30,7 @@ class OnRay:
         self._children = children
         self._fleet = fleet
 
-    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> task_pb2.TrainResult:
+    def __call__(self, order: TrainOrder, desk: TaskDesk, context: TaskContext) -> TrainEnd:
         """Return what the first rank made.
 
         Raises:
@@ -45,9 +45,7 @@ class OnRay:
                 f"trains on {num_ranks} of this worker's {self._fleet.num_ranks} ranks: ranks.max_ranks says no more"
             )
         calls: Calls = {**calls_of(desk), "checkpoint_ready": _unless_stored(context)}
-        result: task_pb2.TrainResult = self._children.run(
-            RayOrder(order=order, fleet=self._fleet), calls, context, STEP
-        )
+        result: TrainEnd = self._children.run(RayOrder(order=order, fleet=self._fleet), calls, context, STEP)
         return result
 
 

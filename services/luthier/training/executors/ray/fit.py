@@ -49,10 +49,9 @@ from luthier.training.executors.ray.post import Letter, Post
 from luthier.training.executors.ray.sentry import Sentry
 from luthier.training.executors.vigil import Vigil
 from luthier.training.recipe_settings import ranks_of
-from luthier.training.worker.order import RenderingRows
+from luthier.training.worker.order import RenderingRows, TrainEnd
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.work.child import Line
-from luthier.worker.v1 import task_pb2
 
 _LISTEN_SECONDS = 0.25
 _ANSWER_SECONDS = 30.0
@@ -63,7 +62,7 @@ _END_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 
 
-def fitted(line: Line, given: RayOrder) -> task_pb2.TrainResult:
+def fitted(line: Line, given: RayOrder) -> TrainEnd:
     """Train on the ranks of a cluster, and return what the first one made.
 
     Raises:
@@ -126,13 +125,13 @@ class _Run:
         self._gone: set[int] = set()
         self._complaint: LuthierError | None = None
         self._complained_at = 0.0
-        self._result: task_pb2.TrainResult | None = None
+        self._result: TrainEnd | None = None
         self._serving: list[Future[None]] = []
         self._come: set[Path] = set()
         self._checkpoint: Letter | None = None
         self._is_begun = threading.Event()
 
-    def result(self) -> task_pb2.TrainResult:
+    def result(self) -> TrainEnd:
         """Run to the end of all ranks, or to the first failure. Raises as `fitted`."""
         self._require_sentries()
         fit: Future[None] = Future()

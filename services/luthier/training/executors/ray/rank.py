@@ -32,7 +32,7 @@ from luthier.training.executors.ray.orders import Part
 from luthier.training.executors.ray.sentry import node_home
 from luthier.training.recipe_settings import is_divided, rendering_names
 from luthier.training.worker.child import ChildDesk
-from luthier.training.worker.order import RenderingRows, TrainOrder
+from luthier.training.worker.order import RenderingRows, TrainEnd, TrainOrder
 from luthier.training.worker.whereabouts import pass_named
 from luthier.work.cache import BlobCache
 from luthier.work.child import ALIVE_SECONDS, named
@@ -110,7 +110,7 @@ def train(given: Mapping[str, Any]) -> None:
         wire.ask("refused", (found_full(error, scratch) or named(error),))
 
 
-def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> task_pb2.TrainResult:
+def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> TrainEnd:
     with uncollected():
         from luthier.training.executors.joining import RankDesk
         from luthier.training.recipes.process_group import Replicas
@@ -185,6 +185,7 @@ class FarDesk:
         self.metrics = near.metrics
         self.measured = near.measured
         self.log = near.log
+        self.pausing = near.pausing
         self.run_record = near.run_record
         self.scored = near.scored
         self._wire = wire

@@ -544,7 +544,7 @@ export enum ErrorReason {
   TOKENIZER_MISMATCH = 136,
 
   /**
-   * A grader needs a model where none is loaded.
+   * Not given any more: a grader needed a model where none was loaded.
    *
    * @generated from enum value: ERROR_REASON_GRADER_NEEDS_MODEL = 137;
    */

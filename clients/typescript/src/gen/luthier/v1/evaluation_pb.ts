@@ -34,7 +34,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/evaluation.proto.
  */
 export const file_luthier_v1_evaluation: GenFile = /*@__PURE__*/
-  fileDesc("ChtsdXRoaWVyL3YxL2V2YWx1YXRpb24ucHJvdG8SCmx1dGhpZXIudjEi3AEKDUV2YWx1YXRpb25Bcm0SFAoGYXJtX2lkGAEgASgJQgTiQQECEhkKBW1vZGVsGAIgASgJQgriQQEC+kEDCgEqEhcKCW51bV9zaG90cxgDIAEoBUIE4kEBARIbCg1jaGF0X3RlbXBsYXRlGAQgASgJQgTiQQEBEi8KCHRlbXBsYXRlGAUgASgOMhcubHV0aGllci52MS5Bcm1UZW1wbGF0ZUIE4kEBARITCgV0dW5lZBg8IAEoCEIE4kEBAxIeCgpiYXNlX21vZGVsGGQgASgJQgriQQED+kEDCgEqIqMCCg1TY29yZUVzdGltYXRlEhMKBXNjb3JlGAEgASgJQgTiQQEDEhMKBXZhbHVlGAIgASgBQgTiQQEDEhMKBWxvd2VyGAMgASgBQgTiQQEDEhMKBXVwcGVyGAQgASgBQgTiQQEDEhMKBWNvdW50GAUgASgDQgTiQQEDEikKBGtpbmQYBiABKA4yFS5sdXRoaWVyLnYxLlNjb3JlS2luZEIE4kEBAxIzCglkaXJlY3Rpb24YByABKA4yGi5sdXRoaWVyLnYxLlNjb3JlRGlyZWN0aW9uQgTiQQEDEi0KCXRleHRfZm9ybRgIIAEoDjIULmx1dGhpZXIudjEuVGV4dEZvcm1CBOJBAQMSGgoMd2hvbGVfYW5zd2VyGFogASgIQgTiQQEDIt8CCglBcm1SZXN1bHQSFAoGYXJtX2lkGAEgASgJQgTiQQEDEi8KBnNjb3JlcxgCIAMoCzIZLmx1dGhpZXIudjEuU2NvcmVFc3RpbWF0ZUIE4kEBAxIiChRudW1fZ2VuZXJhdGVkX3Rva2VucxgDIAEoA0IE4kEBAxIfChFudW1fcHJvbXB0X3Rva2VucxgEIAEoA0IE4kEBAxIeChBkdXJhdGlvbl9zZWNvbmRzGAUgASgBQgTiQQEDEhUKB251bV9jdXQYBiABKANCBOJBAQMSOQoPdGVtcGxhdGVfc291cmNlGAcgASgOMhoubHV0aGllci52MS5UZW1wbGF0ZVNvdXJjZUIE4kEBAxIdCg90ZW1wbGF0ZV9kaWdlc3QYCCABKAlCBOJBAQMSGwoNdGVtcGxhdGVfZGF0ZRgJIAEoCUIE4kEBAxIYCgpudW1fZXJyb3JzGAogASgDQgTiQQEDIqgECgpDb21wYXJpc29uEh4KEGNhbmRpZGF0ZV9hcm1faWQYASABKAlCBOJBAQMSHQoPYmFzZWxpbmVfYXJtX2lkGAIgASgJQgTiQQEDEhMKBXNjb3JlGAMgASgJQgTiQQEDEhgKCmRpZmZlcmVuY2UYBCABKAFCBOJBAQMSEwoFbG93ZXIYBSABKAFCBOJBAQMSEwoFdXBwZXIYBiABKAFCBOJBAQMSGgoHcF92YWx1ZRgHIAEoAUIE4kEBA0gAiAEBEhMKBWNvdW50GAggASgDQgTiQQEDEioKB3ZlcmRpY3QYCSABKA4yEy5sdXRoaWVyLnYxLlZlcmRpY3RCBOJBAQMSKQoEa2luZBgKIAEoDjIVLmx1dGhpZXIudjEuU2NvcmVLaW5kQgTiQQEDEjMKCWRpcmVjdGlvbhgLIAEoDjIaLmx1dGhpZXIudjEuU2NvcmVEaXJlY3Rpb25CBOJBAQMSGAoKY29uZmlkZW5jZRg8IAEoAUIE4kEBAxIjChBhZGp1c3RlZF9wX3ZhbHVlGD0gASgBQgTiQQEDSAGIAQESMgoGbWV0aG9kGD4gASgOMhwubHV0aGllci52MS5Db21wYXJpc29uTWV0aG9kQgTiQQEDEhUKB3ByaW1hcnkYPyABKAhCBOJBAQMSGgoMd2hvbGVfYW5zd2VyGFogASgIQgTiQQEDQgoKCF9wX3ZhbHVlQhMKEV9hZGp1c3RlZF9wX3ZhbHVlIs0BChJDb250YW1pbmF0ZWRSZWNvcmQSEQoDcm93GAEgASgDQgTiQQEDEhcKCXJlY29yZF9pZBgCIAEoCUIE4kEBAxIxCgRraW5kGAMgASgOMh0ubHV0aGllci52MS5Db250YW1pbmF0aW9uS2luZEIE4kEBAxIVCgdvdmVybGFwGAQgASgBQgTiQQEDEhUKB3ZlcnNpb24YBSABKAlCBOJBAQMSFgoIZmlsZW5hbWUYBiABKAlCBOJBAQMSEgoEbGluZRgHIAEoA0IE4kEBAyJSCglBcm1TY29yZXMSFAoGYXJtX2lkGAEgASgJQgTiQQEDEi8KBnNjb3JlcxgCIAMoCzIZLmx1dGhpZXIudjEuU2NvcmVFc3RpbWF0ZUIE4kEBAyLPAgoNQ29udGFtaW5hdGlvbhIWCgh2ZXJzaW9ucxgBIAMoCUIE4kEBAxIiChRudW1fdHJhaW5pbmdfcmVjb3JkcxgCIAEoA0IE4kEBAxIXCgludW1fZXhhY3QYAyABKANCBOJBAQMSHAoObnVtX25vcm1hbGlzZWQYBCABKANCBOJBAQMSFwoJbnVtX25ncmFtGAUgASgDQgTiQQEDEjUKB3JlY29yZHMYBiADKAsyHi5sdXRoaWVyLnYxLkNvbnRhbWluYXRlZFJlY29yZEIE4kEBAxIqCgVjbGVhbhgHIAMoCzIVLmx1dGhpZXIudjEuQXJtU2NvcmVzQgTiQQEDEjEKDGNvbnRhbWluYXRlZBgIIAMoCzIVLmx1dGhpZXIudjEuQXJtU2NvcmVzQgTiQQEDEhwKDnVua25vd25fbW9kZWxzGAkgAygJQgTiQQEDImYKCkRyaWZ0UHJvYmUSHQoPYmFzZWxpbmVfYXJtX2lkGAEgASgJQgTiQQEBEhsKDW1heF9xdWVzdGlvbnMYAiABKAVCBOJBAQESHAoObWF4X25ld190b2tlbnMYAyABKAVCBOJBAQEihQEKClNraWxsRHJpZnQSEwoFc2tpbGwYASABKAlCBOJBAQMSFwoJbnVtX2Fza2VkGAIgASgDQgTiQQEDEhcKCW51bV9rbm93bhgDIAEoA0IE4kEBAxIWCghudW1fa2VwdBgEIAEoA0IE4kEBAxIYCgpudW1fZ2FpbmVkGAUgASgDQgTiQQEDIooDCgtEcmlmdFJlc3VsdBIUCgZhcm1faWQYASABKAlCBOJBAQMSHQoPYmFzZWxpbmVfYXJtX2lkGAIgASgJQgTiQQEDEjEKCHJldGFpbmVkGAMgASgLMhkubHV0aGllci52MS5TY29yZUVzdGltYXRlQgTiQQEDEiwKBnNraWxscxgEIAMoCzIWLmx1dGhpZXIudjEuU2tpbGxEcmlmdEIE4kEBAxIzCgpkaXZlcmdlbmNlGAUgASgLMhkubHV0aGllci52MS5TY29yZUVzdGltYXRlQgTiQQEDEjoKEWdyZWVkeV9kaXZlcmdlbmNlGAYgASgLMhkubHV0aGllci52MS5TY29yZUVzdGltYXRlQgTiQQEDEh4KEG51bV9kcmF3bl90b2tlbnMYByABKANCBOJBAQMSMgoJdGV4dF9sb3NzGAggASgLMhkubHV0aGllci52MS5TY29yZUVzdGltYXRlQgTiQQEDEiAKEmJhc2VsaW5lX3RleHRfYml0cxgJIAEoAUIE4kEBAyLsEAoKRXZhbHVhdGlvbhISCgRuYW1lGAEgASgJQgTiQQEIEhEKA3VpZBgCIAEoCUIE4kEBAxIaCgxkaXNwbGF5X25hbWUYAyABKAlCBOJBAQESOAoGbGFiZWxzGAQgAygLMiIubHV0aGllci52MS5FdmFsdWF0aW9uLkxhYmVsc0VudHJ5QgTiQQEBEjEKBXN0YXRlGAUgASgOMhwubHV0aGllci52MS5FdmFsdWF0aW9uLlN0YXRlQgTiQQEDEjwKD2RhdGFzZXRfdmVyc2lvbhgGIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SJgoFc3BsaXQYByABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEhkKC21heF9yZWNvcmRzGAggASgFQgTiQQEBEhIKBHNlZWQYCSABKANCBOJBAQESLQoEYXJtcxgKIAMoCzIZLmx1dGhpZXIudjEuRXZhbHVhdGlvbkFybUIE4kEBAhIzCgdtZXRyaWNzGAsgAygOMhwubHV0aGllci52MS5FdmFsdWF0aW9uTWV0cmljQgTiQQEBEhwKDm1heF9uZXdfdG9rZW5zGAwgASgFQgTiQQEBEjAKC2FybV9yZXN1bHRzGA0gAygLMhUubHV0aGllci52MS5Bcm1SZXN1bHRCBOJBAQMSMQoLY29tcGFyaXNvbnMYDiADKAsyFi5sdXRoaWVyLnYxLkNvbXBhcmlzb25CBOJBAQMSGQoLbnVtX3JlY29yZHMYDyABKANCBOJBAQMSLAoIcHJvZ3Jlc3MYECABKAsyFC5sdXRoaWVyLnYxLlByb2dyZXNzQgTiQQEDEhwKDmRhdGFzZXRfZGlnZXN0GBEgASgJQgTiQQEDEkUKDW1vZGVsX2RpZ2VzdHMYEiADKAsyKC5sdXRoaWVyLnYxLkV2YWx1YXRpb24uTW9kZWxEaWdlc3RzRW50cnlCBOJBAQMSJwoFZXJyb3IYEyABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxI1CgtjcmVhdGVfdGltZRgUIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSMgoIZW5kX3RpbWUYFSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEjUKC3VwZGF0ZV90aW1lGBYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGBcgASgJQgTiQQEDEhYKCHdhcm5pbmdzGBsgAygJQgTiQQEDEhsKDXByaW1hcnlfc2NvcmUYRiABKAlCBOJBAQESIQoTc21hbGxlc3RfZGlmZmVyZW5jZRhHIAEoAUIE4kEBARIeChBjYW5kaWRhdGVfYXJtX2lkGEggASgJQgTiQQEBEicKBmd1YXJkcxhJIAMoCzIRLmx1dGhpZXIudjEuR3VhcmRCBOJBAQESNAoHdmVyZGljdBhKIAEoCzIdLmx1dGhpZXIudjEuRXZhbHVhdGlvblZlcmRpY3RCBOJBAQMSNgoNY29udGFtaW5hdGlvbhhLIAEoCzIZLmx1dGhpZXIudjEuQ29udGFtaW5hdGlvbkIE4kEBAxIvCgpyZWZlcmVuY2VzGCggAygLMhUubHV0aGllci52MS5SZWZlcmVuY2VCBOJBAQMSNQoLZGVsZXRlX3RpbWUYKSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEhkKC21heF93b3JrZXJzGDwgASgFQgTiQQEBEikKB3dhaXRpbmcYMiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxIrCgVkcmlmdBhkIAEoCzIWLmx1dGhpZXIudjEuRHJpZnRQcm9iZUIE4kEBARI0Cg1kcmlmdF9yZXN1bHRzGGUgAygLMhcubHV0aGllci52MS5EcmlmdFJlc3VsdEIE4kEBAxInCgZqdWRnZXMYcCADKAsyES5sdXRoaWVyLnYxLkp1ZGdlQgTiQQEBEjQKDWp1ZGdlX3Jlc3VsdHMYcSADKAsyFy5sdXRoaWVyLnYxLkp1ZGdlUmVzdWx0QgTiQQEDEikKB2dyYWRlcnMYdiADKAsyEi5sdXRoaWVyLnYxLkdyYWRlckIE4kEBARI2Cg5ncmFkZXJfcmVzdWx0cxh3IAMoCzIYLmx1dGhpZXIudjEuR3JhZGVyUmVzdWx0QgTiQQEDEjcKDmJhc2VfcHJlY2lzaW9uGFAgASgOMhkubHV0aGllci52MS5CYXNlUHJlY2lzaW9uQgTiQQEBEisKCHdlYmhvb2tzGG4gAygLMhMubHV0aGllci52MS5XZWJob29rQgTiQQEBGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEaMwoRTW9kZWxEaWdlc3RzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKVAQoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9RVUVVRUQQARIRCg1TVEFURV9SVU5OSU5HEAISFAoQU1RBVEVfQ0FOQ0VMTElORxADEhMKD1NUQVRFX0NBTkNFTExFRBAEEhMKD1NUQVRFX1NVQ0NFRURFRBAFEhAKDFNUQVRFX0ZBSUxFRBAGOmHqQV4KFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SK3Byb2plY3RzL3twcm9qZWN0fS9ldmFsdWF0aW9ucy97ZXZhbHVhdGlvbn0qC2V2YWx1YXRpb25zMgpldmFsdWF0aW9uIr4DCg1Bcm1QcmVkaWN0aW9uEhQKBmFybV9pZBgBIAEoCUIE4kEBAxISCgR0ZXh0GAIgASgJQgTiQQEDEjUKDWZpbmlzaF9yZWFzb24YAyABKA4yGC5sdXRoaWVyLnYxLkZpbmlzaFJlYXNvbkIE4kEBAxI7CgZzY29yZXMYBCADKAsyJS5sdXRoaWVyLnYxLkFybVByZWRpY3Rpb24uU2NvcmVzRW50cnlCBOJBAQMSJwoFZXJyb3IYBSABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxIyCgtjb3JyZWN0bmVzcxhaIAEoDjIXLmx1dGhpZXIudjEuQ29ycmVjdG5lc3NCBOJBAQMSOwoGZ3JhZGVzGHYgAygLMiUubHV0aGllci52MS5Bcm1QcmVkaWN0aW9uLkdyYWRlc0VudHJ5QgTiQQEDGi0KC1Njb3Jlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEaRgoLR3JhZGVzRW50cnkSCwoDa2V5GAEgASgJEiYKBXZhbHVlGAIgASgLMhcubHV0aGllci52MS5TYW1wbGVHcmFkZToCOAEijwIKClByZWRpY3Rpb24SEQoDcm93GAEgASgDQgTiQQEDEhcKCXJlY29yZF9pZBgCIAEoCUIE4kEBAxItCgZwcm9tcHQYAyADKAsyFy5sdXRoaWVyLnYxLkNoYXRNZXNzYWdlQgTiQQEDEhcKCXJlZmVyZW5jZRgEIAEoCUIE4kEBAxIwCgdhbnN3ZXJzGAUgAygLMhkubHV0aGllci52MS5Bcm1QcmVkaWN0aW9uQgTiQQEDEhYKCGZpbGVuYW1lGAYgASgJQgTiQQEDEhIKBGxpbmUYByABKANCBOJBAQMSLwoKanVkZ2VtZW50cxhwIAMoCzIVLmx1dGhpZXIudjEuSnVkZ2VtZW50QgTiQQEDKp0BChBFdmFsdWF0aW9uTWV0cmljEiEKHUVWQUxVQVRJT05fTUVUUklDX1VOU1BFQ0lGSUVEEAASIQodRVZBTFVBVElPTl9NRVRSSUNfRVhBQ1RfTUFUQ0gQARIhCh1FVkFMVUFUSU9OX01FVFJJQ19GSUVMRF9NQVRDSBACEiAKHEVWQUxVQVRJT05fTUVUUklDX1BFUlBMRVhJVFkQAyqAAQoOVGVtcGxhdGVTb3VyY2USHwobVEVNUExBVEVfU09VUkNFX1VOU1BFQ0lGSUVEEAASGAoUVEVNUExBVEVfU09VUkNFX0JBU0UQARIaChZURU1QTEFURV9TT1VSQ0VfVEFVR0hUEAISFwoTVEVNUExBVEVfU09VUkNFX0FSTRADKlsKC0FybVRlbXBsYXRlEhwKGEFSTV9URU1QTEFURV9VTlNQRUNJRklFRBAAEhUKEUFSTV9URU1QTEFURV9CQVNFEAESFwoTQVJNX1RFTVBMQVRFX1RBVUdIVBACKmwKCVNjb3JlS2luZBIaChZTQ09SRV9LSU5EX1VOU1BFQ0lGSUVEEAASFQoRU0NPUkVfS0lORF9CSU5BUlkQARIXChNTQ09SRV9LSU5EX0ZSQUNUSU9OEAISEwoPU0NPUkVfS0lORF9SRUFMEAMqfAoOU2NvcmVEaXJlY3Rpb24SHwobU0NPUkVfRElSRUNUSU9OX1VOU1BFQ0lGSUVEEAASJAogU0NPUkVfRElSRUNUSU9OX0hJR0hFUl9JU19CRVRURVIQARIjCh9TQ09SRV9ESVJFQ1RJT05fTE9XRVJfSVNfQkVUVEVSEAIqOAoIVGV4dEZvcm0SGQoVVEVYVF9GT1JNX1VOU1BFQ0lGSUVEEAASEQoNVEVYVF9GT1JNX05GQxABKoYBCgdWZXJkaWN0EhcKE1ZFUkRJQ1RfVU5TUEVDSUZJRUQQABISCg5WRVJESUNUX0JFVFRFUhABEhEKDVZFUkRJQ1RfV09SU0UQAhIYChRWRVJESUNUX0lOQ09OQ0xVU0lWRRADEiEKHVZFUkRJQ1RfSU5TVUZGSUNJRU5UX0VWSURFTkNFEAQqpAEKEENvbXBhcmlzb25NZXRob2QSIQodQ09NUEFSSVNPTl9NRVRIT0RfVU5TUEVDSUZJRUQQABIgChxDT01QQVJJU09OX01FVEhPRF9TQ09SRV9URVNUEAESLAooQ09NUEFSSVNPTl9NRVRIT0RfU1RVREVOVF9BTkRfTElLRUxJSE9PRBACEh0KGUNPTVBBUklTT05fTUVUSE9EX1NUVURFTlQQAyqWAQoRQ29udGFtaW5hdGlvbktpbmQSIgoeQ09OVEFNSU5BVElPTl9LSU5EX1VOU1BFQ0lGSUVEEAASHAoYQ09OVEFNSU5BVElPTl9LSU5EX0VYQUNUEAESIQodQ09OVEFNSU5BVElPTl9LSU5EX05PUk1BTElTRUQQAhIcChhDT05UQU1JTkFUSU9OX0tJTkRfTkdSQU0QAyp8CgxGaW5pc2hSZWFzb24SHQoZRklOSVNIX1JFQVNPTl9VTlNQRUNJRklFRBAAEhYKEkZJTklTSF9SRUFTT05fU1RPUBABEhgKFEZJTklTSF9SRUFTT05fTEVOR1RIEAISGwoXRklOSVNIX1JFQVNPTl9DQU5DRUxMRUQQAypYCgtDb3JyZWN0bmVzcxIbChdDT1JSRUNUTkVTU19VTlNQRUNJRklFRBAAEhUKEUNPUlJFQ1RORVNTX1JJR0hUEAESFQoRQ09SUkVDVE5FU1NfV1JPTkcQAmIGcHJvdG8z", [file_google_api_field_behavior, file_google_api_resource, file_google_protobuf_timestamp, file_google_rpc_status, file_luthier_v1_base_precision, file_luthier_v1_chat, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_grader, file_luthier_v1_judge, file_luthier_v1_reference, file_luthier_v1_verdict, file_luthier_v1_webhook]);
+  fileDesc("ChtsdXRoaWVyL3YxL2V2YWx1YXRpb24ucHJvdG8SCmx1dGhpZXIudjEijwIKDUV2YWx1YXRpb25Bcm0SFAoGYXJtX2lkGAEgASgJQgTiQQECEhkKBW1vZGVsGAIgASgJQgriQQEC+kEDCgEqEhcKCW51bV9zaG90cxgDIAEoBUIE4kEBARIbCg1jaGF0X3RlbXBsYXRlGAQgASgJQgTiQQEBEi8KCHRlbXBsYXRlGAUgASgOMhcubHV0aGllci52MS5Bcm1UZW1wbGF0ZUIE4kEBARIxCgtzaG90X2Nob2ljZRgGIAEoDjIWLmx1dGhpZXIudjEuU2hvdENob2ljZUIE4kEBARITCgV0dW5lZBg8IAEoCEIE4kEBAxIeCgpiYXNlX21vZGVsGGQgASgJQgriQQED+kEDCgEqIqMCCg1TY29yZUVzdGltYXRlEhMKBXNjb3JlGAEgASgJQgTiQQEDEhMKBXZhbHVlGAIgASgBQgTiQQEDEhMKBWxvd2VyGAMgASgBQgTiQQEDEhMKBXVwcGVyGAQgASgBQgTiQQEDEhMKBWNvdW50GAUgASgDQgTiQQEDEikKBGtpbmQYBiABKA4yFS5sdXRoaWVyLnYxLlNjb3JlS2luZEIE4kEBAxIzCglkaXJlY3Rpb24YByABKA4yGi5sdXRoaWVyLnYxLlNjb3JlRGlyZWN0aW9uQgTiQQEDEi0KCXRleHRfZm9ybRgIIAEoDjIULmx1dGhpZXIudjEuVGV4dEZvcm1CBOJBAQMSGgoMd2hvbGVfYW5zd2VyGFogASgIQgTiQQEDIoADCglBcm1SZXN1bHQSFAoGYXJtX2lkGAEgASgJQgTiQQEDEi8KBnNjb3JlcxgCIAMoCzIZLmx1dGhpZXIudjEuU2NvcmVFc3RpbWF0ZUIE4kEBAxIiChRudW1fZ2VuZXJhdGVkX3Rva2VucxgDIAEoA0IE4kEBAxIfChFudW1fcHJvbXB0X3Rva2VucxgEIAEoA0IE4kEBAxIeChBkdXJhdGlvbl9zZWNvbmRzGAUgASgBQgTiQQEDEhUKB251bV9jdXQYBiABKANCBOJBAQMSOQoPdGVtcGxhdGVfc291cmNlGAcgASgOMhoubHV0aGllci52MS5UZW1wbGF0ZVNvdXJjZUIE4kEBAxIdCg90ZW1wbGF0ZV9kaWdlc3QYCCABKAlCBOJBAQMSGwoNdGVtcGxhdGVfZGF0ZRgJIAEoCUIE4kEBAxIYCgpudW1fZXJyb3JzGAogASgDQgTiQQEDEh8KEXRva2Vuc19wZXJfc2Vjb25kGAsgASgBQgTiQQEDIqgECgpDb21wYXJpc29uEh4KEGNhbmRpZGF0ZV9hcm1faWQYASABKAlCBOJBAQMSHQoPYmFzZWxpbmVfYXJtX2lkGAIgASgJQgTiQQEDEhMKBXNjb3JlGAMgASgJQgTiQQEDEhgKCmRpZmZlcmVuY2UYBCABKAFCBOJBAQMSEwoFbG93ZXIYBSABKAFCBOJBAQMSEwoFdXBwZXIYBiABKAFCBOJBAQMSGgoHcF92YWx1ZRgHIAEoAUIE4kEBA0gAiAEBEhMKBWNvdW50GAggASgDQgTiQQEDEioKB3ZlcmRpY3QYCSABKA4yEy5sdXRoaWVyLnYxLlZlcmRpY3RCBOJBAQMSKQoEa2luZBgKIAEoDjIVLmx1dGhpZXIudjEuU2NvcmVLaW5kQgTiQQEDEjMKCWRpcmVjdGlvbhgLIAEoDjIaLmx1dGhpZXIudjEuU2NvcmVEaXJlY3Rpb25CBOJBAQMSGAoKY29uZmlkZW5jZRg8IAEoAUIE4kEBAxIjChBhZGp1c3RlZF9wX3ZhbHVlGD0gASgBQgTiQQEDSAGIAQESMgoGbWV0aG9kGD4gASgOMhwubHV0aGllci52MS5Db21wYXJpc29uTWV0aG9kQgTiQQEDEhUKB3ByaW1hcnkYPyABKAhCBOJBAQMSGgoMd2hvbGVfYW5zd2VyGFogASgIQgTiQQEDQgoKCF9wX3ZhbHVlQhMKEV9hZGp1c3RlZF9wX3ZhbHVlIs0BChJDb250YW1pbmF0ZWRSZWNvcmQSEQoDcm93GAEgASgDQgTiQQEDEhcKCXJlY29yZF9pZBgCIAEoCUIE4kEBAxIxCgRraW5kGAMgASgOMh0ubHV0aGllci52MS5Db250YW1pbmF0aW9uS2luZEIE4kEBAxIVCgdvdmVybGFwGAQgASgBQgTiQQEDEhUKB3ZlcnNpb24YBSABKAlCBOJBAQMSFgoIZmlsZW5hbWUYBiABKAlCBOJBAQMSEgoEbGluZRgHIAEoA0IE4kEBAyJSCglBcm1TY29yZXMSFAoGYXJtX2lkGAEgASgJQgTiQQEDEi8KBnNjb3JlcxgCIAMoCzIZLmx1dGhpZXIudjEuU2NvcmVFc3RpbWF0ZUIE4kEBAyLPAgoNQ29udGFtaW5hdGlvbhIWCgh2ZXJzaW9ucxgBIAMoCUIE4kEBAxIiChRudW1fdHJhaW5pbmdfcmVjb3JkcxgCIAEoA0IE4kEBAxIXCgludW1fZXhhY3QYAyABKANCBOJBAQMSHAoObnVtX25vcm1hbGlzZWQYBCABKANCBOJBAQMSFwoJbnVtX25ncmFtGAUgASgDQgTiQQEDEjUKB3JlY29yZHMYBiADKAsyHi5sdXRoaWVyLnYxLkNvbnRhbWluYXRlZFJlY29yZEIE4kEBAxIqCgVjbGVhbhgHIAMoCzIVLmx1dGhpZXIudjEuQXJtU2NvcmVzQgTiQQEDEjEKDGNvbnRhbWluYXRlZBgIIAMoCzIVLmx1dGhpZXIudjEuQXJtU2NvcmVzQgTiQQEDEhwKDnVua25vd25fbW9kZWxzGAkgAygJQgTiQQEDIp4CCgpEcmlmdFByb2JlEh0KD2Jhc2VsaW5lX2FybV9pZBgBIAEoCUIE4kEBARIbCg1tYXhfcXVlc3Rpb25zGAIgASgFQgTiQQEBEhwKDm1heF9uZXdfdG9rZW5zGAMgASgFQgTiQQEBEjwKD2RhdGFzZXRfdmVyc2lvbhgEIAEoCUIj4kEBAfpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SJgoFc3BsaXQYBSABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEjIKBm1ldHJpYxgGIAEoDjIcLmx1dGhpZXIudjEuRXZhbHVhdGlvbk1ldHJpY0IE4kEBARIcCg5kYXRhc2V0X2RpZ2VzdBgHIAEoCUIE4kEBAyKFAQoKU2tpbGxEcmlmdBITCgVza2lsbBgBIAEoCUIE4kEBAxIXCgludW1fYXNrZWQYAiABKANCBOJBAQMSFwoJbnVtX2tub3duGAMgASgDQgTiQQEDEhYKCG51bV9rZXB0GAQgASgDQgTiQQEDEhgKCm51bV9nYWluZWQYBSABKANCBOJBAQMi6AMKC0RyaWZ0UmVzdWx0EhQKBmFybV9pZBgBIAEoCUIE4kEBAxIdCg9iYXNlbGluZV9hcm1faWQYAiABKAlCBOJBAQMSMQoIcmV0YWluZWQYAyABKAsyGS5sdXRoaWVyLnYxLlNjb3JlRXN0aW1hdGVCBOJBAQMSLAoGc2tpbGxzGAQgAygLMhYubHV0aGllci52MS5Ta2lsbERyaWZ0QgTiQQEDEjMKCmRpdmVyZ2VuY2UYBSABKAsyGS5sdXRoaWVyLnYxLlNjb3JlRXN0aW1hdGVCBOJBAQMSOgoRZ3JlZWR5X2RpdmVyZ2VuY2UYBiABKAsyGS5sdXRoaWVyLnYxLlNjb3JlRXN0aW1hdGVCBOJBAQMSHgoQbnVtX2RyYXduX3Rva2VucxgHIAEoA0IE4kEBAxIyCgl0ZXh0X2xvc3MYCCABKAsyGS5sdXRoaWVyLnYxLlNjb3JlRXN0aW1hdGVCBOJBAQMSIAoSYmFzZWxpbmVfdGV4dF9iaXRzGAkgASgBQgTiQQEDEjkKEGV4YWN0X2RpdmVyZ2VuY2UYCiABKAsyGS5sdXRoaWVyLnYxLlNjb3JlRXN0aW1hdGVCBOJBAQMSIQoTbnVtX2NvbXBhcmVkX3Rva2VucxgLIAEoA0IE4kEBAyKlEQoKRXZhbHVhdGlvbhISCgRuYW1lGAEgASgJQgTiQQEIEhEKA3VpZBgCIAEoCUIE4kEBAxIaCgxkaXNwbGF5X25hbWUYAyABKAlCBOJBAQESOAoGbGFiZWxzGAQgAygLMiIubHV0aGllci52MS5FdmFsdWF0aW9uLkxhYmVsc0VudHJ5QgTiQQEBEjEKBXN0YXRlGAUgASgOMhwubHV0aGllci52MS5FdmFsdWF0aW9uLlN0YXRlQgTiQQEDEjwKD2RhdGFzZXRfdmVyc2lvbhgGIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SJgoFc3BsaXQYByABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEhkKC21heF9yZWNvcmRzGAggASgFQgTiQQEBEhIKBHNlZWQYCSABKANCBOJBAQESLQoEYXJtcxgKIAMoCzIZLmx1dGhpZXIudjEuRXZhbHVhdGlvbkFybUIE4kEBAhIzCgdtZXRyaWNzGAsgAygOMhwubHV0aGllci52MS5FdmFsdWF0aW9uTWV0cmljQgTiQQEBEhwKDm1heF9uZXdfdG9rZW5zGAwgASgFQgTiQQEBEjAKC2FybV9yZXN1bHRzGA0gAygLMhUubHV0aGllci52MS5Bcm1SZXN1bHRCBOJBAQMSMQoLY29tcGFyaXNvbnMYDiADKAsyFi5sdXRoaWVyLnYxLkNvbXBhcmlzb25CBOJBAQMSGQoLbnVtX3JlY29yZHMYDyABKANCBOJBAQMSLAoIcHJvZ3Jlc3MYECABKAsyFC5sdXRoaWVyLnYxLlByb2dyZXNzQgTiQQEDEhwKDmRhdGFzZXRfZGlnZXN0GBEgASgJQgTiQQEDEkUKDW1vZGVsX2RpZ2VzdHMYEiADKAsyKC5sdXRoaWVyLnYxLkV2YWx1YXRpb24uTW9kZWxEaWdlc3RzRW50cnlCBOJBAQMSJwoFZXJyb3IYEyABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxI1CgtjcmVhdGVfdGltZRgUIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSMgoIZW5kX3RpbWUYFSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEjUKC3VwZGF0ZV90aW1lGBYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGBcgASgJQgTiQQEDEhYKCHdhcm5pbmdzGBsgAygJQgTiQQEDEhsKDXByaW1hcnlfc2NvcmUYRiABKAlCBOJBAQESIQoTc21hbGxlc3RfZGlmZmVyZW5jZRhHIAEoAUIE4kEBARIeChBjYW5kaWRhdGVfYXJtX2lkGEggASgJQgTiQQEBEicKBmd1YXJkcxhJIAMoCzIRLmx1dGhpZXIudjEuR3VhcmRCBOJBAQESNAoHdmVyZGljdBhKIAEoCzIdLmx1dGhpZXIudjEuRXZhbHVhdGlvblZlcmRpY3RCBOJBAQMSNgoNY29udGFtaW5hdGlvbhhLIAEoCzIZLmx1dGhpZXIudjEuQ29udGFtaW5hdGlvbkIE4kEBAxIvCgpyZWZlcmVuY2VzGCggAygLMhUubHV0aGllci52MS5SZWZlcmVuY2VCBOJBAQMSNQoLZGVsZXRlX3RpbWUYKSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEhkKC21heF93b3JrZXJzGDwgASgFQgTiQQEBEikKB3dhaXRpbmcYMiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxIrCgVkcmlmdBhkIAEoCzIWLmx1dGhpZXIudjEuRHJpZnRQcm9iZUIE4kEBARIVCgdjaG9pY2VzGGYgAygJQgTiQQEBEiAKDHJld2FyZF9tb2RlbBhnIAEoCUIK4kEBAfpBAwoBKhI0Cg1kcmlmdF9yZXN1bHRzGGUgAygLMhcubHV0aGllci52MS5EcmlmdFJlc3VsdEIE4kEBAxInCgZqdWRnZXMYcCADKAsyES5sdXRoaWVyLnYxLkp1ZGdlQgTiQQEBEjQKDWp1ZGdlX3Jlc3VsdHMYcSADKAsyFy5sdXRoaWVyLnYxLkp1ZGdlUmVzdWx0QgTiQQEDEikKB2dyYWRlcnMYdiADKAsyEi5sdXRoaWVyLnYxLkdyYWRlckIE4kEBARI2Cg5ncmFkZXJfcmVzdWx0cxh3IAMoCzIYLmx1dGhpZXIudjEuR3JhZGVyUmVzdWx0QgTiQQEDEjcKDmJhc2VfcHJlY2lzaW9uGFAgASgOMhkubHV0aGllci52MS5CYXNlUHJlY2lzaW9uQgTiQQEBEisKCHdlYmhvb2tzGG4gAygLMhMubHV0aGllci52MS5XZWJob29rQgTiQQEBGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEaMwoRTW9kZWxEaWdlc3RzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKVAQoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABIQCgxTVEFURV9RVUVVRUQQARIRCg1TVEFURV9SVU5OSU5HEAISFAoQU1RBVEVfQ0FOQ0VMTElORxADEhMKD1NUQVRFX0NBTkNFTExFRBAEEhMKD1NUQVRFX1NVQ0NFRURFRBAFEhAKDFNUQVRFX0ZBSUxFRBAGOmHqQV4KFmx1dGhpZXIuZGV2L0V2YWx1YXRpb24SK3Byb2plY3RzL3twcm9qZWN0fS9ldmFsdWF0aW9ucy97ZXZhbHVhdGlvbn0qC2V2YWx1YXRpb25zMgpldmFsdWF0aW9uIr4DCg1Bcm1QcmVkaWN0aW9uEhQKBmFybV9pZBgBIAEoCUIE4kEBAxISCgR0ZXh0GAIgASgJQgTiQQEDEjUKDWZpbmlzaF9yZWFzb24YAyABKA4yGC5sdXRoaWVyLnYxLkZpbmlzaFJlYXNvbkIE4kEBAxI7CgZzY29yZXMYBCADKAsyJS5sdXRoaWVyLnYxLkFybVByZWRpY3Rpb24uU2NvcmVzRW50cnlCBOJBAQMSJwoFZXJyb3IYBSABKAsyEi5nb29nbGUucnBjLlN0YXR1c0IE4kEBAxIyCgtjb3JyZWN0bmVzcxhaIAEoDjIXLmx1dGhpZXIudjEuQ29ycmVjdG5lc3NCBOJBAQMSOwoGZ3JhZGVzGHYgAygLMiUubHV0aGllci52MS5Bcm1QcmVkaWN0aW9uLkdyYWRlc0VudHJ5QgTiQQEDGi0KC1Njb3Jlc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAToCOAEaRgoLR3JhZGVzRW50cnkSCwoDa2V5GAEgASgJEiYKBXZhbHVlGAIgASgLMhcubHV0aGllci52MS5TYW1wbGVHcmFkZToCOAEijwIKClByZWRpY3Rpb24SEQoDcm93GAEgASgDQgTiQQEDEhcKCXJlY29yZF9pZBgCIAEoCUIE4kEBAxItCgZwcm9tcHQYAyADKAsyFy5sdXRoaWVyLnYxLkNoYXRNZXNzYWdlQgTiQQEDEhcKCXJlZmVyZW5jZRgEIAEoCUIE4kEBAxIwCgdhbnN3ZXJzGAUgAygLMhkubHV0aGllci52MS5Bcm1QcmVkaWN0aW9uQgTiQQEDEhYKCGZpbGVuYW1lGAYgASgJQgTiQQEDEhIKBGxpbmUYByABKANCBOJBAQMSLwoKanVkZ2VtZW50cxhwIAMoCzIVLmx1dGhpZXIudjEuSnVkZ2VtZW50QgTiQQEDKu8DChBFdmFsdWF0aW9uTWV0cmljEiEKHUVWQUxVQVRJT05fTUVUUklDX1VOU1BFQ0lGSUVEEAASIQodRVZBTFVBVElPTl9NRVRSSUNfRVhBQ1RfTUFUQ0gQARIhCh1FVkFMVUFUSU9OX01FVFJJQ19GSUVMRF9NQVRDSBACEiAKHEVWQUxVQVRJT05fTUVUUklDX1BFUlBMRVhJVFkQAxIjCh9FVkFMVUFUSU9OX01FVFJJQ19CSVRTX1BFUl9CWVRFEAQSJQohRVZBTFVBVElPTl9NRVRSSUNfTVVMVElQTEVfQ0hPSUNFEAUSIAocRVZBTFVBVElPTl9NRVRSSUNfUFJFRkVSRU5DRRAGEiIKHkVWQUxVQVRJT05fTUVUUklDX1JFV0FSRF9NT0RFTBAHEiMKH0VWQUxVQVRJT05fTUVUUklDX0FOU1dFUl9MRU5HVEgQCBIfChtFVkFMVUFUSU9OX01FVFJJQ19TVE9QX1JBVEUQCRIjCh9FVkFMVUFUSU9OX01FVFJJQ19QUk9NUFRfVE9LRU5TEAoSGgoWRVZBTFVBVElPTl9NRVRSSUNfQ0hSRhALEhoKFkVWQUxVQVRJT05fTUVUUklDX0JMRVUQDBIbChdFVkFMVUFUSU9OX01FVFJJQ19ST1VHRRANKoABCg5UZW1wbGF0ZVNvdXJjZRIfChtURU1QTEFURV9TT1VSQ0VfVU5TUEVDSUZJRUQQABIYChRURU1QTEFURV9TT1VSQ0VfQkFTRRABEhoKFlRFTVBMQVRFX1NPVVJDRV9UQVVHSFQQAhIXChNURU1QTEFURV9TT1VSQ0VfQVJNEAMqWwoLQXJtVGVtcGxhdGUSHAoYQVJNX1RFTVBMQVRFX1VOU1BFQ0lGSUVEEAASFQoRQVJNX1RFTVBMQVRFX0JBU0UQARIXChNBUk1fVEVNUExBVEVfVEFVR0hUEAIqQgoKU2hvdENob2ljZRIbChdTSE9UX0NIT0lDRV9VTlNQRUNJRklFRBAAEhcKE1NIT1RfQ0hPSUNFX1NJTUlMQVIQASpsCglTY29yZUtpbmQSGgoWU0NPUkVfS0lORF9VTlNQRUNJRklFRBAAEhUKEVNDT1JFX0tJTkRfQklOQVJZEAESFwoTU0NPUkVfS0lORF9GUkFDVElPThACEhMKD1NDT1JFX0tJTkRfUkVBTBADKnwKDlNjb3JlRGlyZWN0aW9uEh8KG1NDT1JFX0RJUkVDVElPTl9VTlNQRUNJRklFRBAAEiQKIFNDT1JFX0RJUkVDVElPTl9ISUdIRVJfSVNfQkVUVEVSEAESIwofU0NPUkVfRElSRUNUSU9OX0xPV0VSX0lTX0JFVFRFUhACKjgKCFRleHRGb3JtEhkKFVRFWFRfRk9STV9VTlNQRUNJRklFRBAAEhEKDVRFWFRfRk9STV9ORkMQASqGAQoHVmVyZGljdBIXChNWRVJESUNUX1VOU1BFQ0lGSUVEEAASEgoOVkVSRElDVF9CRVRURVIQARIRCg1WRVJESUNUX1dPUlNFEAISGAoUVkVSRElDVF9JTkNPTkNMVVNJVkUQAxIhCh1WRVJESUNUX0lOU1VGRklDSUVOVF9FVklERU5DRRAEKqQBChBDb21wYXJpc29uTWV0aG9kEiEKHUNPTVBBUklTT05fTUVUSE9EX1VOU1BFQ0lGSUVEEAASIAocQ09NUEFSSVNPTl9NRVRIT0RfU0NPUkVfVEVTVBABEiwKKENPTVBBUklTT05fTUVUSE9EX1NUVURFTlRfQU5EX0xJS0VMSUhPT0QQAhIdChlDT01QQVJJU09OX01FVEhPRF9TVFVERU5UEAMqlgEKEUNvbnRhbWluYXRpb25LaW5kEiIKHkNPTlRBTUlOQVRJT05fS0lORF9VTlNQRUNJRklFRBAAEhwKGENPTlRBTUlOQVRJT05fS0lORF9FWEFDVBABEiEKHUNPTlRBTUlOQVRJT05fS0lORF9OT1JNQUxJU0VEEAISHAoYQ09OVEFNSU5BVElPTl9LSU5EX05HUkFNEAMqfAoMRmluaXNoUmVhc29uEh0KGUZJTklTSF9SRUFTT05fVU5TUEVDSUZJRUQQABIWChJGSU5JU0hfUkVBU09OX1NUT1AQARIYChRGSU5JU0hfUkVBU09OX0xFTkdUSBACEhsKF0ZJTklTSF9SRUFTT05fQ0FOQ0VMTEVEEAMqWAoLQ29ycmVjdG5lc3MSGwoXQ09SUkVDVE5FU1NfVU5TUEVDSUZJRUQQABIVChFDT1JSRUNUTkVTU19SSUdIVBABEhUKEUNPUlJFQ1RORVNTX1dST05HEAJiBnByb3RvMw", [file_google_api_field_behavior, file_google_api_resource, file_google_protobuf_timestamp, file_google_rpc_status, file_luthier_v1_base_precision, file_luthier_v1_chat, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_grader, file_luthier_v1_judge, file_luthier_v1_reference, file_luthier_v1_verdict, file_luthier_v1_webhook]);
 
 /**
  * EvaluationArm is one contender: a model and the way it is prompted.
@@ -57,7 +57,7 @@ export type EvaluationArm = Message<"luthier.v1.EvaluationArm"> & {
   model: string;
 
   /**
-   * Examples from the train split put before each question, the same for all, chosen by the seed. 0 to 64.
+   * Examples from the train split put before each question, as `shot_choice` says. 0 to 64.
    *
    * @generated from field: int32 num_shots = 3;
    */
@@ -76,6 +76,13 @@ export type EvaluationArm = Message<"luthier.v1.EvaluationArm"> & {
    * @generated from field: luthier.v1.ArmTemplate template = 5;
    */
   template: ArmTemplate;
+
+  /**
+   * How the examples are chosen. Must be unset without num_shots.
+   *
+   * @generated from field: luthier.v1.ShotChoice shot_choice = 6;
+   */
+  shotChoice: ShotChoice;
 
   /**
    * Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field.
@@ -252,6 +259,14 @@ export type ArmResult = Message<"luthier.v1.ArmResult"> & {
    * @generated from field: int64 num_errors = 10;
    */
   numErrors: bigint;
+
+  /**
+   * Tokens generated in each second that answers were drawn, prompts read in it, up to 64 answers at a time. What else ran on the worker counts
+   * too, so it is no property of the arm alone. 0: not known.
+   *
+   * @generated from field: double tokens_per_second = 11;
+   */
+  tokensPerSecond: number;
 };
 
 /**
@@ -558,8 +573,8 @@ export const ContaminationSchema: GenMessage<Contamination> = /*@__PURE__*/
   messageDesc(file_luthier_v1_evaluation, 6);
 
 /**
- * DriftProbe says how it is measured what tuned arms have forgotten: a general suite of questions, which comes with the service, is
- * put to an arm that nobody tuned and to the tuned ones, without examples.
+ * DriftProbe says how it is measured what tuned arms have forgotten: a general suite of questions, which comes with the service, or the
+ * records of a dataset version, is put to an arm that nobody tuned and to the tuned ones, without examples.
  *
  * @generated from message luthier.v1.DriftProbe
  */
@@ -572,7 +587,7 @@ export type DriftProbe = Message<"luthier.v1.DriftProbe"> & {
   baselineArmId: string;
 
   /**
-   * Questions asked at most, chosen by the evaluation's seed. 0 means all.
+   * Questions asked at most, chosen by the evaluation's seed. 0 means all; of a dataset version 1,000.
    *
    * @generated from field: int32 max_questions = 2;
    */
@@ -584,6 +599,36 @@ export type DriftProbe = Message<"luthier.v1.DriftProbe"> & {
    * @generated from field: int32 max_new_tokens = 3;
    */
   maxNewTokens: number;
+
+  /**
+   * A READY version of the same project whose records are asked in place of the bundled suite. Empty: the suite. General texts and what is
+   * drawn stay the same in kind.
+   *
+   * @generated from field: string dataset_version = 4;
+   */
+  datasetVersion: string;
+
+  /**
+   * Its split whose records are asked. Unset means TEST. Must be unset without dataset_version.
+   *
+   * @generated from field: luthier.v1.Split split = 5;
+   */
+  split: Split;
+
+  /**
+   * What says whether an answer to one of them is right: EXACT_MATCH or FIELD_MATCH. Unset means EXACT_MATCH. Must be unset without
+   * dataset_version: the suite's questions have graders of their own.
+   *
+   * @generated from field: luthier.v1.EvaluationMetric metric = 6;
+   */
+  metric: EvaluationMetric;
+
+  /**
+   * Digest of that version.
+   *
+   * @generated from field: string dataset_digest = 7;
+   */
+  datasetDigest: string;
 };
 
 /**
@@ -600,7 +645,7 @@ export const DriftProbeSchema: GenMessage<DriftProbe> = /*@__PURE__*/
  */
 export type SkillDrift = Message<"luthier.v1.SkillDrift"> & {
   /**
-   * The skill: facts, arithmetic, grammar, instructions or refusals.
+   * The skill: facts, arithmetic, grammar, instructions or refusals; `questions` where a dataset version is asked.
    *
    * @generated from field: string skill = 1;
    */
@@ -715,6 +760,21 @@ export type DriftResult = Message<"luthier.v1.DriftResult"> & {
    * @generated from field: double baseline_text_bits = 9;
    */
   baselineTextBits: number;
+
+  /**
+   * The divergence at some of the tokens that the baseline drew, with the probabilities of all words compared at each, in nats per token: what
+   * `divergence` estimates from the words that were drawn alone. Unset where that is, of fewer than ten answers, and in results older than this field.
+   *
+   * @generated from field: luthier.v1.ScoreEstimate exact_divergence = 10;
+   */
+  exactDivergence?: ScoreEstimate | undefined;
+
+  /**
+   * Tokens at which it was compared.
+   *
+   * @generated from field: int64 num_compared_tokens = 11;
+   */
+  numComparedTokens: bigint;
 };
 
 /**
@@ -801,7 +861,8 @@ export type Evaluation = Message<"luthier.v1.Evaluation"> & {
   arms: EvaluationArm[];
 
   /**
-   * Scores wanted. Empty means exact match.
+   * Scores wanted. Empty means exact match and, beside it, perplexity, or bits per byte where the arms are not known to have one tokenizer:
+   * free text hardly ever matches exactly, and its scores are then alike for all arms.
    *
    * @generated from field: repeated luthier.v1.EvaluationMetric metrics = 11;
    */
@@ -982,6 +1043,22 @@ export type Evaluation = Message<"luthier.v1.Evaluation"> & {
   drift?: DriftProbe | undefined;
 
   /**
+   * Answers between which MULTIPLE_CHOICE chooses, the same for all records, 2 to 64: the letters of a question that lists its answers, or the
+   * labels of a classification. Each reference must be one of them, white space at both ends aside. Empty: the references that the records have.
+   *
+   * @generated from field: repeated string choices = 102;
+   */
+  choices: string[];
+
+  /**
+   * What REWARD_MODEL values answers with: a READY model of kind REWARD of the same project, or a checkpoint of a job that makes one. Answers
+   * are written as its rows were, so that arms may have other tokenizers. Empty without that metric.
+   *
+   * @generated from field: string reward_model = 103;
+   */
+  rewardModel: string;
+
+  /**
    * How far each tuned arm has drifted, in the order of the arms. Set when SUCCEEDED, if `drift` is.
    *
    * @generated from field: repeated luthier.v1.DriftResult drift_results = 101;
@@ -1004,8 +1081,8 @@ export type Evaluation = Message<"luthier.v1.Evaluation"> & {
 
   /**
    * Graders of the answers, the same messages that reinforcement jobs learn from, at most 8; the record is `item`, as such a job's is. Each must
-   * have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. A reward model must be none
-   * of them, nor in one. Empty: none grades.
+   * have a name, [a-z][a-z0-9-]{0,62}, unique among them, and gives a score grader.NAME, the higher the better. Empty: none
+   * grades.
    *
    * @generated from field: repeated luthier.v1.Grader graders = 118;
    */
@@ -1238,7 +1315,7 @@ export const PredictionSchema: GenMessage<Prediction> = /*@__PURE__*/
   messageDesc(file_luthier_v1_evaluation, 12);
 
 /**
- * EvaluationMetric is a score of a prediction against its reference.
+ * EvaluationMetric gives one score of each record, or several: of the answer, or of what the arm finds of given texts.
  *
  * @generated from enum luthier.v1.EvaluationMetric
  */
@@ -1270,6 +1347,81 @@ export enum EvaluationMetric {
    * @generated from enum value: EVALUATION_METRIC_PERPLEXITY = 3;
    */
   PERPLEXITY = 3,
+
+  /**
+   * Bits that the arm takes for each byte of the reference's UTF-8, with those of what ends the answer: sums over records are divided. It
+   * may be compared across tokenizers.
+   *
+   * @generated from enum value: EVALUATION_METRIC_BITS_PER_BYTE = 4;
+   */
+  BITS_PER_BYTE = 4,
+
+  /**
+   * Whether the arm finds the right one of `choices` the likeliest, by the sum of its tokens' log-probabilities (`.accuracy`, lm-eval's acc)
+   * and by that sum divided by the choice's characters (`.accuracy_norm`, lm-eval's acc_norm). What ends an answer does not count.
+   *
+   * @generated from enum value: EVALUATION_METRIC_MULTIPLE_CHOICE = 5;
+   */
+  MULTIPLE_CHOICE = 5,
+
+  /**
+   * Of preference pairs alone: whether the arm finds the chosen answer likelier than the rejected one (`.accuracy`), and how much in nats
+   * (`.margin`), what ends an answer included, without division by lengths.
+   *
+   * @generated from enum value: EVALUATION_METRIC_PREFERENCE = 6;
+   */
+  PREFERENCE = 6,
+
+  /**
+   * What `reward_model` values the answer at, behind its question and without the arm's examples: any finite number, higher for what was
+   * preferred. An answer that was cut is valued at its last token.
+   *
+   * @generated from enum value: EVALUATION_METRIC_REWARD_MODEL = 7;
+   */
+  REWARD_MODEL = 7,
+
+  /**
+   * Tokens that the answer has: what it costs. Fewer are better only beside answers that are as good.
+   *
+   * @generated from enum value: EVALUATION_METRIC_ANSWER_LENGTH = 8;
+   */
+  ANSWER_LENGTH = 8,
+
+  /**
+   * Whether the arm ended its answer itself, before max_new_tokens.
+   *
+   * @generated from enum value: EVALUATION_METRIC_STOP_RATE = 9;
+   */
+  STOP_RATE = 9,
+
+  /**
+   * Tokens that stand before the answer, examples among them: what of the context window asking takes.
+   *
+   * @generated from enum value: EVALUATION_METRIC_PROMPT_TOKENS = 10;
+   */
+  PROMPT_TOKENS = 10,
+
+  /**
+   * chrF2 of each answer, sacrebleu's, as a share from 0 to 1.
+   *
+   * @generated from enum value: EVALUATION_METRIC_CHRF = 11;
+   */
+  CHRF = 11,
+
+  /**
+   * BLEU of each answer as one sentence, sacrebleu's, as a share from 0 to 1; orders that it is too short for do not count. Its mean over
+   * records is not the BLEU of a corpus.
+   *
+   * @generated from enum value: EVALUATION_METRIC_BLEU = 12;
+   */
+  BLEU = 12,
+
+  /**
+   * F1 of words (`.one`), of two in a row (`.two`) and of the longest common subsequence (`.longest`), as rouge-score has them.
+   *
+   * @generated from enum value: EVALUATION_METRIC_ROUGE = 13;
+   */
+  ROUGE = 13,
 }
 
 /**
@@ -1355,6 +1507,34 @@ export const ArmTemplateSchema: GenEnum<ArmTemplate> = /*@__PURE__*/
   enumDesc(file_luthier_v1_evaluation, 2);
 
 /**
+ * ShotChoice says how an arm's examples are chosen.
+ *
+ * @generated from enum luthier.v1.ShotChoice
+ */
+export enum ShotChoice {
+  /**
+   * By the evaluation's seed, the same for all questions.
+   *
+   * @generated from enum value: SHOT_CHOICE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * For each question those of the train split that are most like it, by BM25 over the words of what is asked, the most similar one next to
+   * it. A record that asks the same is never taken. Looked for among at most 20,000 records, chosen by the seed.
+   *
+   * @generated from enum value: SHOT_CHOICE_SIMILAR = 1;
+   */
+  SIMILAR = 1,
+}
+
+/**
+ * Describes the enum luthier.v1.ShotChoice.
+ */
+export const ShotChoiceSchema: GenEnum<ShotChoice> = /*@__PURE__*/
+  enumDesc(file_luthier_v1_evaluation, 3);
+
+/**
  * ScoreKind says what values a score has, and so what can be said of it.
  *
  * @generated from enum luthier.v1.ScoreKind
@@ -1393,7 +1573,7 @@ export enum ScoreKind {
  * Describes the enum luthier.v1.ScoreKind.
  */
 export const ScoreKindSchema: GenEnum<ScoreKind> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 3);
+  enumDesc(file_luthier_v1_evaluation, 4);
 
 /**
  * ScoreDirection says which values of a score are better.
@@ -1427,7 +1607,7 @@ export enum ScoreDirection {
  * Describes the enum luthier.v1.ScoreDirection.
  */
 export const ScoreDirectionSchema: GenEnum<ScoreDirection> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 4);
+  enumDesc(file_luthier_v1_evaluation, 5);
 
 /**
  * TextForm is the Unicode form that answer and reference are brought to before they are compared.
@@ -1455,7 +1635,7 @@ export enum TextForm {
  * Describes the enum luthier.v1.TextForm.
  */
 export const TextFormSchema: GenEnum<TextForm> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 5);
+  enumDesc(file_luthier_v1_evaluation, 6);
 
 /**
  * Verdict is what a paired comparison shows.
@@ -1503,7 +1683,7 @@ export enum Verdict {
  * Describes the enum luthier.v1.Verdict.
  */
 export const VerdictSchema: GenEnum<Verdict> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 6);
+  enumDesc(file_luthier_v1_evaluation, 7);
 
 /**
  * ComparisonMethod is the one test that gives a comparison's interval and its p-value.
@@ -1544,7 +1724,7 @@ export enum ComparisonMethod {
  * Describes the enum luthier.v1.ComparisonMethod.
  */
 export const ComparisonMethodSchema: GenEnum<ComparisonMethod> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 7);
+  enumDesc(file_luthier_v1_evaluation, 8);
 
 /**
  * ContaminationKind says how much of an evaluation's record stands in a training version.
@@ -1585,7 +1765,7 @@ export enum ContaminationKind {
  * Describes the enum luthier.v1.ContaminationKind.
  */
 export const ContaminationKindSchema: GenEnum<ContaminationKind> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 8);
+  enumDesc(file_luthier_v1_evaluation, 9);
 
 /**
  * FinishReason says why generation ended.
@@ -1626,7 +1806,7 @@ export enum FinishReason {
  * Describes the enum luthier.v1.FinishReason.
  */
 export const FinishReasonSchema: GenEnum<FinishReason> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 9);
+  enumDesc(file_luthier_v1_evaluation, 10);
 
 /**
  * Correctness says whether a whole answer is right.
@@ -1660,5 +1840,5 @@ export enum Correctness {
  * Describes the enum luthier.v1.Correctness.
  */
 export const CorrectnessSchema: GenEnum<Correctness> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_evaluation, 10);
+  enumDesc(file_luthier_v1_evaluation, 11);
 

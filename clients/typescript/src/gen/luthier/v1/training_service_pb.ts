@@ -21,7 +21,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/training_service.proto.
  */
 export const file_luthier_v1_training_service: GenFile = /*@__PURE__*/
-  fileDesc("CiFsdXRoaWVyL3YxL3RyYWluaW5nX3NlcnZpY2UucHJvdG8SCmx1dGhpZXIudjEimQEKGFBsYW5GaW5lVHVuaW5nSm9iUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISOAoPZmluZV90dW5pbmdfam9iGAIgASgLMhkubHV0aGllci52MS5GaW5lVHVuaW5nSm9iQgTiQQECEi0KBmRldmljZRg8IAEoCzIXLmx1dGhpZXIudjEuRGV2aWNlQ2xhc3NCBOJBAQEisAEKGkNyZWF0ZUZpbmVUdW5pbmdKb2JSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhI4Cg9maW5lX3R1bmluZ19qb2IYAiABKAsyGS5sdXRoaWVyLnYxLkZpbmVUdW5pbmdKb2JCBOJBAQISIAoSZmluZV90dW5pbmdfam9iX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJLChdHZXRGaW5lVHVuaW5nSm9iUmVxdWVzdBIwCgRuYW1lGAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iIpIBChlMaXN0RmluZVR1bmluZ0pvYnNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQEidgoaTGlzdEZpbmVUdW5pbmdKb2JzUmVzcG9uc2USOQoQZmluZV90dW5pbmdfam9icxgBIAMoCzIZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYkIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihAEKGkNhbmNlbEZpbmVUdW5pbmdKb2JSZXF1ZXN0EjAKBG5hbWUYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEifgoZV2F0Y2hGaW5lVHVuaW5nSm9iUmVxdWVzdBIwCgRuYW1lGAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhwKDnN0YXJ0X3NlcXVlbmNlGAIgASgDQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASKHAQoeTGlzdEZpbmVUdW5pbmdKb2JFdmVudHNSZXF1ZXN0EjIKBnBhcmVudBgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJpCh9MaXN0RmluZVR1bmluZ0pvYkV2ZW50c1Jlc3BvbnNlEicKBmV2ZW50cxgBIAMoCzIRLmx1dGhpZXIudjEuRXZlbnRCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIoYBCh9SZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXF1ZXN0EjAKBG5hbWUYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEicAogUmVhZEZpbmVUdW5pbmdKb2JNZXRyaWNzUmVzcG9uc2USLQoGcG9pbnRzGAEgAygLMhcubHV0aGllci52MS5NZXRyaWNQb2ludEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMiRQoUR2V0Q2hlY2twb2ludFJlcXVlc3QSLQoEbmFtZRgBIAEoCUIf4kEBAvpBGAoWbHV0aGllci5kZXYvQ2hlY2twb2ludCJ/ChZMaXN0Q2hlY2twb2ludHNSZXF1ZXN0EjIKBnBhcmVudBgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJrChdMaXN0Q2hlY2twb2ludHNSZXNwb25zZRIxCgtjaGVja3BvaW50cxgBIAMoCzIWLmx1dGhpZXIudjEuQ2hlY2twb2ludEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMikAEKE0xpc3RSb2xsb3V0c1JlcXVlc3QSMgoGcGFyZW50GAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEhIKBHN0ZXAYBCABKANCBOJBAQEiYgoUTGlzdFJvbGxvdXRzUmVzcG9uc2USKwoIcm9sbG91dHMYASADKAsyEy5sdXRoaWVyLnYxLlJvbGxvdXRCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIoQBChpEZWxldGVGaW5lVHVuaW5nSm9iUmVxdWVzdBIwCgRuYW1lGAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIosBCiJMaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXF1ZXN0EjIKBnBhcmVudBgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJ7CiNMaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXNwb25zZRI1CgpkZWxpdmVyaWVzGAEgAygLMhsubHV0aGllci52MS5XZWJob29rRGVsaXZlcnlCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDMpkKCg9UcmFpbmluZ1NlcnZpY2USWgoRUGxhbkZpbmVUdW5pbmdKb2ISJC5sdXRoaWVyLnYxLlBsYW5GaW5lVHVuaW5nSm9iUmVxdWVzdBoaLmx1dGhpZXIudjEuRmluZVR1bmluZ1BsYW4iA5ACARJYChNDcmVhdGVGaW5lVHVuaW5nSm9iEiYubHV0aGllci52MS5DcmVhdGVGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJXChBHZXRGaW5lVHVuaW5nSm9iEiMubHV0aGllci52MS5HZXRGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYiIDkAIBEmgKEkxpc3RGaW5lVHVuaW5nSm9icxIlLmx1dGhpZXIudjEuTGlzdEZpbmVUdW5pbmdKb2JzUmVxdWVzdBomLmx1dGhpZXIudjEuTGlzdEZpbmVUdW5pbmdKb2JzUmVzcG9uc2UiA5ACARJYChNDYW5jZWxGaW5lVHVuaW5nSm9iEiYubHV0aGllci52MS5DYW5jZWxGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJYChNEZWxldGVGaW5lVHVuaW5nSm9iEiYubHV0aGllci52MS5EZWxldGVGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJVChJXYXRjaEZpbmVUdW5pbmdKb2ISJS5sdXRoaWVyLnYxLldhdGNoRmluZVR1bmluZ0pvYlJlcXVlc3QaES5sdXRoaWVyLnYxLkV2ZW50IgOQAgEwARJ3ChdMaXN0RmluZVR1bmluZ0pvYkV2ZW50cxIqLmx1dGhpZXIudjEuTGlzdEZpbmVUdW5pbmdKb2JFdmVudHNSZXF1ZXN0GisubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkV2ZW50c1Jlc3BvbnNlIgOQAgESegoYUmVhZEZpbmVUdW5pbmdKb2JNZXRyaWNzEisubHV0aGllci52MS5SZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXF1ZXN0GiwubHV0aGllci52MS5SZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXNwb25zZSIDkAIBEk4KDUdldENoZWNrcG9pbnQSIC5sdXRoaWVyLnYxLkdldENoZWNrcG9pbnRSZXF1ZXN0GhYubHV0aGllci52MS5DaGVja3BvaW50IgOQAgESXwoPTGlzdENoZWNrcG9pbnRzEiIubHV0aGllci52MS5MaXN0Q2hlY2twb2ludHNSZXF1ZXN0GiMubHV0aGllci52MS5MaXN0Q2hlY2twb2ludHNSZXNwb25zZSIDkAIBElYKDExpc3RSb2xsb3V0cxIfLmx1dGhpZXIudjEuTGlzdFJvbGxvdXRzUmVxdWVzdBogLmx1dGhpZXIudjEuTGlzdFJvbGxvdXRzUmVzcG9uc2UiA5ACARKDAQobTGlzdEZpbmVUdW5pbmdKb2JEZWxpdmVyaWVzEi4ubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXF1ZXN0Gi8ubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_event, file_luthier_v1_fine_tuning_job, file_luthier_v1_rollout, file_luthier_v1_webhook]);
+  fileDesc("CiFsdXRoaWVyL3YxL3RyYWluaW5nX3NlcnZpY2UucHJvdG8SCmx1dGhpZXIudjEimQEKGFBsYW5GaW5lVHVuaW5nSm9iUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISOAoPZmluZV90dW5pbmdfam9iGAIgASgLMhkubHV0aGllci52MS5GaW5lVHVuaW5nSm9iQgTiQQECEi0KBmRldmljZRg8IAEoCzIXLmx1dGhpZXIudjEuRGV2aWNlQ2xhc3NCBOJBAQEisAEKGkNyZWF0ZUZpbmVUdW5pbmdKb2JSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhI4Cg9maW5lX3R1bmluZ19qb2IYAiABKAsyGS5sdXRoaWVyLnYxLkZpbmVUdW5pbmdKb2JCBOJBAQISIAoSZmluZV90dW5pbmdfam9iX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJLChdHZXRGaW5lVHVuaW5nSm9iUmVxdWVzdBIwCgRuYW1lGAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iIpIBChlMaXN0RmluZVR1bmluZ0pvYnNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQEidgoaTGlzdEZpbmVUdW5pbmdKb2JzUmVzcG9uc2USOQoQZmluZV90dW5pbmdfam9icxgBIAMoCzIZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYkIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihAEKGkNhbmNlbEZpbmVUdW5pbmdKb2JSZXF1ZXN0EjAKBG5hbWUYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEigwEKGVBhdXNlRmluZVR1bmluZ0pvYlJlcXVlc3QSMAoEbmFtZRgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKEAQoaUmVzdW1lRmluZVR1bmluZ0pvYlJlcXVlc3QSMAoEbmFtZRgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASJ+ChlXYXRjaEZpbmVUdW5pbmdKb2JSZXF1ZXN0EjAKBG5hbWUYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIocBCh5MaXN0RmluZVR1bmluZ0pvYkV2ZW50c1JlcXVlc3QSMgoGcGFyZW50GAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBImkKH0xpc3RGaW5lVHVuaW5nSm9iRXZlbnRzUmVzcG9uc2USJwoGZXZlbnRzGAEgAygLMhEubHV0aGllci52MS5FdmVudEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihgEKH1JlYWRGaW5lVHVuaW5nSm9iTWV0cmljc1JlcXVlc3QSMAoEbmFtZRgBIAEoCUIi4kEBAvpBGwoZbHV0aGllci5kZXYvRmluZVR1bmluZ0pvYhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJwCiBSZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXNwb25zZRItCgZwb2ludHMYASADKAsyFy5sdXRoaWVyLnYxLk1ldHJpY1BvaW50QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJFChRHZXRDaGVja3BvaW50UmVxdWVzdBItCgRuYW1lGAEgASgJQh/iQQEC+kEYChZsdXRoaWVyLmRldi9DaGVja3BvaW50In8KFkxpc3RDaGVja3BvaW50c1JlcXVlc3QSMgoGcGFyZW50GAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBImsKF0xpc3RDaGVja3BvaW50c1Jlc3BvbnNlEjEKC2NoZWNrcG9pbnRzGAEgAygLMhYubHV0aGllci52MS5DaGVja3BvaW50QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyKQAQoTTGlzdFJvbGxvdXRzUmVxdWVzdBIyCgZwYXJlbnQYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESEgoEc3RlcBgEIAEoA0IE4kEBASJiChRMaXN0Um9sbG91dHNSZXNwb25zZRIrCghyb2xsb3V0cxgBIAMoCzITLmx1dGhpZXIudjEuUm9sbG91dEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihAEKGkRlbGV0ZUZpbmVUdW5pbmdKb2JSZXF1ZXN0EjAKBG5hbWUYASABKAlCIuJBAQL6QRsKGWx1dGhpZXIuZGV2L0ZpbmVUdW5pbmdKb2ISEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEiiwEKIkxpc3RGaW5lVHVuaW5nSm9iRGVsaXZlcmllc1JlcXVlc3QSMgoGcGFyZW50GAEgASgJQiLiQQEC+kEbChlsdXRoaWVyLmRldi9GaW5lVHVuaW5nSm9iEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBInsKI0xpc3RGaW5lVHVuaW5nSm9iRGVsaXZlcmllc1Jlc3BvbnNlEjUKCmRlbGl2ZXJpZXMYASADKAsyGy5sdXRoaWVyLnYxLldlYmhvb2tEZWxpdmVyeUIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMyywsKD1RyYWluaW5nU2VydmljZRJaChFQbGFuRmluZVR1bmluZ0pvYhIkLmx1dGhpZXIudjEuUGxhbkZpbmVUdW5pbmdKb2JSZXF1ZXN0GhoubHV0aGllci52MS5GaW5lVHVuaW5nUGxhbiIDkAIBElgKE0NyZWF0ZUZpbmVUdW5pbmdKb2ISJi5sdXRoaWVyLnYxLkNyZWF0ZUZpbmVUdW5pbmdKb2JSZXF1ZXN0GhkubHV0aGllci52MS5GaW5lVHVuaW5nSm9iElcKEEdldEZpbmVUdW5pbmdKb2ISIy5sdXRoaWVyLnYxLkdldEZpbmVUdW5pbmdKb2JSZXF1ZXN0GhkubHV0aGllci52MS5GaW5lVHVuaW5nSm9iIgOQAgESaAoSTGlzdEZpbmVUdW5pbmdKb2JzEiUubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYnNSZXF1ZXN0GiYubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYnNSZXNwb25zZSIDkAIBElgKE0NhbmNlbEZpbmVUdW5pbmdKb2ISJi5sdXRoaWVyLnYxLkNhbmNlbEZpbmVUdW5pbmdKb2JSZXF1ZXN0GhkubHV0aGllci52MS5GaW5lVHVuaW5nSm9iElYKElBhdXNlRmluZVR1bmluZ0pvYhIlLmx1dGhpZXIudjEuUGF1c2VGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJYChNSZXN1bWVGaW5lVHVuaW5nSm9iEiYubHV0aGllci52MS5SZXN1bWVGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJYChNEZWxldGVGaW5lVHVuaW5nSm9iEiYubHV0aGllci52MS5EZWxldGVGaW5lVHVuaW5nSm9iUmVxdWVzdBoZLmx1dGhpZXIudjEuRmluZVR1bmluZ0pvYhJVChJXYXRjaEZpbmVUdW5pbmdKb2ISJS5sdXRoaWVyLnYxLldhdGNoRmluZVR1bmluZ0pvYlJlcXVlc3QaES5sdXRoaWVyLnYxLkV2ZW50IgOQAgEwARJ3ChdMaXN0RmluZVR1bmluZ0pvYkV2ZW50cxIqLmx1dGhpZXIudjEuTGlzdEZpbmVUdW5pbmdKb2JFdmVudHNSZXF1ZXN0GisubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkV2ZW50c1Jlc3BvbnNlIgOQAgESegoYUmVhZEZpbmVUdW5pbmdKb2JNZXRyaWNzEisubHV0aGllci52MS5SZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXF1ZXN0GiwubHV0aGllci52MS5SZWFkRmluZVR1bmluZ0pvYk1ldHJpY3NSZXNwb25zZSIDkAIBEk4KDUdldENoZWNrcG9pbnQSIC5sdXRoaWVyLnYxLkdldENoZWNrcG9pbnRSZXF1ZXN0GhYubHV0aGllci52MS5DaGVja3BvaW50IgOQAgESXwoPTGlzdENoZWNrcG9pbnRzEiIubHV0aGllci52MS5MaXN0Q2hlY2twb2ludHNSZXF1ZXN0GiMubHV0aGllci52MS5MaXN0Q2hlY2twb2ludHNSZXNwb25zZSIDkAIBElYKDExpc3RSb2xsb3V0cxIfLmx1dGhpZXIudjEuTGlzdFJvbGxvdXRzUmVxdWVzdBogLmx1dGhpZXIudjEuTGlzdFJvbGxvdXRzUmVzcG9uc2UiA5ACARKDAQobTGlzdEZpbmVUdW5pbmdKb2JEZWxpdmVyaWVzEi4ubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXF1ZXN0Gi8ubHV0aGllci52MS5MaXN0RmluZVR1bmluZ0pvYkRlbGl2ZXJpZXNSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_event, file_luthier_v1_fine_tuning_job, file_luthier_v1_rollout, file_luthier_v1_webhook]);
 
 /**
  * PlanFineTuningJobRequest describes a job that is not started.
@@ -236,6 +236,76 @@ export const CancelFineTuningJobRequestSchema: GenMessage<CancelFineTuningJobReq
   messageDesc(file_luthier_v1_training_service, 5);
 
 /**
+ * PauseFineTuningJobRequest names the resource to pause.
+ *
+ * @generated from message luthier.v1.PauseFineTuningJobRequest
+ */
+export type PauseFineTuningJobRequest = Message<"luthier.v1.PauseFineTuningJobRequest"> & {
+  /**
+   * Name of the resource.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 2;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 3;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PauseFineTuningJobRequest.
+ * Use `create(PauseFineTuningJobRequestSchema)` to create a new message.
+ */
+export const PauseFineTuningJobRequestSchema: GenMessage<PauseFineTuningJobRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_training_service, 6);
+
+/**
+ * ResumeFineTuningJobRequest names the resource to go on with.
+ *
+ * @generated from message luthier.v1.ResumeFineTuningJobRequest
+ */
+export type ResumeFineTuningJobRequest = Message<"luthier.v1.ResumeFineTuningJobRequest"> & {
+  /**
+   * Name of the resource.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 2;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 3;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.ResumeFineTuningJobRequest.
+ * Use `create(ResumeFineTuningJobRequestSchema)` to create a new message.
+ */
+export const ResumeFineTuningJobRequestSchema: GenMessage<ResumeFineTuningJobRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_training_service, 7);
+
+/**
  * WatchFineTuningJobRequest says whose events to send and from where.
  *
  * @generated from message luthier.v1.WatchFineTuningJobRequest
@@ -269,7 +339,7 @@ export type WatchFineTuningJobRequest = Message<"luthier.v1.WatchFineTuningJobRe
  * Use `create(WatchFineTuningJobRequestSchema)` to create a new message.
  */
 export const WatchFineTuningJobRequestSchema: GenMessage<WatchFineTuningJobRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 6);
+  messageDesc(file_luthier_v1_training_service, 8);
 
 /**
  * ListFineTuningJobEventsRequest pages through a job's events.
@@ -304,7 +374,7 @@ export type ListFineTuningJobEventsRequest = Message<"luthier.v1.ListFineTuningJ
  * Use `create(ListFineTuningJobEventsRequestSchema)` to create a new message.
  */
 export const ListFineTuningJobEventsRequestSchema: GenMessage<ListFineTuningJobEventsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 7);
+  messageDesc(file_luthier_v1_training_service, 9);
 
 /**
  * ListFineTuningJobEventsResponse is a page of a job's events.
@@ -332,7 +402,7 @@ export type ListFineTuningJobEventsResponse = Message<"luthier.v1.ListFineTuning
  * Use `create(ListFineTuningJobEventsResponseSchema)` to create a new message.
  */
 export const ListFineTuningJobEventsResponseSchema: GenMessage<ListFineTuningJobEventsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 8);
+  messageDesc(file_luthier_v1_training_service, 10);
 
 /**
  * ReadFineTuningJobMetricsRequest pages through a job's metrics.
@@ -367,7 +437,7 @@ export type ReadFineTuningJobMetricsRequest = Message<"luthier.v1.ReadFineTuning
  * Use `create(ReadFineTuningJobMetricsRequestSchema)` to create a new message.
  */
 export const ReadFineTuningJobMetricsRequestSchema: GenMessage<ReadFineTuningJobMetricsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 9);
+  messageDesc(file_luthier_v1_training_service, 11);
 
 /**
  * ReadFineTuningJobMetricsResponse is a page of a job's metrics.
@@ -395,7 +465,7 @@ export type ReadFineTuningJobMetricsResponse = Message<"luthier.v1.ReadFineTunin
  * Use `create(ReadFineTuningJobMetricsResponseSchema)` to create a new message.
  */
 export const ReadFineTuningJobMetricsResponseSchema: GenMessage<ReadFineTuningJobMetricsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 10);
+  messageDesc(file_luthier_v1_training_service, 12);
 
 /**
  * GetCheckpointRequest names one resource.
@@ -416,7 +486,7 @@ export type GetCheckpointRequest = Message<"luthier.v1.GetCheckpointRequest"> & 
  * Use `create(GetCheckpointRequestSchema)` to create a new message.
  */
 export const GetCheckpointRequestSchema: GenMessage<GetCheckpointRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 11);
+  messageDesc(file_luthier_v1_training_service, 13);
 
 /**
  * ListCheckpointsRequest pages through a job's checkpoints.
@@ -451,7 +521,7 @@ export type ListCheckpointsRequest = Message<"luthier.v1.ListCheckpointsRequest"
  * Use `create(ListCheckpointsRequestSchema)` to create a new message.
  */
 export const ListCheckpointsRequestSchema: GenMessage<ListCheckpointsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 12);
+  messageDesc(file_luthier_v1_training_service, 14);
 
 /**
  * ListCheckpointsResponse is a page of a job's checkpoints.
@@ -479,7 +549,7 @@ export type ListCheckpointsResponse = Message<"luthier.v1.ListCheckpointsRespons
  * Use `create(ListCheckpointsResponseSchema)` to create a new message.
  */
 export const ListCheckpointsResponseSchema: GenMessage<ListCheckpointsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 13);
+  messageDesc(file_luthier_v1_training_service, 15);
 
 /**
  * ListRolloutsRequest pages through a job's rollouts.
@@ -521,7 +591,7 @@ export type ListRolloutsRequest = Message<"luthier.v1.ListRolloutsRequest"> & {
  * Use `create(ListRolloutsRequestSchema)` to create a new message.
  */
 export const ListRolloutsRequestSchema: GenMessage<ListRolloutsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 14);
+  messageDesc(file_luthier_v1_training_service, 16);
 
 /**
  * ListRolloutsResponse is a page of a job's rollouts.
@@ -549,7 +619,7 @@ export type ListRolloutsResponse = Message<"luthier.v1.ListRolloutsResponse"> & 
  * Use `create(ListRolloutsResponseSchema)` to create a new message.
  */
 export const ListRolloutsResponseSchema: GenMessage<ListRolloutsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 15);
+  messageDesc(file_luthier_v1_training_service, 17);
 
 /**
  * DeleteFineTuningJobRequest is the request of DeleteFineTuningJob.
@@ -584,7 +654,7 @@ export type DeleteFineTuningJobRequest = Message<"luthier.v1.DeleteFineTuningJob
  * Use `create(DeleteFineTuningJobRequestSchema)` to create a new message.
  */
 export const DeleteFineTuningJobRequestSchema: GenMessage<DeleteFineTuningJobRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 16);
+  messageDesc(file_luthier_v1_training_service, 18);
 
 /**
  * ListFineTuningJobDeliveriesRequest pages through the deliveries of a job's webhooks.
@@ -619,7 +689,7 @@ export type ListFineTuningJobDeliveriesRequest = Message<"luthier.v1.ListFineTun
  * Use `create(ListFineTuningJobDeliveriesRequestSchema)` to create a new message.
  */
 export const ListFineTuningJobDeliveriesRequestSchema: GenMessage<ListFineTuningJobDeliveriesRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 17);
+  messageDesc(file_luthier_v1_training_service, 19);
 
 /**
  * ListFineTuningJobDeliveriesResponse is a page of the deliveries of a job's webhooks.
@@ -647,7 +717,7 @@ export type ListFineTuningJobDeliveriesResponse = Message<"luthier.v1.ListFineTu
  * Use `create(ListFineTuningJobDeliveriesResponseSchema)` to create a new message.
  */
 export const ListFineTuningJobDeliveriesResponseSchema: GenMessage<ListFineTuningJobDeliveriesResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_training_service, 18);
+  messageDesc(file_luthier_v1_training_service, 20);
 
 /**
  * TrainingService runs fine-tuning jobs.
@@ -723,6 +793,32 @@ export const TrainingService: GenService<{
   cancelFineTuningJob: {
     methodKind: "unary";
     input: typeof CancelFineTuningJobRequestSchema;
+    output: typeof FineTuningJobSchema;
+  },
+  /**
+   * Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
+   * has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
+   * the same weights as one that never paused, and may end before it pauses.
+   *
+   * Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
+   *
+   * @generated from rpc luthier.v1.TrainingService.PauseFineTuningJob
+   */
+  pauseFineTuningJob: {
+    methodKind: "unary";
+    input: typeof PauseFineTuningJobRequestSchema;
+    output: typeof FineTuningJobSchema;
+  },
+  /**
+   * Queue a paused job again; it goes on from its last checkpoint.
+   *
+   * Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+   *
+   * @generated from rpc luthier.v1.TrainingService.ResumeFineTuningJob
+   */
+  resumeFineTuningJob: {
+    methodKind: "unary";
+    input: typeof ResumeFineTuningJobRequestSchema;
     output: typeof FineTuningJobSchema;
   },
   /**
