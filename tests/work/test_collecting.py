@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
@@ -239,6 +240,31 @@ async def test_any_number_goes_and_others_write_in_between(bench: Bench, blobs: 
     await collect_later(bench.database, blobs)
     assert await digests_of(blobs) == set()
     assert transactions >= 150 // 32
+
+
+async def test_who_writes_does_not_wait_for_what_a_busy_store_does(
+    bench: Bench, blobs: LocalBlobStore, tmp_path: Path
+) -> None:
+    """Collecting happens inside a transaction: it must not queue behind copies and hashes."""
+    blob = await blobs.put_bytes(b"let go")
+    async with bench.database.transaction() as connection:
+        await blob_refs.refer(connection, "u", [blob.digest])
+        await blob_refs.drop(connection, "u")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    busy = [asyncio.create_task(blobs.put_file(pipe, "0" * 64)) for _ in range(40)]
+    await asyncio.sleep(0.5)
+    try:
+        async with asyncio.timeout(20):
+            await collector_of(bench.database, blobs, 2 * GRACE_SECONDS).collect_loose()
+            async with bench.database.transaction() as connection:
+                await blob_refs.refer(connection, "v", [blob.digest])
+        assert not any(one.done() for one in busy), "all threads of the store were blocked"
+    finally:
+        descriptor = os.open(pipe, os.O_RDWR)
+        await asyncio.gather(*busy, return_exceptions=True)
+        os.close(descriptor)
+    assert not await blobs.has(blob.digest)
 
 
 async def test_bytes_that_are_needed_and_loose_are_shown_and_those_that_went_counted(

@@ -70,6 +70,9 @@ class LocalBlobStore:
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self._disk = Disk(root, min_free_bytes)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+        # Who collects holds the lock of all writers of a database: never behind what hashes, copies or unlinks.
+        self._aside_thread = ThreadPoolExecutor(1, thread_name_prefix="blobs-aside")
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="blobs-remove")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
         self._mark: Path | None = None
@@ -130,10 +133,10 @@ class LocalBlobStore:
 
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, and return its size; a read that has begun goes on."""
-        size_bytes, aside = await self._run(self._set_aside, digest, put_before)
+        size_bytes, aside = await finished_in(self._aside_thread, self._set_aside, digest, put_before)
         if aside is not None:
             # A large file takes a while to go, and nobody waits for that. What is killed meanwhile is swept.
-            self._threads.submit(_remove, aside)
+            self._remover.submit(_remove, aside)
         return size_bytes
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
