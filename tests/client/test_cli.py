@@ -17,12 +17,14 @@ from click.testing import CliRunner, Result
 from luthier.client.cli import main
 from luthier.v1.data_service_pb2 import (
     ListDatasetsResponse,
+    ListUploadsResponse,
 )
 from luthier.v1.dataset_pb2 import (
     Dataset,
 )
 from luthier.v1.event_pb2 import Event, StateChange
 from luthier.v1.model_pb2 import Model
+from luthier.v1.upload_pb2 import Upload
 
 Run = Callable[..., Result]
 VERSION = "projects/default/datasets/mine/versions/v1"
@@ -113,6 +115,33 @@ def test_list_writes_a_table_or_a_json_array_with_the_wire_names(services: Any, 
     expected = [{"name": dataset.name, "display_name": "Mine", "labels": {"team": "a"}}]
     assert json.loads(run("--json", "datasets", "list").stdout) == expected
     assert json.loads(run("datasets", "list", "--json").stdout) == expected
+
+
+def test_uploads_are_listed_by_state_and_shown(services: Any, run: Run) -> None:
+    upload = Upload(
+        name="projects/default/uploads/u1",
+        state=Upload.STATE_RECEIVING,
+        filename="a.jsonl",
+        persisted_size_bytes=2048,
+        size_bytes=4096,
+    )
+    asked = []
+
+    def answer(request: Any, context: Any) -> ListUploadsResponse:
+        asked.append(request.filter)
+        return ListUploadsResponse(uploads=[upload])
+
+    services.answers["ListUploads"] = answer
+    services.answers["GetUpload"] = lambda request, context: upload
+    lines = run("datasets", "uploads", "--state", "receiving").stdout.splitlines()
+    assert lines[1].split() == ["u1", "RECEIVING", "a.jsonl", "2.0", "KiB", "4.0", "KiB"]
+    run("datasets", "uploads")
+    assert asked == ['state = "RECEIVING"', ""]
+    shown = run("datasets", "uploads", "u1").stdout.splitlines()
+    assert ["stored", "2.0", "KiB"] in [line.split() for line in shown]
+    refused = run("datasets", "uploads", "u1", "--state", "complete")
+    assert refused.exit_code == 2
+    assert "leave out UPLOAD" in refused.stderr
 
 
 def test_empty_list_says_so_on_stderr(services: Any, run: Run) -> None:

@@ -33,6 +33,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "datasets.upload": (__file__,),
     "datasets.create_version": ("d", []),
     "datasets.list": (),
+    "datasets.list_uploads": (),
     "datasets.versions.list": ("d",),
     "renderings.create": (Rendering(dataset_version="d/v", model="m"),),
     "renderings.list": (),

@@ -87,6 +87,12 @@ export class Datasets {
     return call(this.scope.of(options), DataService.method.getUpload, { name: this.name("uploads", name) });
   }
 
+  /** Go through the uploads of the project, newest first; `state = "RECEIVING"` finds those that go on. */
+  listUploads({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Upload, void, undefined> {
+    const request = { parent: names.project(this.scope.project), ...asked };
+    return pages(this.scope.of({ signal }), DataService.method.listUploads, request, (page) => page.uploads);
+  }
+
   /** Give an upload up and remove its bytes. */
   async cancelUpload(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<Upload> {
     const request = { name: this.name("uploads", name), etag };

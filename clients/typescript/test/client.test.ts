@@ -24,6 +24,7 @@ const ARGUMENTS: Readonly<Record<string, readonly unknown[]>> = {
   "datasets.upload": [bytesSource("a", new Uint8Array(1))],
   "datasets.createVersion": ["d", []],
   "datasets.list": [],
+  "datasets.listUploads": [],
   "versions.list": ["d"],
   "renderings.create": [{ datasetVersion: "d/v", model: "m" }],
   "renderings.list": [],

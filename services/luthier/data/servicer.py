@@ -16,6 +16,7 @@ POLICY = policy_of(
         "GetDataset",
         "ListDatasets",
         "GetUpload",
+        "ListUploads",
         "GetDatasetVersion",
         "ListDatasetVersions",
         "WatchDatasetVersion",

@@ -135,6 +135,48 @@ async def test_write_upload_that_ends_without_finish_stays_open(service: Any) ->
     assert done.state == upload_pb2.Upload.STATE_COMPLETE
 
 
+async def listed(service: Any, **page: Any) -> Any:
+    request = data_service_pb2.ListUploadsRequest(parent=page.pop("parent", PROJECT), **page)
+    return await service.call("ListUploads", request)
+
+
+async def test_uploads_are_listed_with_how_far_each_has_come(service: Any) -> None:
+    begun, given_up = await started(service, size_bytes=9), await started(service)
+    await write(service, chunk(begun, 0, b"some"))
+    await service.call("CancelUpload", data_service_pb2.CancelUploadRequest(name=given_up))
+    done = await service.uploaded(b"whole")
+    await service.uploaded(b"theirs", parent="projects/second")
+    State = upload_pb2.Upload.State
+    found = [(one.name, one.state, one.persisted_size_bytes) for one in (await listed(service)).uploads]
+    assert found == [
+        (done, State.STATE_COMPLETE, 5),
+        (given_up, State.STATE_CANCELLED, 0),
+        (begun, State.STATE_RECEIVING, 4),
+    ]
+    for one in (await listed(service)).uploads:
+        assert one == await service.call("GetUpload", data_service_pb2.GetUploadRequest(name=one.name))
+    going_on = await listed(service, filter='state = "RECEIVING"')
+    assert [one.name for one in going_on.uploads] == [begun]
+    first = await listed(service, page_size=2, order_by="create_time")
+    rest = await listed(service, page_size=2, order_by="create_time", page_token=first.next_page_token)
+    assert [one.name for page in (first, rest) for one in page.uploads] == [begun, given_up, done]
+    assert not rest.next_page_token
+    await service.call("DeleteUpload", data_service_pb2.DeleteUploadRequest(name=given_up))
+    assert given_up not in [one.name for one in (await listed(service)).uploads]
+
+
+async def test_a_list_of_uploads_that_cannot_be_meant_is_refused(service: Any) -> None:
+    for wrong, said in (
+        ({"filter": 'labels.team = "a"'}, "filter"),
+        ({"order_by": "size_bytes"}, "order_by"),
+        ({"page_token": "x"}, "page_token"),
+        ({"parent": "projects/default/uploads/u"}, "parent: must be projects/{project}"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await listed(service, **wrong)
+        assert said in caught.value.message
+
+
 async def test_cancel_upload_removes_the_bytes_and_checks_state_and_etag(service: Any) -> None:
     name = await started(service)
     await write(service, chunk(name, 0, b"some"))

@@ -92,6 +92,20 @@ def get_upload(scope: Scope, name: str) -> Flow[Upload]:
     return call(scope, lambda stubs: stubs.data.GetUpload, request)
 
 
+def list_uploads(
+    scope: Scope,
+    *,
+    filter: str = "",  # noqa: A002 - the name on the wire
+    order_by: str = "",
+    page_size: int = 0,
+) -> StreamFlow[Upload]:
+    """Go through the uploads of the project, newest first; `state = "RECEIVING"` finds those that go on."""
+    request = api.ListUploadsRequest(
+        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+    )
+    return pages(scope, lambda stubs: stubs.data.ListUploads, request, lambda page: page.uploads)
+
+
 def cancel_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
     """Give an upload up and remove its bytes."""
     request = api.CancelUploadRequest(name=names.child(scope.project, "uploads", name), etag=etag)
@@ -271,6 +285,7 @@ class Datasets(SyncResource):
     list = stream_method(list_all)
     upload = method(upload)
     get_upload = method(get_upload)
+    list_uploads = stream_method(list_uploads)
     cancel_upload = method(cancel_upload)
     delete_upload = method(delete_upload)
     create_version = method(create_version)
@@ -303,6 +318,7 @@ class AsyncDatasets(AsyncResource):
     list = async_stream_method(list_all)
     upload = async_method(upload)
     get_upload = async_method(get_upload)
+    list_uploads = async_stream_method(list_uploads)
     cancel_upload = async_method(cancel_upload)
     delete_upload = async_method(delete_upload)
     create_version = async_method(create_version)

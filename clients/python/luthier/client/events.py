@@ -31,6 +31,7 @@ from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
+from luthier.v1.upload_pb2 import Upload
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -44,7 +45,7 @@ _BAD_STATES = frozenset({"FAILED", "CANCELLED"})
 _POLL_SECONDS = 0.5
 
 
-def state_of(resource: AnyWatched) -> str:
+def state_of(resource: AnyWatched | Upload) -> str:
     """Return the state of a resource as events name it, e.g. RUNNING."""
     states = resource.DESCRIPTOR.enum_types_by_name["State"].values_by_number
     return states[resource.state].name.removeprefix("STATE_")

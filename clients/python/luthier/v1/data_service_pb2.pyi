@@ -239,6 +239,72 @@ class GetUploadRequest(_message.Message):
 Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
 
 @_typing.final
+class ListUploadsRequest(_message.Message):
+    """ListUploadsRequest asks for a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The project, projects/{project}."""
+    page_size: _builtins.int
+    """Resources on a page at most. 0 means 50; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """next_page_token of the page before. Empty means the first page. All other fields must stay the same."""
+    filter: _builtins.str
+    """`state = "RECEIVING"`, or COMPLETE or CANCELLED. Empty means all."""
+    order_by: _builtins.str
+    """`create_time` or `create_time desc`. Empty means `create_time desc`."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadsRequest: _TypeAlias = ListUploadsRequest  # noqa: Y015
+
+@_typing.final
+class ListUploadsResponse(_message.Message):
+    """ListUploadsResponse is a page of resources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPLOADS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty after the last one."""
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[_upload_pb2.Upload]:
+        """The resources of this page. May be fewer than page_size before the last page."""
+
+    def __init__(
+        self,
+        *,
+        uploads: _abc.Iterable[_upload_pb2.Upload] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "uploads", b"uploads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUploadsResponse: _TypeAlias = ListUploadsResponse  # noqa: Y015
+
+@_typing.final
 class CancelUploadRequest(_message.Message):
     """CancelUploadRequest names the resource to cancel."""
 

@@ -76,6 +76,11 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.GetUploadRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
                 _registered_method=True)
+        self.ListUploads = channel.unary_unary(
+                '/luthier.v1.DataService/ListUploads',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.ListUploadsRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_data__service__pb2.ListUploadsResponse.FromString,
+                _registered_method=True)
         self.CancelUpload = channel.unary_unary(
                 '/luthier.v1.DataService/CancelUpload',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CancelUploadRequest.SerializeToString,
@@ -243,6 +248,15 @@ class DataServiceServicer(object):
         """Read one upload; its persisted_size_bytes is where to go on.
 
         Errors: NOT_FOUND: no upload has this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUploads(self, request, context):
+        """Page through the uploads of a project, each with its persisted_size_bytes.
+
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -481,6 +495,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.GetUpload,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.GetUploadRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
+            ),
+            'ListUploads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUploads,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.ListUploadsRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_data__service__pb2.ListUploadsResponse.SerializeToString,
             ),
             'CancelUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelUpload,
@@ -774,6 +793,33 @@ class DataService(object):
             '/luthier.v1.DataService/GetUpload',
             luthier_dot_v1_dot_data__service__pb2.GetUploadRequest.SerializeToString,
             luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUploads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/ListUploads',
+            luthier_dot_v1_dot_data__service__pb2.ListUploadsRequest.SerializeToString,
+            luthier_dot_v1_dot_data__service__pb2.ListUploadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

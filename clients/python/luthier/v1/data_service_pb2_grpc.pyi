@@ -77,6 +77,11 @@ class DataServiceStub:
 
     Errors: NOT_FOUND: no upload has this name.
     """
+    ListUploads: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.ListUploadsRequest, _data_service_pb2.ListUploadsResponse]
+    """Page through the uploads of a project, each with its persisted_size_bytes.
+
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+    """
     CancelUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CancelUploadRequest, _upload_pb2.Upload]
     """Give an upload up and remove its bytes. A cancelled upload is returned unchanged.
 
@@ -237,6 +242,11 @@ class DataServiceAsyncStub(DataServiceStub):
     """Read one upload; its persisted_size_bytes is where to go on.
 
     Errors: NOT_FOUND: no upload has this name.
+    """
+    ListUploads: _aio.UnaryUnaryMultiCallable[_data_service_pb2.ListUploadsRequest, _data_service_pb2.ListUploadsResponse]  # type: ignore[assignment]
+    """Page through the uploads of a project, each with its persisted_size_bytes.
+
+    Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
     """
     CancelUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CancelUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
     """Give an upload up and remove its bytes. A cancelled upload is returned unchanged.
@@ -437,6 +447,17 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """Read one upload; its persisted_size_bytes is where to go on.
 
         Errors: NOT_FOUND: no upload has this name.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUploads(
+        self,
+        request: _data_service_pb2.ListUploadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_data_service_pb2.ListUploadsResponse, _abc.Awaitable[_data_service_pb2.ListUploadsResponse]]:
+        """Page through the uploads of a project, each with its persisted_size_bytes.
+
+        Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
         """
 
     @_abc_1.abstractmethod

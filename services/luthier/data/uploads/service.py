@@ -13,6 +13,7 @@ from luthier.data.uploads import repository, rules
 from luthier.data.uploads.rules import State
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, LuthierError, Reason
 from luthier.runtime.names import new_id
+from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import Blob
 from luthier.storage.database import Database
 from luthier.storage.staging import Staging
@@ -22,6 +23,7 @@ from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.families import delete_free
 from luthier.work.lifecycle import Lifecycle
+from luthier.work.listing import ListRequest, list_page
 
 _logger = logging.getLogger(__name__)
 StoredUpload = Stored[Upload, UploadPrivate]
@@ -88,6 +90,22 @@ class UploadService:
         async with turn.lock:
             turn.receiving = None
             return (await self._reconciled(name)).message()
+
+    async def list_page(self, request: ListRequest, tokens: PageTokens) -> tuple[tuple[Upload, ...], str]:
+        """Return a page of a project's uploads, with their persisted sizes, and the next page's token.
+
+        Raises InvalidArgument.
+        """
+        found, token = await list_page(self._database, self._uploads, tokens, request, filters=("state",))
+        return tuple([await self._sized(upload) for upload in found]), token
+
+    async def _sized(self, upload: Upload) -> Upload:
+        if upload.state != State.STATE_RECEIVING:
+            return upload
+        sized = Upload()
+        sized.CopyFrom(upload)
+        sized.persisted_size_bytes = await self._staging.size(upload.uid)
+        return sized
 
     def turn(self, name: str) -> Turn:
         """Return what all who work on an upload share. Whoever writes chunk after chunk keeps it meanwhile."""

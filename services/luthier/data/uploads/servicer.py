@@ -25,6 +25,10 @@ class UploadsServicer:
         self._uploads = uploads
         standard = StandardMethods(pattern=UPLOAD, tokens=page_tokens)
         self.GetUpload = standard.get(uploads.get)
+        self.ListUploads = standard.list(
+            uploads.list_page,
+            lambda found, token: data_service_pb2.ListUploadsResponse(uploads=found, next_page_token=token),
+        )
         self.CancelUpload = standard.cancel(uploads.cancel)
         self.DeleteUpload = standard.delete(uploads.delete)
 

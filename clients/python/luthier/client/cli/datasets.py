@@ -208,6 +208,27 @@ def list_datasets(session: Session, dataset: str | None) -> None:
 
 
 @datasets.command()
+@click.argument("upload", required=False)
+@click.option(
+    "--state",
+    type=click.Choice(["receiving", "complete", "cancelled"]),
+    help="Only uploads of this state: those that are receiving can be gone on with (create --resume UPLOAD).",
+)
+@pass_session
+def uploads(session: Session, upload: str | None, state: str | None) -> None:
+    """List the uploads of the project, newest first, or show UPLOAD."""
+    from luthier.client.cli.views import upload_facts, upload_table
+
+    if upload is None:
+        wanted = f'state = "{state.upper()}"' if state else ""
+        session.show_list(session.client.datasets.list_uploads(filter=wanted), upload_table)
+    elif state is not None:
+        raise click.UsageError("--state is for the list of uploads: leave out UPLOAD")
+    else:
+        session.show(session.client.datasets.get_upload(upload), upload_facts)
+
+
+@datasets.command()
 @click.argument("name", shell_complete=complete_names)
 @pass_session
 def show(session: Session, name: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MemoryEstimate,
         RenderingUse,
     )
+    from luthier.v1.upload_pb2 import Upload
 
 _STATE_STYLES = {
     "READY": "green",
@@ -62,7 +63,7 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
     return made
 
 
-def state(resource: AnyWatched) -> Text:
+def state(resource: AnyWatched | Upload) -> Text:
     """Return the state of a resource, coloured."""
     name = state_of(resource)
     return Text(name, style=_STATE_STYLES.get(name, "cyan"))
@@ -114,6 +115,36 @@ def dataset_table(datasets: Iterable[Dataset]) -> Table:
             short(dataset.name), dataset.display_name, mapping(dataset.labels), when(dataset.create_time)
         )
     return made
+
+
+def upload_table(uploads: Iterable[Upload]) -> Table:
+    """Return uploads, a row each."""
+    made = table("UPLOAD", "STATE", "FILE", "#STORED", "#SIZE", "CREATED (UTC)")
+    for upload in uploads:
+        made.add_row(
+            short(upload.name),
+            state(upload),
+            upload.filename,
+            size(upload.persisted_size_bytes),
+            size(upload.size_bytes) if upload.size_bytes else "",
+            when(upload.create_time),
+        )
+    return made
+
+
+def upload_facts(upload: Upload) -> Table:
+    """Return what an upload is and how far it has come."""
+    return facts(
+        [
+            ("upload", short(upload.name)),
+            ("state", state(upload)),
+            ("file", upload.filename),
+            ("stored", size(upload.persisted_size_bytes)),
+            ("size", size(upload.size_bytes) if upload.size_bytes else ""),
+            ("sha256", upload.sha256),
+            ("created", when(upload.create_time)),
+        ]
+    )
 
 
 def version_table(versions: Iterable[DatasetVersion]) -> Table:

@@ -23,7 +23,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/data_service.proto.
  */
 export const file_luthier_v1_data_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch1sdXRoaWVyL3YxL2RhdGFfc2VydmljZS5wcm90bxIKbHV0aGllci52MSKUAQoUQ3JlYXRlRGF0YXNldFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEioKB2RhdGFzZXQYAiABKAsyEy5sdXRoaWVyLnYxLkRhdGFzZXRCBOJBAQISGAoKZGF0YXNldF9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiPwoRR2V0RGF0YXNldFJlcXVlc3QSKgoEbmFtZRgBIAEoCUIc4kEBAvpBFQoTbHV0aGllci5kZXYvRGF0YXNldCKMAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImIKFExpc3REYXRhc2V0c1Jlc3BvbnNlEisKCGRhdGFzZXRzGAEgAygLMhMubHV0aGllci52MS5EYXRhc2V0QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ2ChJTdGFydFVwbG9hZFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEigKBnVwbG9hZBgCIAEoCzISLmx1dGhpZXIudjEuVXBsb2FkQgTiQQECEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKUAQoSV3JpdGVVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQH6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBIUCgZvZmZzZXQYAiABKANCBOJBAQESEgoEZGF0YRgDIAEoDEIE4kEBARITCgVjcmMzMhgEIAEoB0IE4kEBARIUCgZmaW5pc2gYBSABKAhCBOJBAQEiPQoQR2V0VXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQidgoTQ2FuY2VsVXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEisgEKG0NyZWF0ZURhdGFzZXRWZXJzaW9uUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISOQoPZGF0YXNldF92ZXJzaW9uGAIgASgLMhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbkIE4kEBAhIgChJkYXRhc2V0X3ZlcnNpb25faWQYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBIk0KGEdldERhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbiKTAQoaTGlzdERhdGFzZXRWZXJzaW9uc1JlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEhQKBmZpbHRlchgEIAEoCUIE4kEBARIWCghvcmRlcl9ieRgFIAEoCUIE4kEBASJ4ChtMaXN0RGF0YXNldFZlcnNpb25zUmVzcG9uc2USOgoQZGF0YXNldF92ZXJzaW9ucxgBIAMoCzIaLmx1dGhpZXIudjEuRGF0YXNldFZlcnNpb25CBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIoYBChtDYW5jZWxEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEigAEKGldhdGNoRGF0YXNldFZlcnNpb25SZXF1ZXN0EjEKBG5hbWUYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhwKDnN0YXJ0X3NlcXVlbmNlGAIgASgDQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASKJAQofTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVxdWVzdBIzCgZwYXJlbnQYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBInAKIExpc3REYXRhc2V0VmVyc2lvbkVycm9yc1Jlc3BvbnNlEi0KBmVycm9ycxgBIAMoCzIXLmx1dGhpZXIudjEuUmVjb3JkRXJyb3JCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIqQBChJMaXN0UmVjb3Jkc1JlcXVlc3QSMwoGcGFyZW50GAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARImCgVzcGxpdBgEIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQEiXwoTTGlzdFJlY29yZHNSZXNwb25zZRIpCgdyZWNvcmRzGAEgAygLMhIubHV0aGllci52MS5SZWNvcmRCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIrMBChJSZWFkUmVjb3Jkc1JlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SJgoFc3BsaXQYAiABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEhcKCXN0YXJ0X3JvdxgDIAEoA0IE4kEBARIWCghpZHNfb25seRhaIAEoCEIE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEinAEKFkNyZWF0ZVJlbmRlcmluZ1JlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEi4KCXJlbmRlcmluZxgCIAEoCzIVLmx1dGhpZXIudjEuUmVuZGVyaW5nQgTiQQECEhoKDHJlbmRlcmluZ19pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiQwoTR2V0UmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcijgEKFUxpc3RSZW5kZXJpbmdzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImgKFkxpc3RSZW5kZXJpbmdzUmVzcG9uc2USLwoKcmVuZGVyaW5ncxgBIAMoCzIVLmx1dGhpZXIudjEuUmVuZGVyaW5nQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ8ChZDYW5jZWxSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASJ2ChVXYXRjaFJlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhwKDnN0YXJ0X3NlcXVlbmNlGAIgASgDQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASJ/ChpMaXN0UmVuZGVyaW5nRXJyb3JzUmVxdWVzdBIuCgZwYXJlbnQYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJrChtMaXN0UmVuZGVyaW5nRXJyb3JzUmVzcG9uc2USLQoGZXJyb3JzGAEgAygLMhcubHV0aGllci52MS5SZWNvcmRFcnJvckIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMiwwEKF1ByZXZpZXdSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARImCgVzcGxpdBgEIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQESHwoRdW5zdXBlcnZpc2VkX29ubHkYBSABKAhCBOJBAQEiZgoYUHJldmlld1JlbmRlcmluZ1Jlc3BvbnNlEisKBHJvd3MYASADKAsyFy5sdXRoaWVyLnYxLlJlbmRlcmVkUm93QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyKSAgoUUmVhZFJlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEiYKBXNwbGl0GAIgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBARIXCglzdGFydF9yb3cYAyABKANCBOJBAQESOQoEdmlldxgEIAEoDjIlLmx1dGhpZXIudjEuUmVhZFJlbmRlcmluZ1JlcXVlc3QuVmlld0IE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEiPQoEVmlldxIUChBWSUVXX1VOU1BFQ0lGSUVEEAASDQoJVklFV19GVUxMEAESEAoMVklFV19MRU5HVEhTEAIieAoURGVsZXRlRGF0YXNldFJlcXVlc3QSKgoEbmFtZRgBIAEoCUIc4kEBAvpBFQoTbHV0aGllci5kZXYvRGF0YXNldBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASJ2ChNEZWxldGVVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQL6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKGAQobRGVsZXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0EjEKBG5hbWUYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInwKFkRlbGV0ZVJlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBMvERCgtEYXRhU2VydmljZRJGCg1DcmVhdGVEYXRhc2V0EiAubHV0aGllci52MS5DcmVhdGVEYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldBJFCgpHZXREYXRhc2V0Eh0ubHV0aGllci52MS5HZXREYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldCIDkAIBElYKDExpc3REYXRhc2V0cxIfLmx1dGhpZXIudjEuTGlzdERhdGFzZXRzUmVxdWVzdBogLmx1dGhpZXIudjEuTGlzdERhdGFzZXRzUmVzcG9uc2UiA5ACARJGCg1EZWxldGVEYXRhc2V0EiAubHV0aGllci52MS5EZWxldGVEYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldBJBCgtTdGFydFVwbG9hZBIeLmx1dGhpZXIudjEuU3RhcnRVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQSQwoLV3JpdGVVcGxvYWQSHi5sdXRoaWVyLnYxLldyaXRlVXBsb2FkUmVxdWVzdBoSLmx1dGhpZXIudjEuVXBsb2FkKAESQgoJR2V0VXBsb2FkEhwubHV0aGllci52MS5HZXRVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQiA5ACARJDCgxDYW5jZWxVcGxvYWQSHy5sdXRoaWVyLnYxLkNhbmNlbFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgxEZWxldGVVcGxvYWQSHy5sdXRoaWVyLnYxLkRlbGV0ZVVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJbChRDcmVhdGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ3JlYXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJaChFHZXREYXRhc2V0VmVyc2lvbhIkLmx1dGhpZXIudjEuR2V0RGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbiIDkAIBEmsKE0xpc3REYXRhc2V0VmVyc2lvbnMSJi5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0RGF0YXNldFZlcnNpb25zUmVzcG9uc2UiA5ACARJbChRDYW5jZWxEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ2FuY2VsRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJbChREZWxldGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuRGVsZXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJXChNXYXRjaERhdGFzZXRWZXJzaW9uEiYubHV0aGllci52MS5XYXRjaERhdGFzZXRWZXJzaW9uUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEnoKGExpc3REYXRhc2V0VmVyc2lvbkVycm9ycxIrLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVxdWVzdBosLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2UiA5ACARJTCgtMaXN0UmVjb3JkcxIeLmx1dGhpZXIudjEuTGlzdFJlY29yZHNSZXF1ZXN0Gh8ubHV0aGllci52MS5MaXN0UmVjb3Jkc1Jlc3BvbnNlIgOQAgESTAoLUmVhZFJlY29yZHMSHi5sdXRoaWVyLnYxLlJlYWRSZWNvcmRzUmVxdWVzdBoWLmx1dGhpZXIudjEuQXJyb3dDaHVuayIDkAIBMAESTAoPQ3JlYXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5DcmVhdGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSSwoMR2V0UmVuZGVyaW5nEh8ubHV0aGllci52MS5HZXRSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmciA5ACARJcCg5MaXN0UmVuZGVyaW5ncxIhLmx1dGhpZXIudjEuTGlzdFJlbmRlcmluZ3NSZXF1ZXN0GiIubHV0aGllci52MS5MaXN0UmVuZGVyaW5nc1Jlc3BvbnNlIgOQAgESTAoPQ2FuY2VsUmVuZGVyaW5nEiIubHV0aGllci52MS5DYW5jZWxSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTAoPRGVsZXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5EZWxldGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTQoOV2F0Y2hSZW5kZXJpbmcSIS5sdXRoaWVyLnYxLldhdGNoUmVuZGVyaW5nUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEmsKE0xpc3RSZW5kZXJpbmdFcnJvcnMSJi5sdXRoaWVyLnYxLkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0UmVuZGVyaW5nRXJyb3JzUmVzcG9uc2UiA5ACARJiChBQcmV2aWV3UmVuZGVyaW5nEiMubHV0aGllci52MS5QcmV2aWV3UmVuZGVyaW5nUmVxdWVzdBokLmx1dGhpZXIudjEuUHJldmlld1JlbmRlcmluZ1Jlc3BvbnNlIgOQAgESUAoNUmVhZFJlbmRlcmluZxIgLmx1dGhpZXIudjEuUmVhZFJlbmRlcmluZ1JlcXVlc3QaFi5sdXRoaWVyLnYxLkFycm93Q2h1bmsiA5ACATABYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_arrow, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_rendering, file_luthier_v1_upload]);
+  fileDesc("Ch1sdXRoaWVyL3YxL2RhdGFfc2VydmljZS5wcm90bxIKbHV0aGllci52MSKUAQoUQ3JlYXRlRGF0YXNldFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEioKB2RhdGFzZXQYAiABKAsyEy5sdXRoaWVyLnYxLkRhdGFzZXRCBOJBAQISGAoKZGF0YXNldF9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiPwoRR2V0RGF0YXNldFJlcXVlc3QSKgoEbmFtZRgBIAEoCUIc4kEBAvpBFQoTbHV0aGllci5kZXYvRGF0YXNldCKMAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImIKFExpc3REYXRhc2V0c1Jlc3BvbnNlEisKCGRhdGFzZXRzGAEgAygLMhMubHV0aGllci52MS5EYXRhc2V0QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ2ChJTdGFydFVwbG9hZFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEigKBnVwbG9hZBgCIAEoCzISLmx1dGhpZXIudjEuVXBsb2FkQgTiQQECEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKUAQoSV3JpdGVVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQH6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBIUCgZvZmZzZXQYAiABKANCBOJBAQESEgoEZGF0YRgDIAEoDEIE4kEBARITCgVjcmMzMhgEIAEoB0IE4kEBARIUCgZmaW5pc2gYBSABKAhCBOJBAQEiPQoQR2V0VXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQiiwEKEkxpc3RVcGxvYWRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIl8KE0xpc3RVcGxvYWRzUmVzcG9uc2USKQoHdXBsb2FkcxgBIAMoCzISLmx1dGhpZXIudjEuVXBsb2FkQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ2ChNDYW5jZWxVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQL6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKyAQobQ3JlYXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhI5Cg9kYXRhc2V0X3ZlcnNpb24YAiABKAsyGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uQgTiQQECEiAKEmRhdGFzZXRfdmVyc2lvbl9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiTQoYR2V0RGF0YXNldFZlcnNpb25SZXF1ZXN0EjEKBG5hbWUYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uIpMBChpMaXN0RGF0YXNldFZlcnNpb25zUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIngKG0xpc3REYXRhc2V0VmVyc2lvbnNSZXNwb25zZRI6ChBkYXRhc2V0X3ZlcnNpb25zGAEgAygLMhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbkIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihgEKG0NhbmNlbERhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKAAQoaV2F0Y2hEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIokBCh9MaXN0RGF0YXNldFZlcnNpb25FcnJvcnNSZXF1ZXN0EjMKBnBhcmVudBgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEicAogTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2USLQoGZXJyb3JzGAEgAygLMhcubHV0aGllci52MS5SZWNvcmRFcnJvckIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMipAEKEkxpc3RSZWNvcmRzUmVxdWVzdBIzCgZwYXJlbnQYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEiYKBXNwbGl0GAQgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBASJfChNMaXN0UmVjb3Jkc1Jlc3BvbnNlEikKB3JlY29yZHMYASADKAsyEi5sdXRoaWVyLnYxLlJlY29yZEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMiswEKElJlYWRSZWNvcmRzUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhImCgVzcGxpdBgCIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQESFwoJc3RhcnRfcm93GAMgASgDQgTiQQEBEhYKCGlkc19vbmx5GFogASgIQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASKcAQoWQ3JlYXRlUmVuZGVyaW5nUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISLgoJcmVuZGVyaW5nGAIgASgLMhUubHV0aGllci52MS5SZW5kZXJpbmdCBOJBAQISGgoMcmVuZGVyaW5nX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJDChNHZXRSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZyKOAQoVTGlzdFJlbmRlcmluZ3NSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQEiaAoWTGlzdFJlbmRlcmluZ3NSZXNwb25zZRIvCgpyZW5kZXJpbmdzGAEgAygLMhUubHV0aGllci52MS5SZW5kZXJpbmdCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDInwKFkNhbmNlbFJlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInYKFVdhdGNoUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIn8KGkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0Ei4KBnBhcmVudBgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBImsKG0xpc3RSZW5kZXJpbmdFcnJvcnNSZXNwb25zZRItCgZlcnJvcnMYASADKAsyFy5sdXRoaWVyLnYxLlJlY29yZEVycm9yQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyLDAQoXUHJldmlld1JlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEiYKBXNwbGl0GAQgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBARIfChF1bnN1cGVydmlzZWRfb25seRgFIAEoCEIE4kEBASJmChhQcmV2aWV3UmVuZGVyaW5nUmVzcG9uc2USKwoEcm93cxgBIAMoCzIXLmx1dGhpZXIudjEuUmVuZGVyZWRSb3dCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIpICChRSZWFkUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSJgoFc3BsaXQYAiABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEhcKCXN0YXJ0X3JvdxgDIAEoA0IE4kEBARI5CgR2aWV3GAQgASgOMiUubHV0aGllci52MS5SZWFkUmVuZGVyaW5nUmVxdWVzdC5WaWV3QgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASI9CgRWaWV3EhQKEFZJRVdfVU5TUEVDSUZJRUQQABINCglWSUVXX0ZVTEwQARIQCgxWSUVXX0xFTkdUSFMQAiJ4ChREZWxldGVEYXRhc2V0UmVxdWVzdBIqCgRuYW1lGAEgASgJQhziQQEC+kEVChNsdXRoaWVyLmRldi9EYXRhc2V0EhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInYKE0RlbGV0ZVVwbG9hZFJlcXVlc3QSKQoEbmFtZRgBIAEoCUIb4kEBAvpBFAoSbHV0aGllci5kZXYvVXBsb2FkEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIoYBChtEZWxldGVEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEifAoWRGVsZXRlUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEyxhIKC0RhdGFTZXJ2aWNlEkYKDUNyZWF0ZURhdGFzZXQSIC5sdXRoaWVyLnYxLkNyZWF0ZURhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0EkUKCkdldERhdGFzZXQSHS5sdXRoaWVyLnYxLkdldERhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0IgOQAgESVgoMTGlzdERhdGFzZXRzEh8ubHV0aGllci52MS5MaXN0RGF0YXNldHNSZXF1ZXN0GiAubHV0aGllci52MS5MaXN0RGF0YXNldHNSZXNwb25zZSIDkAIBEkYKDURlbGV0ZURhdGFzZXQSIC5sdXRoaWVyLnYxLkRlbGV0ZURhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0EkEKC1N0YXJ0VXBsb2FkEh4ubHV0aGllci52MS5TdGFydFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgtXcml0ZVVwbG9hZBIeLmx1dGhpZXIudjEuV3JpdGVVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQoARJCCglHZXRVcGxvYWQSHC5sdXRoaWVyLnYxLkdldFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZCIDkAIBElMKC0xpc3RVcGxvYWRzEh4ubHV0aGllci52MS5MaXN0VXBsb2Fkc1JlcXVlc3QaHy5sdXRoaWVyLnYxLkxpc3RVcGxvYWRzUmVzcG9uc2UiA5ACARJDCgxDYW5jZWxVcGxvYWQSHy5sdXRoaWVyLnYxLkNhbmNlbFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgxEZWxldGVVcGxvYWQSHy5sdXRoaWVyLnYxLkRlbGV0ZVVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJbChRDcmVhdGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ3JlYXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJaChFHZXREYXRhc2V0VmVyc2lvbhIkLmx1dGhpZXIudjEuR2V0RGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbiIDkAIBEmsKE0xpc3REYXRhc2V0VmVyc2lvbnMSJi5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0RGF0YXNldFZlcnNpb25zUmVzcG9uc2UiA5ACARJbChRDYW5jZWxEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ2FuY2VsRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJbChREZWxldGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuRGVsZXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJXChNXYXRjaERhdGFzZXRWZXJzaW9uEiYubHV0aGllci52MS5XYXRjaERhdGFzZXRWZXJzaW9uUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEnoKGExpc3REYXRhc2V0VmVyc2lvbkVycm9ycxIrLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVxdWVzdBosLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2UiA5ACARJTCgtMaXN0UmVjb3JkcxIeLmx1dGhpZXIudjEuTGlzdFJlY29yZHNSZXF1ZXN0Gh8ubHV0aGllci52MS5MaXN0UmVjb3Jkc1Jlc3BvbnNlIgOQAgESTAoLUmVhZFJlY29yZHMSHi5sdXRoaWVyLnYxLlJlYWRSZWNvcmRzUmVxdWVzdBoWLmx1dGhpZXIudjEuQXJyb3dDaHVuayIDkAIBMAESTAoPQ3JlYXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5DcmVhdGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSSwoMR2V0UmVuZGVyaW5nEh8ubHV0aGllci52MS5HZXRSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmciA5ACARJcCg5MaXN0UmVuZGVyaW5ncxIhLmx1dGhpZXIudjEuTGlzdFJlbmRlcmluZ3NSZXF1ZXN0GiIubHV0aGllci52MS5MaXN0UmVuZGVyaW5nc1Jlc3BvbnNlIgOQAgESTAoPQ2FuY2VsUmVuZGVyaW5nEiIubHV0aGllci52MS5DYW5jZWxSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTAoPRGVsZXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5EZWxldGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTQoOV2F0Y2hSZW5kZXJpbmcSIS5sdXRoaWVyLnYxLldhdGNoUmVuZGVyaW5nUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEmsKE0xpc3RSZW5kZXJpbmdFcnJvcnMSJi5sdXRoaWVyLnYxLkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0UmVuZGVyaW5nRXJyb3JzUmVzcG9uc2UiA5ACARJiChBQcmV2aWV3UmVuZGVyaW5nEiMubHV0aGllci52MS5QcmV2aWV3UmVuZGVyaW5nUmVxdWVzdBokLmx1dGhpZXIudjEuUHJldmlld1JlbmRlcmluZ1Jlc3BvbnNlIgOQAgESUAoNUmVhZFJlbmRlcmluZxIgLmx1dGhpZXIudjEuUmVhZFJlbmRlcmluZ1JlcXVlc3QaFi5sdXRoaWVyLnYxLkFycm93Q2h1bmsiA5ACATABYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_arrow, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_rendering, file_luthier_v1_upload]);
 
 /**
  * CreateDatasetRequest describes a resource to create.
@@ -271,6 +271,83 @@ export const GetUploadRequestSchema: GenMessage<GetUploadRequest> = /*@__PURE__*
   messageDesc(file_luthier_v1_data_service, 6);
 
 /**
+ * ListUploadsRequest asks for a page.
+ *
+ * @generated from message luthier.v1.ListUploadsRequest
+ */
+export type ListUploadsRequest = Message<"luthier.v1.ListUploadsRequest"> & {
+  /**
+   * The project, projects/{project}.
+   *
+   * @generated from field: string parent = 1;
+   */
+  parent: string;
+
+  /**
+   * Resources on a page at most. 0 means 50; more than 1,000 is taken as 1,000.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * next_page_token of the page before. Empty means the first page. All other fields must stay the same.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+
+  /**
+   * `state = "RECEIVING"`, or COMPLETE or CANCELLED. Empty means all.
+   *
+   * @generated from field: string filter = 4;
+   */
+  filter: string;
+
+  /**
+   * `create_time` or `create_time desc`. Empty means `create_time desc`.
+   *
+   * @generated from field: string order_by = 5;
+   */
+  orderBy: string;
+};
+
+/**
+ * Describes the message luthier.v1.ListUploadsRequest.
+ * Use `create(ListUploadsRequestSchema)` to create a new message.
+ */
+export const ListUploadsRequestSchema: GenMessage<ListUploadsRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 7);
+
+/**
+ * ListUploadsResponse is a page of resources.
+ *
+ * @generated from message luthier.v1.ListUploadsResponse
+ */
+export type ListUploadsResponse = Message<"luthier.v1.ListUploadsResponse"> & {
+  /**
+   * The resources of this page. May be fewer than page_size before the last page.
+   *
+   * @generated from field: repeated luthier.v1.Upload uploads = 1;
+   */
+  uploads: Upload[];
+
+  /**
+   * Token of the next page. Empty after the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message luthier.v1.ListUploadsResponse.
+ * Use `create(ListUploadsResponseSchema)` to create a new message.
+ */
+export const ListUploadsResponseSchema: GenMessage<ListUploadsResponse> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 8);
+
+/**
  * CancelUploadRequest names the resource to cancel.
  *
  * @generated from message luthier.v1.CancelUploadRequest
@@ -303,7 +380,7 @@ export type CancelUploadRequest = Message<"luthier.v1.CancelUploadRequest"> & {
  * Use `create(CancelUploadRequestSchema)` to create a new message.
  */
 export const CancelUploadRequestSchema: GenMessage<CancelUploadRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 7);
+  messageDesc(file_luthier_v1_data_service, 9);
 
 /**
  * CreateDatasetVersionRequest describes a resource to create.
@@ -345,7 +422,7 @@ export type CreateDatasetVersionRequest = Message<"luthier.v1.CreateDatasetVersi
  * Use `create(CreateDatasetVersionRequestSchema)` to create a new message.
  */
 export const CreateDatasetVersionRequestSchema: GenMessage<CreateDatasetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 8);
+  messageDesc(file_luthier_v1_data_service, 10);
 
 /**
  * GetDatasetVersionRequest names one resource.
@@ -366,7 +443,7 @@ export type GetDatasetVersionRequest = Message<"luthier.v1.GetDatasetVersionRequ
  * Use `create(GetDatasetVersionRequestSchema)` to create a new message.
  */
 export const GetDatasetVersionRequestSchema: GenMessage<GetDatasetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 9);
+  messageDesc(file_luthier_v1_data_service, 11);
 
 /**
  * ListDatasetVersionsRequest pages through resources, newest first unless order_by says otherwise.
@@ -415,7 +492,7 @@ export type ListDatasetVersionsRequest = Message<"luthier.v1.ListDatasetVersions
  * Use `create(ListDatasetVersionsRequestSchema)` to create a new message.
  */
 export const ListDatasetVersionsRequestSchema: GenMessage<ListDatasetVersionsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 10);
+  messageDesc(file_luthier_v1_data_service, 12);
 
 /**
  * ListDatasetVersionsResponse is a page of resources.
@@ -443,7 +520,7 @@ export type ListDatasetVersionsResponse = Message<"luthier.v1.ListDatasetVersion
  * Use `create(ListDatasetVersionsResponseSchema)` to create a new message.
  */
 export const ListDatasetVersionsResponseSchema: GenMessage<ListDatasetVersionsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 11);
+  messageDesc(file_luthier_v1_data_service, 13);
 
 /**
  * CancelDatasetVersionRequest names the resource to stop.
@@ -478,7 +555,7 @@ export type CancelDatasetVersionRequest = Message<"luthier.v1.CancelDatasetVersi
  * Use `create(CancelDatasetVersionRequestSchema)` to create a new message.
  */
 export const CancelDatasetVersionRequestSchema: GenMessage<CancelDatasetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 12);
+  messageDesc(file_luthier_v1_data_service, 14);
 
 /**
  * WatchDatasetVersionRequest says whose events to send and from where.
@@ -514,7 +591,7 @@ export type WatchDatasetVersionRequest = Message<"luthier.v1.WatchDatasetVersion
  * Use `create(WatchDatasetVersionRequestSchema)` to create a new message.
  */
 export const WatchDatasetVersionRequestSchema: GenMessage<WatchDatasetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 13);
+  messageDesc(file_luthier_v1_data_service, 15);
 
 /**
  * ListDatasetVersionErrorsRequest pages through bad records.
@@ -549,7 +626,7 @@ export type ListDatasetVersionErrorsRequest = Message<"luthier.v1.ListDatasetVer
  * Use `create(ListDatasetVersionErrorsRequestSchema)` to create a new message.
  */
 export const ListDatasetVersionErrorsRequestSchema: GenMessage<ListDatasetVersionErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 14);
+  messageDesc(file_luthier_v1_data_service, 16);
 
 /**
  * ListDatasetVersionErrorsResponse is a page of bad records.
@@ -577,7 +654,7 @@ export type ListDatasetVersionErrorsResponse = Message<"luthier.v1.ListDatasetVe
  * Use `create(ListDatasetVersionErrorsResponseSchema)` to create a new message.
  */
 export const ListDatasetVersionErrorsResponseSchema: GenMessage<ListDatasetVersionErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 15);
+  messageDesc(file_luthier_v1_data_service, 17);
 
 /**
  * ListRecordsRequest pages through records.
@@ -619,7 +696,7 @@ export type ListRecordsRequest = Message<"luthier.v1.ListRecordsRequest"> & {
  * Use `create(ListRecordsRequestSchema)` to create a new message.
  */
 export const ListRecordsRequestSchema: GenMessage<ListRecordsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 16);
+  messageDesc(file_luthier_v1_data_service, 18);
 
 /**
  * ListRecordsResponse is a page of records.
@@ -647,7 +724,7 @@ export type ListRecordsResponse = Message<"luthier.v1.ListRecordsResponse"> & {
  * Use `create(ListRecordsResponseSchema)` to create a new message.
  */
 export const ListRecordsResponseSchema: GenMessage<ListRecordsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 17);
+  messageDesc(file_luthier_v1_data_service, 19);
 
 /**
  * ReadRecordsRequest says which records to stream.
@@ -697,7 +774,7 @@ export type ReadRecordsRequest = Message<"luthier.v1.ReadRecordsRequest"> & {
  * Use `create(ReadRecordsRequestSchema)` to create a new message.
  */
 export const ReadRecordsRequestSchema: GenMessage<ReadRecordsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 18);
+  messageDesc(file_luthier_v1_data_service, 20);
 
 /**
  * CreateRenderingRequest describes a resource to create.
@@ -739,7 +816,7 @@ export type CreateRenderingRequest = Message<"luthier.v1.CreateRenderingRequest"
  * Use `create(CreateRenderingRequestSchema)` to create a new message.
  */
 export const CreateRenderingRequestSchema: GenMessage<CreateRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 19);
+  messageDesc(file_luthier_v1_data_service, 21);
 
 /**
  * GetRenderingRequest names one resource.
@@ -760,7 +837,7 @@ export type GetRenderingRequest = Message<"luthier.v1.GetRenderingRequest"> & {
  * Use `create(GetRenderingRequestSchema)` to create a new message.
  */
 export const GetRenderingRequestSchema: GenMessage<GetRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 20);
+  messageDesc(file_luthier_v1_data_service, 22);
 
 /**
  * ListRenderingsRequest pages through resources, newest first unless order_by says otherwise.
@@ -809,7 +886,7 @@ export type ListRenderingsRequest = Message<"luthier.v1.ListRenderingsRequest"> 
  * Use `create(ListRenderingsRequestSchema)` to create a new message.
  */
 export const ListRenderingsRequestSchema: GenMessage<ListRenderingsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 21);
+  messageDesc(file_luthier_v1_data_service, 23);
 
 /**
  * ListRenderingsResponse is a page of resources.
@@ -837,7 +914,7 @@ export type ListRenderingsResponse = Message<"luthier.v1.ListRenderingsResponse"
  * Use `create(ListRenderingsResponseSchema)` to create a new message.
  */
 export const ListRenderingsResponseSchema: GenMessage<ListRenderingsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 22);
+  messageDesc(file_luthier_v1_data_service, 24);
 
 /**
  * CancelRenderingRequest names the resource to stop.
@@ -872,7 +949,7 @@ export type CancelRenderingRequest = Message<"luthier.v1.CancelRenderingRequest"
  * Use `create(CancelRenderingRequestSchema)` to create a new message.
  */
 export const CancelRenderingRequestSchema: GenMessage<CancelRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 23);
+  messageDesc(file_luthier_v1_data_service, 25);
 
 /**
  * WatchRenderingRequest says whose events to send and from where.
@@ -908,7 +985,7 @@ export type WatchRenderingRequest = Message<"luthier.v1.WatchRenderingRequest"> 
  * Use `create(WatchRenderingRequestSchema)` to create a new message.
  */
 export const WatchRenderingRequestSchema: GenMessage<WatchRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 24);
+  messageDesc(file_luthier_v1_data_service, 26);
 
 /**
  * ListRenderingErrorsRequest pages through records that could not be rendered.
@@ -943,7 +1020,7 @@ export type ListRenderingErrorsRequest = Message<"luthier.v1.ListRenderingErrors
  * Use `create(ListRenderingErrorsRequestSchema)` to create a new message.
  */
 export const ListRenderingErrorsRequestSchema: GenMessage<ListRenderingErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 25);
+  messageDesc(file_luthier_v1_data_service, 27);
 
 /**
  * ListRenderingErrorsResponse is a page of records that could not be rendered.
@@ -971,7 +1048,7 @@ export type ListRenderingErrorsResponse = Message<"luthier.v1.ListRenderingError
  * Use `create(ListRenderingErrorsResponseSchema)` to create a new message.
  */
 export const ListRenderingErrorsResponseSchema: GenMessage<ListRenderingErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 26);
+  messageDesc(file_luthier_v1_data_service, 28);
 
 /**
  * PreviewRenderingRequest says which rows to show.
@@ -1021,7 +1098,7 @@ export type PreviewRenderingRequest = Message<"luthier.v1.PreviewRenderingReques
  * Use `create(PreviewRenderingRequestSchema)` to create a new message.
  */
 export const PreviewRenderingRequestSchema: GenMessage<PreviewRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 27);
+  messageDesc(file_luthier_v1_data_service, 29);
 
 /**
  * PreviewRenderingResponse is a page of rows.
@@ -1049,7 +1126,7 @@ export type PreviewRenderingResponse = Message<"luthier.v1.PreviewRenderingRespo
  * Use `create(PreviewRenderingResponseSchema)` to create a new message.
  */
 export const PreviewRenderingResponseSchema: GenMessage<PreviewRenderingResponse> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 28);
+  messageDesc(file_luthier_v1_data_service, 30);
 
 /**
  * ReadRenderingRequest says which rows to stream.
@@ -1099,7 +1176,7 @@ export type ReadRenderingRequest = Message<"luthier.v1.ReadRenderingRequest"> & 
  * Use `create(ReadRenderingRequestSchema)` to create a new message.
  */
 export const ReadRenderingRequestSchema: GenMessage<ReadRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 29);
+  messageDesc(file_luthier_v1_data_service, 31);
 
 /**
  * What each row carries.
@@ -1133,7 +1210,7 @@ export enum ReadRenderingRequest_View {
  * Describes the enum luthier.v1.ReadRenderingRequest.View.
  */
 export const ReadRenderingRequest_ViewSchema: GenEnum<ReadRenderingRequest_View> = /*@__PURE__*/
-  enumDesc(file_luthier_v1_data_service, 29, 0);
+  enumDesc(file_luthier_v1_data_service, 31, 0);
 
 /**
  * DeleteDatasetRequest is the request of DeleteDataset.
@@ -1168,7 +1245,7 @@ export type DeleteDatasetRequest = Message<"luthier.v1.DeleteDatasetRequest"> & 
  * Use `create(DeleteDatasetRequestSchema)` to create a new message.
  */
 export const DeleteDatasetRequestSchema: GenMessage<DeleteDatasetRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 30);
+  messageDesc(file_luthier_v1_data_service, 32);
 
 /**
  * DeleteUploadRequest is the request of DeleteUpload.
@@ -1203,7 +1280,7 @@ export type DeleteUploadRequest = Message<"luthier.v1.DeleteUploadRequest"> & {
  * Use `create(DeleteUploadRequestSchema)` to create a new message.
  */
 export const DeleteUploadRequestSchema: GenMessage<DeleteUploadRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 31);
+  messageDesc(file_luthier_v1_data_service, 33);
 
 /**
  * DeleteDatasetVersionRequest is the request of DeleteDatasetVersion.
@@ -1238,7 +1315,7 @@ export type DeleteDatasetVersionRequest = Message<"luthier.v1.DeleteDatasetVersi
  * Use `create(DeleteDatasetVersionRequestSchema)` to create a new message.
  */
 export const DeleteDatasetVersionRequestSchema: GenMessage<DeleteDatasetVersionRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 32);
+  messageDesc(file_luthier_v1_data_service, 34);
 
 /**
  * DeleteRenderingRequest is the request of DeleteRendering.
@@ -1273,7 +1350,7 @@ export type DeleteRenderingRequest = Message<"luthier.v1.DeleteRenderingRequest"
  * Use `create(DeleteRenderingRequestSchema)` to create a new message.
  */
 export const DeleteRenderingRequestSchema: GenMessage<DeleteRenderingRequest> = /*@__PURE__*/
-  messageDesc(file_luthier_v1_data_service, 33);
+  messageDesc(file_luthier_v1_data_service, 35);
 
 /**
  * DataService takes raw examples to checked, split, immutable versions and to the exact tokens that a job trains on.
@@ -1367,6 +1444,18 @@ export const DataService: GenService<{
     methodKind: "unary";
     input: typeof GetUploadRequestSchema;
     output: typeof UploadSchema;
+  },
+  /**
+   * Page through the uploads of a project, each with its persisted_size_bytes.
+   *
+   * Errors: INVALID_ARGUMENT: filter, order_by, page_size or page_token is not valid.
+   *
+   * @generated from rpc luthier.v1.DataService.ListUploads
+   */
+  listUploads: {
+    methodKind: "unary";
+    input: typeof ListUploadsRequestSchema;
+    output: typeof ListUploadsResponseSchema;
   },
   /**
    * Give an upload up and remove its bytes. A cancelled upload is returned unchanged.
