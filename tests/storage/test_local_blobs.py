@@ -93,7 +93,7 @@ async def test_a_blob_of_another_user_is_stored_anew(tmp_path: Path, monkeypatch
     def refused(path: Path, *arguments: object) -> None:
         if Path(path).stat().st_ino == theirs:
             raise PermissionError(1, "Operation not permitted", str(path))
-        utime(path, *arguments)  # type: ignore[call-overload]
+        utime(path, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("luthier.storage.local_blobs.os.utime", refused)
     file = tmp_path / "file"
