@@ -19,6 +19,7 @@ from tests.daemon.test_luthierd import LUTHIERD, environment
 
 from luthier.daemon import doctor
 from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
+from luthier.runtime.granted_keys import GRANTED_FILE, grant_key
 from luthier.storage.disk import Disk
 
 
@@ -83,6 +84,18 @@ def test_a_home_is_no_folder_where_others_write(tmp_path: Path) -> None:
     later = doctor.folder(tmp_path / "not" / "yet")
     assert (later.level, str(tmp_path) in later.text) == ("ok", True)
     assert not (tmp_path / "not").exists()
+
+
+def test_granted_keys_can_be_read_and_are_of_projects_that_are_served(tmp_path: Path) -> None:
+    assert doctor.granted_keys(tmp_path, ("a",)).level == "ok"
+    grant_key(tmp_path, "k", ["a", "gone"], ["reader"])
+    found = doctor.granted_keys(tmp_path, ("a",))
+    assert (found.level, "not served: gone;" in found.text) == ("warning", True)
+    (tmp_path / GRANTED_FILE).rename(tmp_path / "real.toml")
+    (tmp_path / GRANTED_FILE).symlink_to(tmp_path / "real.toml")
+    findings = {one.what: one for one in doctor.examined(tmp_path, {})}
+    assert findings["granted keys"].level == "problem"
+    assert "symbolic link" in findings["granted keys"].text
 
 
 def test_a_home_is_of_the_user_who_serves_and_may_be_written(

@@ -20,6 +20,7 @@ def granted(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_printed_key_has_its_projects_and_roles(tmp_path: Path) -> None:
     home = tmp_path / "home"
+    home.mkdir(mode=0o700)
     done = granted(
         home, "chat", "--project", "a", "--project", "b", "--role", "reader", "--role", "generator"
     )
@@ -46,6 +47,7 @@ def test_the_printed_key_has_its_projects_and_roles(tmp_path: Path) -> None:
 def test_what_cannot_be_granted_is_said_and_nothing_is_written(
     tmp_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
     done = granted(tmp_path / "home", *arguments)
     assert done.returncode in (1, 2)
     assert said in done.stderr

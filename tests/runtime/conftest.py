@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,11 @@ class Echo:
             self.closed.set()
 
 
-def add_echo(echo: Echo, server: aio.Server) -> None:
+def add_echo(echo: Echo, server: aio.Server, request_type: Any = Create) -> None:
     handlers = {
         "Create": grpc.unary_unary_rpc_method_handler(
             echo.create,
-            request_deserializer=Create.FromString,
+            request_deserializer=request_type.FromString,
             response_serializer=dataset_pb2.Dataset.SerializeToString,
         ),
         "Stream": grpc.unary_stream_rpc_method_handler(
@@ -134,14 +135,17 @@ POLICY: Policy = {
 
 
 @asynccontextmanager
-async def serve(home: Path, **options: Any) -> AsyncIterator[Site]:
+async def serve(
+    home: Path, *, projects: tuple[str, ...] | None = None, request_type: Any = Create, **options: Any
+) -> AsyncIterator[Site]:
+    """Serve an Echo of some projects, of all by default, whose Create takes messages of a type."""
     keys = read_or_create_keys(home)
     echo, log = Echo(), MemoryRequestLog()
     async with (
         serving(
             ServerOptions(address="127.0.0.1:0", drain_seconds=0.0, **options),
-            [Registration(add=add_echo, servicer=echo, name=SERVICE)],
-            authenticator=Authenticator(keys, TaskTokens(keys.token_secret)),
+            [Registration(add=partial(add_echo, request_type=request_type), servicer=echo, name=SERVICE)],
+            authenticator=Authenticator(keys, TaskTokens(keys.token_secret), projects=projects),
             policy=POLICY,
             request_log=log,
             metrics=MetricsServer("127.0.0.1:0"),

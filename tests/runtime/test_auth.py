@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from tests.runtime.conftest import MemoryRequestLog
+from google.protobuf.message import Message
+from tests.runtime.conftest import SERVICE as ECHO
+from tests.runtime.conftest import MemoryRequestLog, serve
 
 from luthier.errors import InvalidArgument, PermissionDenied, Reason
+from luthier.runtime import auth
 from luthier.runtime.auth import Authenticator, Policy, Principal, confine, permit, policy_of
+from luthier.runtime.calls import Call
+from luthier.runtime.door import admit
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.named_resources import references_of
 from luthier.runtime.server import Registration, ServerOptions, of_families, serving
 from luthier.v1 import (
+    data_service_pb2,
     evaluation_pb2,
     evaluation_service_pb2,
     model_service_pb2,
@@ -61,7 +73,7 @@ async def test_a_method_without_a_policy_cannot_be_registered(tmp_path: Path, lo
     policy: Policy = {f"/{SERVICE.full_name}/{name}": frozenset({"reader"}) for name in NAMES if name != lost}
     methods = SimpleNamespace(**dict.fromkeys(NAMES, nothing))
     add = model_service_pb2_grpc.add_ModelServiceServicer_to_server
-    serve = serving(
+    served = serving(
         ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
         [of_families(SERVICE, add, [methods])],
         authenticator=Authenticator(read_or_create_keys(tmp_path)),
@@ -70,11 +82,11 @@ async def test_a_method_without_a_policy_cannot_be_registered(tmp_path: Path, lo
         metrics=MetricsServer("127.0.0.1:0"),
     )
     if lost is None:
-        async with serve as running:
+        async with served as running:
             assert running.port
         return
     with pytest.raises(AssertionError, match=f"must have a policy.*/{SERVICE.full_name}/{lost}'"):
-        async with serve:
+        async with served:
             pass
 
 
@@ -82,7 +94,7 @@ async def test_a_service_that_does_not_tell_its_methods_cannot_be_registered(tmp
     def add(servicer: Any, server: Any) -> None:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.B", {}),))
 
-    serve = serving(
+    served = serving(
         ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
         [Registration(add=add, servicer=None, name="a.B")],
         authenticator=Authenticator(read_or_create_keys(tmp_path)),
@@ -91,7 +103,7 @@ async def test_a_service_that_does_not_tell_its_methods_cannot_be_registered(tmp
         metrics=MetricsServer("127.0.0.1:0"),
     )
     with pytest.raises(AssertionError, match="tell their methods"):
-        async with serve:
+        async with served:
             pass
 
 
@@ -137,7 +149,97 @@ def test_references_are_found_in_maps_and_in_types_that_hold_themselves() -> Non
     ]
 
 
+def nested(size: int, key: str) -> training_service_pb2.CreateFineTuningJobRequest:
+    """A request of so many graders below a map's key, each of which names a model of another project."""
+    request = training_service_pb2.CreateFineTuningJobRequest(parent="projects/ours")
+    outer = request.fine_tuning_job.reinforcement.grader.multi
+    inner = outer.graders[key].multi
+    for place in range(size):
+        inner.graders[str(place)].reward_model.model = "projects/x"
+    return request
+
+
+@pytest.mark.parametrize("look", [lambda request: confine(OURS, request), admit], ids=["confine", "admit"])
+def test_a_long_key_of_many_graders_is_held_and_copied_once(look: Callable[[Any], None]) -> None:
+    request = nested(40_000, "k" * (1 << 20))
+    request.fine_tuning_job.reinforcement.grader.multi.graders["z"].name = "z"
+    # A copy of the key for each would be 40 GiB.
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        with suppress(InvalidArgument):
+            look(request)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 16 << 20
+    assert time.process_time() - began < 5.0
+
+
+def test_the_walk_for_references_ends_where_an_answer_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = 0
+
+    def counted(request: Message) -> Iterator[tuple[tuple[str, ...], str]]:
+        nonlocal walked
+        for one in references_of(request):
+            walked += 1
+            yield one
+
+    monkeypatch.setattr(auth, "references_of", counted)
+    with pytest.raises(InvalidArgument) as caught:
+        confine(OURS, nested(1000, "k" * 1000))
+    assert walked == 20
+    shown = f"graders['{'k' * 100}…']"
+    assert all(shown in one.field and len(one.field) < 270 for one in caught.value.violations)
+
+
 def test_no_more_references_are_named_than_an_answer_has_room_for() -> None:
     with pytest.raises(InvalidArgument) as caught:
         confine(OURS, evaluation(*["projects/x/models/b"] * 1000))
     assert len(caught.value.violations) == 20
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (data_service_pb2.CreateDatasetRequest(parent="projects/theirs"), "PERMISSION_DENIED"),
+        (evaluation("projects/theirs/models/a"), "INVALID_ARGUMENT"),
+    ],
+    ids=["another project", "crossing"],
+)
+async def test_the_log_says_what_a_refused_call_was_about(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: Any,
+    code: str,
+) -> None:
+    # A library that another test uses switches off the loggers that are there when it sets up its own.
+    monkeypatch.setattr(logging.getLogger("luthier.access"), "disabled", False)
+    caplog.set_level("INFO", "luthier.access")
+    async with serve(tmp_path / "home", projects=("ours",), request_type=type(request_)) as site:
+        call: Any = site.wire.unary_unary(f"/{ECHO}/Create")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(request_.SerializeToString(), metadata=site.metadata(), timeout=10)
+    (line,) = [one for one in caplog.records if one.name == "luthier.access"]
+    said: dict[str, Any] = vars(line)
+    assert (said["code"], said["subject"]) == (code, request_.parent)
+
+
+async def test_a_call_that_no_stage_has_authorised_is_not_served(tmp_path: Path) -> None:
+    nobody: Any = None
+    call = Call(
+        method="/a/B",
+        type="unary",
+        context=nobody,
+        messages=of_one(data_service_pb2.CreateDatasetRequest(parent="projects/ours").SerializeToString()),
+        streams_requests=False,
+        deserialize=data_service_pb2.CreateDatasetRequest.FromString,
+        task=None,
+    )
+    with pytest.raises(AssertionError, match="no stage has said what /a/B may be about"):
+        await call.receive()
+
+
+async def of_one(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -85,6 +85,16 @@ def test_lists_without_measure_are_refused_and_not_walked() -> None:
     assert description == f"must hold at most {MAX_MESSAGES} values, got {MAX_MESSAGES + 1}"
 
 
+def test_maps_without_measure_are_refused_and_not_walked() -> None:
+    request = Create()
+    graders = request.fine_tuning_job.reinforcement.grader.multi.graders
+    for place in range(MAX_MESSAGES + 1):
+        graders[str(place)].name = "g"
+    ((field, description),) = refused(request)
+    assert field == "fine_tuning_job.reinforcement.grader.multi.graders"
+    assert description == f"must hold at most {MAX_MESSAGES} values, got {MAX_MESSAGES + 1}"
+
+
 def test_what_workers_measured_is_kept() -> None:
     event = event_pb2.Event(sequence=9)
     event.metrics.values["train_loss"] = 0.5

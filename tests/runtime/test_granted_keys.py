@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.work.hosted import serve
 
 from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unauthenticated
 from luthier.runtime.auth import Authenticator
@@ -123,6 +129,89 @@ def test_a_file_that_cannot_be_meant_is_refused_by_its_path(tmp_path: Path, text
     with pytest.raises(InvalidArgument, match=said) as caught:
         read_granted(tmp_path)
     assert str(path) in caught.value.message
+
+
+def test_a_home_that_is_not_there_or_another_users_gets_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FailedPrecondition, match=r"must be a home of services at .*/none"):
+        grant_key(tmp_path / "none", "k", ["a"], ["reader"])
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(
+        FailedPrecondition, match=f"belongs to user {user}, .*sudo -u '#{user}' env LUTHIER_HOME="
+    ):
+        grant_key(tmp_path, "k", ["a"], ["reader"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def unreadable(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path.write_text("")
+    path.chmod(0o600)
+    opened = os.open
+
+    def refuse(name: Path, *rest: int, **options: int) -> int:
+        # The tests may run as root, to whom no file is closed.
+        if name == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return opened(name, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    return f"may read.*Permission denied.*belongs to user {os.geteuid()}"
+
+
+def linked(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path.symlink_to(path.with_name("elsewhere.toml"))
+    return "it is a symbolic link"
+
+
+def of_no_text(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    path.write_bytes(b"\xff\xfe")
+    path.chmod(0o600)
+    return "a file of text"
+
+
+@pytest.mark.parametrize("spoil", [unreadable, linked, of_no_text])
+async def test_a_service_whose_granted_keys_cannot_be_read_says_so_before_it_changes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path, pytest.MonkeyPatch], str]
+) -> None:
+    path = tmp_path / GRANTED_FILE
+    said = spoil(path, monkeypatch)
+    with pytest.raises(FailedPrecondition, match=said) as caught:
+        async with serve(tmp_path):
+            pass
+    assert str(path) in caught.value.message
+    assert not (tmp_path / "small").exists()
+    with pytest.raises(FailedPrecondition, match=said):
+        grant_key(tmp_path, "k", ["a"], ["reader"])
+
+
+async def test_a_service_says_which_keys_are_of_projects_that_it_does_not_serve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grant_key(tmp_path, "some", ["p", "gone"], ["reader"])
+    grant_key(tmp_path, "every", ["*"], ["reader"])
+    async with serve(tmp_path):
+        pass
+    (line,) = [one.getMessage() for one in caplog.records if "not served" in one.getMessage()]
+    assert line == "the key some is of projects that are not served: gone; LUTHIER_PROJECTS says which are"
+
+
+def test_processes_that_grant_at_once_lose_no_key(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from luthier.runtime.granted_keys import grant_key\n"
+        "sys.stdin.read()\n"
+        "for n in range(20): grant_key(Path(sys.argv[1]), f'{sys.argv[2]}-{n}', ['a'], ['reader'])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    names = [f"k{number}" for number in range(4)]
+    running = [subprocess.Popen([*command, name], stdin=subprocess.PIPE) for name in names]
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.close()
+    assert [one.wait(60) for one in running] == [0] * len(names)
+    wanted = {f"{name}-{number}" for name in names for number in range(20)}
+    assert {one.name for one in read_granted(tmp_path)} == wanted
 
 
 def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,12 @@ async def test_a_lasting_need_is_no_shorter_for_one_that_ends(database: Database
 @pytest.fixture
 async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Parts, int]]:
     """A service with datasets that others may hold, and its port."""
+    async with served(tmp_path, "p") as there:
+        yield there
+
+
+@asynccontextmanager
+async def served(home: Path, project: str) -> AsyncIterator[tuple[Parts, int]]:
     kept: list[Parts] = []
 
     def build(parts: Parts) -> Hosted:
@@ -115,10 +122,10 @@ async def hosted(tmp_path: Path) -> AsyncIterator[tuple[Parts, int]]:
 
     plan = ServiceSettings(
         name="data",
-        home=tmp_path,
+        home=home,
         address="127.0.0.1:0",
         metrics_address="127.0.0.1:0",
-        projects=("p",),
+        projects=(project,),
         migrations=MIGRATIONS,
         kinds=(),
         min_free_bytes=0,
@@ -143,6 +150,26 @@ async def test_another_service_holds_and_releases_over_the_wire(hosted: tuple[Pa
             await delete_free(connection, datasets(), held)
         with pytest.raises(NotFound):
             await keeper.keep(hold, 60.0)
+
+
+async def test_holds_are_prolonged_and_released_when_their_project_is_not_served_any_more(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, "p") as (parts, port):
+        held = await dataset(parts.database, "held")
+    hold = Hold(hold=str(uuid.uuid4()), name=held.message.name, uid=held.uid, holder=JOB)
+    async with (
+        served(tmp_path, "other") as (parts, port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        keeper = GrpcKeeper(channel, parts.task_tokens, "the Data service")
+        assert await keeper.keep(hold, 60.0) == held.uid
+        async with parts.database.transaction() as connection:
+            with pytest.raises(FailedPrecondition, match=JOB):
+                await delete_free(connection, datasets(), held)
+        await keeper.release(hold)
+        async with parts.database.transaction() as connection:
+            await delete_free(connection, datasets(), held)
 
 
 async def test_a_name_used_again_is_not_what_was_seen_and_one_of_before_uids_is_whatever_has_it(

@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.kernels.dispatch import current_isa
 from luthier.kernels.tables import OPS, entries
 from luthier.runtime.config import others, read
+from luthier.runtime.granted_keys import ALL_PROJECTS, GRANTED_FILE, read_granted
 from luthier.runtime.home import require_own
 from luthier.runtime.server import check_loopback
 from luthier.runtime.tracing import traces_config
@@ -86,6 +87,7 @@ def examined(home: Path, addresses: Mapping[str, str]) -> Iterator[Finding]:
         "device": lambda: device(read(WorkerConfig, section="WORKER").device),
         "memory": memory,
         "home": partial(folder, home),
+        "granted keys": lambda: granted_keys(home, projects()),
         "disk": lambda: disk(home, floor_bytes()),
         **{f"{name} service": partial(service, name, address) for name, address in addresses.items()},
         "traces": traces,
@@ -179,6 +181,24 @@ def folder(home: Path) -> Finding:
             "home", f"user {os.geteuid()} may not write {home}: mend its mode, or what it is mounted from"
         )
     return _ok("home", f"{home}, mode {stat.S_IMODE(home.stat().st_mode):04o}")
+
+
+def projects() -> tuple[str, ...]:
+    """Return the projects that are served."""
+    return read(DataConfig, section="DATA").projects
+
+
+def granted_keys(home: Path, served: Collection[str]) -> Finding:
+    """Say whether services can read the keys of some projects and roles, and whether those are served."""
+    granted = read_granted(home)
+    unserved = sorted({project for key in granted for project in key.projects} - {ALL_PROJECTS, *served})
+    text = f"{len(granted)} in {home / GRANTED_FILE}"
+    if unserved:
+        return _warning(
+            "granted keys",
+            f"{text}, of projects that are not served: {', '.join(unserved)}; see LUTHIER_PROJECTS",
+        )
+    return _ok("granted keys", text)
 
 
 def _may_write(path: Path) -> bool:

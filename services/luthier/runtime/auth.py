@@ -11,9 +11,10 @@ import hmac
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -173,7 +174,9 @@ class Authenticator:
         if scheme.lower() != "bearer" or not secret:
             raise Unauthenticated("`authorization` must be `Bearer <key>`")
         if secret.startswith(_TOKEN_PREFIX):
-            return self._where_served(self._tokens.verify(secret))
+            bearer = self._tokens.verify(secret)
+            # What a service holds it must be able to let go when its project is not served any more.
+            return bearer if "service" in bearer.roles else self._where_served(bearer)
         digest = _sha256(secret)
         # Every key is compared, and in constant time: the time taken tells nothing of any key.
         found = [principal for known, principal in self._known if hmac.compare_digest(digest, known)]
@@ -255,19 +258,25 @@ def confine(principal: Principal, request: Message) -> None:
     project = project_named(subject)
     if project is not None:
         _require_project(principal, project)
-    crossing = []
-    for path, name in references_of(request):
-        other = project_named(name)
-        if other is None or other == project:
-            continue
-        if project is None:
-            _require_project(principal, other)
-            continue
-        description = f"must be in projects/{project}, got {name!r}"
-        violation = FieldViolation(field=path, description=description, reason=Reason.CROSS_PROJECT_REFERENCE)
-        crossing.append(violation)
+    if project is None:
+        for _, name in references_of(request):
+            if (other := project_named(name)) is not None:
+                _require_project(principal, other)
+        return
+    # No more are looked for than an answer has room for: a request may hold very many.
+    crossing = list(islice(_crossing(request, project), _MOST_VIOLATIONS))
     if crossing:
-        raise InvalidArgument.of_fields(*crossing[:_MOST_VIOLATIONS])
+        raise InvalidArgument.of_fields(*crossing)
+
+
+def _crossing(request: Message, project: str) -> Iterator[FieldViolation]:
+    for path, name in references_of(request):
+        if project_named(name) not in (None, project):
+            yield FieldViolation(
+                field=".".join(path),
+                description=f"must be in projects/{project}, got {name!r}",
+                reason=Reason.CROSS_PROJECT_REFERENCE,
+            )
 
 
 def _require_project(principal: Principal, project: str) -> None:

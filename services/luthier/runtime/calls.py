@@ -68,7 +68,7 @@ class Call:
     steps_aside: StepsAside | None = None
     measure_received: Measure = lambda _: None
     measure_sent: Measure = lambda _: None
-    examine: Callable[[Any], None] = lambda _: None
+    examine: Callable[[Any], None] | None = None
     trailers: dict[str, str] = field(default_factory=dict)
 
     async def receive(self) -> None:
@@ -93,19 +93,23 @@ class Call:
                 f"a call of {self.method} must send one message, got none", metadata={"method": self.method}
             )
         self.received = 1
-        self.request = self.decoded(data)
+        # Before it is looked at: the log says what a refused call was about.
+        self.request = self._admitted(data)
+        self._examine(self.request)
 
     async def requests(self) -> AsyncIterator[Any]:
         """Yield the messages of a stream of requests."""
         async for data in self.messages:
             self.received += 1
-            yield self.decoded(data)
+            message = self._admitted(data)
+            self._examine(message)
+            yield message
 
-    def decoded(self, data: bytes) -> Any:
-        """Return one message of the request, as the door lets it in.
+    def _examine(self, message: Any) -> None:
+        assert self.examine is not None, f"no stage has said what {self.method} may be about"
+        self.examine(message)
 
-        Raises InvalidArgument for bytes that are none, and what `examine` raises.
-        """
+    def _admitted(self, data: bytes) -> Any:
         self.measure_received(len(data))
         try:
             message = self.deserialize(data)
@@ -115,7 +119,6 @@ class Call:
                 metadata={"method": self.method},
             ) from error
         admit(message)
-        self.examine(message)
         return message
 
     def metadata(self, key: str) -> str | None:

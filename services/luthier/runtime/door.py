@@ -9,7 +9,7 @@ is looked at where they arrive (`work.validity`). Numbers are finite everywhere:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from luthier.errors import FieldViolation, InvalidArgument
-from luthier.runtime.field_limits import choices
+from luthier.runtime.field_limits import choices, shown_key
 
 MAX_VIOLATIONS = 20
 # A walk of so many takes a quarter of a second of everybody's time; what is sent for real is far below.
@@ -173,9 +173,7 @@ def _message(rules: _Rules) -> Check:
 
 def _each(check: Check) -> Check:
     def check_each(values: Sequence[Any], path: str, violations: list[FieldViolation]) -> None:
-        if len(values) > MAX_MESSAGES:
-            description = f"must hold at most {MAX_MESSAGES} values, got {len(values)}"
-            violations.append(FieldViolation(field=path, description=description))
+        if _are_too_many(values, path, violations):
             return
         for place, value in enumerate(values):
             if len(violations) >= MAX_VIOLATIONS:
@@ -187,9 +185,19 @@ def _each(check: Check) -> Check:
 
 def _each_of_map(check: Check) -> Check:
     def check_each(values: Mapping[Any, Any], path: str, violations: list[FieldViolation]) -> None:
+        if _are_too_many(values, path, violations):
+            return
         for key in values:
             if len(violations) >= MAX_VIOLATIONS:
                 return
-            check(values[key], f"{path}[{key!r}]", violations)
+            check(values[key], f"{path}[{shown_key(key)}]", violations)
 
     return check_each
+
+
+def _are_too_many(values: Sized, path: str, violations: list[FieldViolation]) -> bool:
+    if len(values) <= MAX_MESSAGES:
+        return False
+    description = f"must hold at most {MAX_MESSAGES} values, got {len(values)}"
+    violations.append(FieldViolation(field=path, description=description))
+    return True

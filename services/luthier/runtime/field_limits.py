@@ -151,6 +151,11 @@ def choices(enum: EnumDescriptor) -> str:
     return ", ".join(names[:_SHOWN_CHOICES]) + (", ..." if len(names) > _SHOWN_CHOICES else "")
 
 
+def shown_key(key: object) -> str:
+    """Return a map's key as a path shows it: every path below it is as long again, and a caller chose it."""
+    return _shown(key) if key else repr(key)
+
+
 def under(path: str, limits: LimitTable) -> LimitTable:
     """Return a table of a message as a table of the message in which it stands at a path."""
     return {f"{path}.{inner}": limit for inner, limit in limits.items()}

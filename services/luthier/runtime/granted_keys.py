@@ -10,18 +10,21 @@ The key in the file `api-key` has every project and role. Services read both whe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.errors import AlreadyExists, InvalidArgument
+from luthier.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from luthier.runtime.field_limits import Limit
+from luthier.runtime.home import require_own
 from luthier.runtime.keys import read_private
 from luthier.runtime.names import ID_LIMIT
 
@@ -50,20 +53,26 @@ class GrantedKey:
 def read_granted(home: Path) -> tuple[GrantedKey, ...]:
     """Return the keys of a home's file; none where there is no file.
 
-    Raises InvalidArgument that names every entry that is wrong, FailedPrecondition when others may read the file.
+    Raises InvalidArgument that names every entry that is wrong, FailedPrecondition when others may read the file or
+    this process may not.
     """
     path = home / GRANTED_FILE
-    return _parsed(read_private(path), path) if path.exists() else ()
+    return _parsed(_text(path), path)
 
 
 def grant_key(home: Path, name: str, projects: Collection[str], roles: Collection[str]) -> str:
     """Add a new key to a home's file, and return it: it is stored nowhere.
 
-    Raises AlreadyExists for a name that has a key, InvalidArgument for what cannot be granted, and what `read_granted`
-    raises.
+    Raises AlreadyExists for a name that has a key, InvalidArgument for what cannot be granted, FailedPrecondition for
+    a home that is not there or another user's, whose services could not read the file, and what `read_granted` raises.
     """
-    path = home / GRANTED_FILE
-    before = read_private(path) if path.exists() else ""
+    _require_home(home)
+    with _alone(home) as folder:
+        return _grant(home / GRANTED_FILE, name, projects, roles, folder)
+
+
+def _grant(path: Path, name: str, projects: Collection[str], roles: Collection[str], folder: int) -> str:
+    before = _text(path)
     if any(name == known.name for known in _parsed(before, path)):
         raise AlreadyExists(f"{path} has a key {name} already; take another name, or delete that entry first")
     key = f"lk_{secrets.token_urlsafe(32)}"
@@ -74,9 +83,44 @@ def grant_key(home: Path, name: str, projects: Collection[str], roles: Collectio
     }
     _require_valid({name: entry}, "a new key")
     lines = [f"[{name}]", *(f"{field} = {_toml(value)}" for field, value in entry.items())]
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     _replace(path, (f"{before.rstrip()}\n\n" if before.strip() else "") + "\n".join(lines) + "\n")
+    os.fsync(folder)
     return key
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_private(path)
+    except NotFound:
+        return ""
+
+
+def _require_home(home: Path) -> None:
+    try:
+        owner = home.stat().st_uid
+    except OSError as error:
+        raise FailedPrecondition(
+            f"there must be a home of services at {home}, whose LUTHIER_HOME it is: {error.strerror}; start them first",
+            metadata={"home": str(home)},
+        ) from error
+    if owner != os.geteuid():
+        raise FailedPrecondition(
+            f"{home} belongs to user {owner}, and services could not read what user {os.geteuid()} writes there; "
+            f"run it as the user of the services: sudo -u '#{owner}' env LUTHIER_HOME={home} luthierd grant-key ...",
+            metadata={"home": str(home)},
+        )
+    require_own(home)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[int]:
+    """Have no other process add a key for the length of a block; yields the folder's descriptor."""
+    folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _parsed(text: str, path: Path) -> tuple[GrantedKey, ...]:

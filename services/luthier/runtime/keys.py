@@ -47,11 +47,34 @@ def read_key(path: Path) -> str:
 
 
 def read_private(path: Path) -> str:
-    """Return a file's text. Raises NotFound; FailedPrecondition when others than the owner may read it."""
+    """Return a file's text.
+
+    Raises NotFound; FailedPrecondition when others than the owner may read it, and when this process cannot.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return _read_private(path)
     except FileNotFoundError:
         raise NotFound(f"there is no key file {path}", reason=Reason.CREDENTIALS_MISSING) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailedPrecondition(
+            f"{path} must be a file of text that user {os.geteuid()} may read, and no link: {_why(path, error)}",
+            metadata={"path": str(path)},
+        ) from error
+
+
+def _why(path: Path, error: OSError | UnicodeDecodeError) -> str:
+    try:
+        status = path.lstat()
+    except OSError:
+        return str(error)
+    if stat.S_ISLNK(status.st_mode):
+        return "it is a symbolic link, put the file itself there"
+    return f"{error}; it belongs to user {status.st_uid}"
+
+
+def _read_private(path: Path) -> str:
+    # What is no file may keep who opens it waiting, as a pipe does.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(descriptor) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         if mode & 0o077:

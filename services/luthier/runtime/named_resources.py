@@ -14,8 +14,15 @@ from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from luthier.runtime.field_limits import shown_key
+
 SUBJECTS = ("name", "parent")
 """Fields of a request of which one says what the request is about."""
+
+Path = tuple[str, ...]
+"""The fields that lead to one, from the request on, each with its place in a list or a map: `graders['a']`."""
+
+_SUBJECT_PATHS = frozenset((name,) for name in SUBJECTS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +42,15 @@ def subject_of(request: Message) -> tuple[str, str]:
     return "", ""
 
 
-def references_of(request: Message) -> Iterable[tuple[str, str]]:
-    """Return the path and the value of every other field of a request that names a resource, however deep."""
+def references_of(request: Message) -> Iterable[tuple[Path, str]]:
+    """Return the path and the value of every other field of a request that names a resource, however deep.
+
+    Paths are in parts, which `".".join` makes text of: a request may name very many.
+    """
     fields = _fields(request.DESCRIPTOR)
     if not fields.holding and all(field.name in SUBJECTS for field in fields.naming):
         return ()
-    return (named for named in _names(request, "") if named[0] not in SUBJECTS)
+    return (named for named in _names(request, ()) if named[0] not in _SUBJECT_PATHS)
 
 
 def names_resource(field: FieldDescriptor) -> bool:
@@ -49,17 +59,17 @@ def names_resource(field: FieldDescriptor) -> bool:
     return options.HasExtension(resource_pb2.resource_reference) and not _is_output(field)
 
 
-def _names(message: Message, prefix: str) -> Iterator[tuple[str, str]]:
+def _names(message: Message, prefix: Path) -> Iterator[tuple[Path, str]]:
     fields = _fields(message.DESCRIPTOR)
     for field in fields.naming:
         value = getattr(message, field.name)
         if not field.is_repeated:
             value = (value,) if value else ()
         for place, name in enumerate(value):
-            yield prefix + field.name + (f"[{place}]" if field.is_repeated else ""), name
+            yield (*prefix, f"{field.name}[{place}]" if field.is_repeated else field.name), name
     for field in fields.holding:
-        for path, inner in _held(message, field):
-            yield from _names(inner, f"{prefix}{path}.")
+        for part, inner in _held(message, field):
+            yield from _names(inner, (*prefix, part))
 
 
 def _held(message: Message, field: FieldDescriptor) -> Iterator[tuple[str, Message]]:
@@ -67,7 +77,7 @@ def _held(message: Message, field: FieldDescriptor) -> Iterator[tuple[str, Messa
     value = getattr(message, field.name)
     if field.message_type.GetOptions().map_entry:
         for key in value:
-            yield f"{field.name}[{key!r}]", value[key]
+            yield f"{field.name}[{shown_key(key)}]", value[key]
     elif field.is_repeated:
         for place, inner in enumerate(value):
             yield f"{field.name}[{place}]", inner

@@ -14,7 +14,7 @@ import grpc.aio
 
 from luthier.errors import ResourceExhausted
 from luthier.runtime.auth import Authenticator, Policy, TaskTokens
-from luthier.runtime.granted_keys import read_granted
+from luthier.runtime.granted_keys import ALL_PROJECTS, GrantedKey, read_granted
 from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
@@ -215,6 +215,8 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         for changed in secure_home(settings.home):
             _logger.warning(changed)
         keys = read_or_create_keys(settings.home)
+        granted = read_granted(settings.home)
+        _warn_of_unserved(granted, settings.projects)
         settings.folder.mkdir(parents=True, exist_ok=True)
         urls = settings.urls
         await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
@@ -242,7 +244,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
                 ServerOptions(address=settings.address),
                 [*hosted.registrations, *_internal(parts, hosted)],
                 authenticator=Authenticator(
-                    keys, parts.task_tokens, projects=settings.projects, granted=read_granted(settings.home)
+                    keys, parts.task_tokens, projects=settings.projects, granted=granted
                 ),
                 policy={**hosted.policy, **WORKER_POLICY, **HOLD_POLICY},
                 request_log=request_log,
@@ -251,6 +253,16 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         )
         stack.callback(parts.queue.stop)
         yield running.port
+
+
+def _warn_of_unserved(granted: Sequence[GrantedKey], served: Sequence[str]) -> None:
+    for key in granted:
+        if unserved := sorted(key.projects - {ALL_PROJECTS, *served}):
+            _logger.warning(
+                "the key %s is of projects that are not served: %s; LUTHIER_PROJECTS says which are",
+                key.name,
+                ", ".join(unserved),
+            )
 
 
 def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:

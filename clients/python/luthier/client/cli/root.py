@@ -142,7 +142,8 @@ _HINTS: Mapping[str, str] = {
     " --evaluation-address say where",
     Reason.INVALID_RECORDS: "`luthier datasets errors VERSION` lists them; --policy skip leaves them out",
     Reason.CHAT_TEMPLATE_MISSING: "continue plain text with --raw, or give a chat template with --template",
-    Reason.CREDENTIALS_INVALID: "the key must be the one in the api-key file of the services' home",
+    Reason.CREDENTIALS_INVALID: "the key must be the one in the api-key file of the services' home, or one that"
+    " `luthierd grant-key` printed: services know that one once they have started again",
 }
 
 
