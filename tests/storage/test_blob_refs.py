@@ -58,10 +58,21 @@ async def test_what_the_last_owner_lets_go_is_loose_from_then_on(database: Datab
     async with database.transaction() as connection:
         since = await blob_refs.loose_since(connection, [A, B])
         assert abs(since[A] / 1e6 - time.time()) < 60
-        assert list(await blob_refs.loose_before(connection, since[A], 10)) == [A]
-        assert list(await blob_refs.loose_before(connection, since[A] - 1, 10)) == []
+        first, one = blob_refs.FIRST_LOOSE, blob_refs.Loose(digest=A, since_us=since[A])
+        assert list(await blob_refs.loose_before(connection, since[A], first, 10)) == [one]
+        assert list(await blob_refs.loose_before(connection, since[A], one, 10)) == [], "it is past"
+        assert list(await blob_refs.loose_before(connection, since[A] - 1, first, 10)) == []
         await blob_refs.forget_loose(connection, [A])
     assert await loose(database) == set()
+
+
+async def test_a_stray_keeps_the_time_that_it_was_given_first(database: Database) -> None:
+    async with database.transaction() as connection:
+        await blob_refs.note_strays(connection, [A, B], 10)
+        await blob_refs.note_strays(connection, [B, C], 20)
+        assert await blob_refs.loose_since(connection, [A, B, C]) == {A: 10, B: 10, C: 20}
+        loose_10 = [blob_refs.Loose(digest=digest, since_us=10) for digest in (A, B)]
+        assert list(await blob_refs.loose_before(connection, 19, blob_refs.FIRST_LOOSE, 10)) == loose_10
 
 
 async def test_an_owner_changes_what_it_refers_to(database: Database) -> None:

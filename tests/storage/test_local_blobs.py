@@ -67,3 +67,40 @@ async def test_read_closes_its_file_when_the_reader_stops_early(tmp_path: Path) 
     assert len(await anext(stream)) == 1 << 20
     await stream.aclose()  # type: ignore[attr-defined]
     assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+async def test_what_is_no_blob_is_neither_listed_nor_in_the_way(tmp_path: Path) -> None:
+    store = LocalBlobStore(tmp_path)
+    await store.put_bytes(b"abc")
+    folder = tmp_path / "blobs" / ABC[:2]
+    for name in (".abcd.X7k2", ".nfs0000", ABC + ".bak", ABC.upper(), "0" * 64):
+        (folder / name).write_bytes(b"left")
+    (folder / (ABC[:2] + "0" * 62)).mkdir()
+    (tmp_path / "blobs" / "lost+found").mkdir()
+    (tmp_path / "blobs" / "00").write_bytes(b"a file where a folder would be")
+    (tmp_path / "blobs" / "stray").write_bytes(b"a file")
+    assert [one.digest for one in await store.list("", 100)] == [ABC]
+    assert await store.list(ABC, 100) == []
+
+
+async def test_a_blob_of_another_user_is_stored_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who owns a file may set its times."""
+    store = LocalBlobStore(tmp_path / "store")
+    await store.put_bytes(b"abc")
+    target = tmp_path / "store" / "blobs" / ABC[:2] / ABC
+    theirs, utime = target.stat().st_ino, os.utime
+
+    def refused(path: Path, *arguments: object) -> None:
+        if Path(path).stat().st_ino == theirs:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        utime(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("luthier.storage.local_blobs.os.utime", refused)
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    assert (await store.put_file(file, ABC)).digest == ABC
+    assert target.stat().st_ino != theirs
+    theirs = target.stat().st_ino
+    assert (await store.put_bytes(b"abc")).digest == ABC
+    assert target.stat().st_ino != theirs
+    assert await store.read_bytes(ABC) == b"abc"

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.work.collecting import GRACE_SECONDS, CollectionMetrics, Collector
+from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, CollectionMetrics, Collector
 
 
 def collector_of(database: Database, blobs: BlobStore, seconds_later: float = 0.0) -> Collector:
@@ -18,10 +18,11 @@ def collector_of(database: Database, blobs: BlobStore, seconds_later: float = 0.
 
 
 async def collect_later(database: Database, blobs: BlobStore) -> None:
-    """Collect all that goes once every grace period is over."""
-    collector = collector_of(database, blobs, 2 * GRACE_SECONDS)
-    await collector.collect_loose()
-    await collector.look()
+    """Collect all that goes once every grace period is over: what was let go, and what a crash left."""
+    await collector_of(database, blobs, 2 * GRACE_SECONDS).look()
+    later = collector_of(database, blobs, STRAY_SECONDS + 4 * GRACE_SECONDS)
+    await later.collect_loose()
+    await later.look()
 
 
 async def digests_of(blobs: BlobStore) -> set[str]:

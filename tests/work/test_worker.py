@@ -151,22 +151,19 @@ async def test_a_worker_that_stops_gives_its_task_back(site: Site) -> None:
         await site.until(lambda: "SUCCEEDED" in site.states)
 
 
-async def test_an_outcome_that_the_service_refuses_fails_the_task_and_not_the_worker(site: Site) -> None:
+async def test_an_outcome_whose_bytes_the_service_has_lost_is_a_lost_attempt(site: Site) -> None:
     absent = task_pb2.BlobFile(path="weights", sha256="0" * 64)
 
     def run(context: TaskContext) -> task_pb2.TaskResult:
-        if context.task.subject == "jobs/a":
+        if context.task.attempt == 1:
             return done(task_pb2.TaskResult(train=task_pb2.TrainResult(files=[absent])))
         return done()
 
     await site.enqueue()
     async with site.worker(run):
-        await site.until(lambda: "FAILED" in site.states)
-        (failure,) = site.handler.failures
-        assert failure.code == "INTERNAL"
-        assert "the service refused the outcome of the task: blob 000" in failure.message
-        await site.enqueue("jobs/b")
         await site.until(lambda: "SUCCEEDED" in site.states)
+    assert ("lost", 1) in site.handler.calls
+    assert site.handler.failures == []
 
 
 BAD_RESULTS: dict[str, tuple[task_pb2.TaskResult, str]] = {
@@ -195,6 +192,15 @@ async def test_a_result_that_breaks_a_rule_fails_its_task_by_name(site: Site, ca
     assert failure.message == f"the service refused the outcome of the task: {said}"
     assert site.states == ["started", "FAILED"], "nothing of the result was used"
     assert site.handler.results == [None]
+
+
+async def test_a_worker_whose_outcome_is_refused_goes_on(site: Site) -> None:
+    bad = BAD_RESULTS["nothing"][0]
+    await site.enqueue()
+    async with site.worker(lambda context: bad if context.task.subject == "jobs/a" else done()):
+        await site.until(lambda: "FAILED" in site.states)
+        await site.enqueue("jobs/b")
+        await site.until(lambda: "SUCCEEDED" in site.states)
 
 
 async def test_a_companion_that_fails_ends_the_worker(site: Site) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.storage.disk import MIN_FREE_BYTES
-from luthier.work.collecting import GRACE_SECONDS
+from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, patience_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +33,8 @@ class Config:
     """Where its blobs are, `file:///path/of/a/folder`; empty: in the home."""
     blob_grace_seconds: float = GRACE_SECONDS
     """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""
+    blob_stray_seconds: float = STRAY_SECONDS
+    """Bytes that the database never named are found, stay so long, and then for the time above; 0: for ever."""
+
+    def __post_init__(self) -> None:
+        patience_of(self.blob_grace_seconds, self.blob_stray_seconds)

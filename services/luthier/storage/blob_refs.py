@@ -2,13 +2,15 @@
 
 An owner is the uid of a resource, `<uid>/<part>` for what goes with it and is kept in rows of its own, or
 `tasks/<id>` for what a worker was promised. A blob that nobody refers to any more is noted as loose, in the
-transaction that drops the last reference, and collected a while later (`storage.collecting`).
+transaction that drops the last reference, and collected a while later (`work.collecting`). One that no row ever named
+is noted as loose from a time on that is far ahead.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from google.protobuf.message import Message
 from sqlalchemy import (
@@ -24,6 +26,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    tuple_,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -48,6 +51,17 @@ loose_blobs = Table(
     Index("ix_loose_blobs_since", "since_us"),
 )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loose:
+    """A blob that nobody refers to, and since when: in microseconds since 1970."""
+
+    digest: str
+    since_us: int
+
+
+FIRST_LOOSE = Loose(digest="", since_us=-1)
+"""Before all that are loose."""
 _AFTER_SLASH = chr(ord("/") + 1)
 
 
@@ -122,13 +136,20 @@ async def loose_since(connection: AsyncConnection, digests: Sequence[str]) -> di
     return {row.digest: row.since_us for row in await connection.execute(statement)}
 
 
-async def loose_before(connection: AsyncConnection, before_us: int, limit: int) -> Sequence[str]:
-    """Return at most `limit` blobs that are loose since a time or longer, the longest first."""
+async def loose_before(
+    connection: AsyncConnection, before_us: int, after: Loose, limit: int
+) -> Sequence[Loose]:
+    """Return at most `limit` blobs that are loose since a time or longer, the longest first, from after one on."""
     columns = loose_blobs.c
+    order = (columns.since_us, columns.digest)
     statement = (
-        select(columns.digest).where(columns.since_us <= before_us).order_by(columns.since_us).limit(limit)
+        select(columns.digest, columns.since_us)
+        .where(columns.since_us <= before_us, tuple_(*order) > tuple_(after.since_us, after.digest))
+        .order_by(*order)
+        .limit(limit)
     )
-    return (await connection.execute(statement)).scalars().all()
+    rows = await connection.execute(statement)
+    return [Loose(digest=row.digest, since_us=row.since_us) for row in rows]
 
 
 async def note_loose(connection: AsyncConnection, digests: Iterable[str]) -> None:
@@ -140,6 +161,12 @@ async def note_loose(connection: AsyncConnection, digests: Iterable[str]) -> Non
             index_elements=["digest"], set_={"since_us": statement.excluded.since_us}
         )
         await connection.execute(again, rows)
+
+
+async def note_strays(connection: AsyncConnection, digests: Sequence[str], since_us: int) -> None:
+    """Note that blobs that no row names count as loose from a time on, which may come; those that are noted stay so."""
+    rows = [{"digest": digest, "since_us": since_us} for digest in digests]
+    await connection.execute(dialect.insert(loose_blobs).on_conflict_do_nothing(), rows)
 
 
 async def forget_loose(connection: AsyncConnection, digests: Sequence[str]) -> None:

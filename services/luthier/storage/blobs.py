@@ -126,9 +126,14 @@ class BlobStore(Protocol):
         ...
 
 
+def is_digest(text: str) -> bool:
+    """Tell whether a text is a well-formed digest."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check_digest(digest: str) -> str:
     """Return a well-formed digest; raise InvalidArgument for any other, which might name another path."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise InvalidArgument.of_fields(
             FieldViolation(field="digest", description=f"must be 64 lowercase hex digits, got {digest!r}")
         )

@@ -13,12 +13,14 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import stat
 import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import IO, BinaryIO, ParamSpec, TypeVar
@@ -32,6 +34,7 @@ from luthier.storage.blobs import (
     check_digest,
     check_match,
     check_range,
+    is_digest,
     missing,
 )
 from luthier.storage.disk import Disk, named_when_full
@@ -51,6 +54,7 @@ _THREADS = 16
 """More than cores: most of them wait for the disk."""
 _SWEEP_SECONDS = 60.0
 """Shortest time between two looks for what writers left that are gone."""
+_FOLDER = re.compile(r"[0-9a-f]{2}")
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 _logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -66,6 +70,9 @@ class LocalBlobStore:
     def __init__(self, root: Path, *, min_free_bytes: int = 0) -> None:
         self._disk = Disk(root, min_free_bytes)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
+        # Who collects holds the lock of all writers of a database: never behind what hashes, copies or unlinks.
+        self._aside_thread = ThreadPoolExecutor(1, thread_name_prefix="blobs-aside")
+        self._remover = ThreadPoolExecutor(1, thread_name_prefix="blobs-remove")
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
         self._mark: Path | None = None
@@ -126,10 +133,10 @@ class LocalBlobStore:
 
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, and return its size; a read that has begun goes on."""
-        size_bytes, aside = await self._run(self._set_aside, digest, put_before)
+        size_bytes, aside = await finished_in(self._aside_thread, self._set_aside, digest, put_before)
         if aside is not None:
             # A large file takes a while to go, and nobody waits for that. What is killed meanwhile is swept.
-            self._threads.submit(_remove, aside)
+            self._remover.submit(_remove, aside)
         return size_bytes
 
     async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
@@ -263,8 +270,8 @@ class LocalBlobStore:
             try:
                 os.utime(path)
                 os.link(path, target)
-            except FileExistsError:  # another call was first, and has made it young
-                os.utime(target)
+            except FileExistsError:  # another call was first, and has made it young, or it cannot be made so
+                return _made_young(target)
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
@@ -273,13 +280,9 @@ class LocalBlobStore:
         return True
 
     def _refreshed(self, target: Path) -> bool:
-        """Make a blob young; False: it is not there."""
+        """Make a blob young; False: it is not there, or belongs to another user: it is to be stored anew."""
         with self._ages(fcntl.LOCK_SH):
-            try:
-                os.utime(target)
-            except FileNotFoundError:
-                return False
-        return True
+            return _made_young(target)
 
     @contextmanager
     def _ages(self, operation: int) -> Iterator[None]:
@@ -305,15 +308,32 @@ class LocalBlobStore:
 
     def _list(self, after: str, limit: int) -> Sequence[ListedBlob]:
         found: list[ListedBlob] = []
-        for folder in sorted(os.listdir(self._blobs)):
+        for folder in sorted(name for name in os.listdir(self._blobs) if _FOLDER.fullmatch(name)):
             if folder < after[: len(folder)]:
                 continue
-            for digest in sorted(name for name in os.listdir(self._blobs / folder) if name > after):
-                with suppress(FileNotFoundError):
-                    found.append(_listed(self._blobs / folder / digest))
+            for digest in self._digests_in(folder, after):
+                if listed := _listed(self._blobs / folder / digest):
+                    found.append(listed)
                 if len(found) == limit:
                     return found
         return found
+
+    def _digests_in(self, folder: str, after: str) -> Sequence[str]:
+        """Return what are blobs in a folder, in order: other programs leave files of other names."""
+        try:
+            names = os.listdir(self._blobs / folder)
+        except OSError as error:
+            _logger.error("a folder of blobs cannot be listed", extra={"detail": str(error)})
+            return ()
+        return sorted(name for name in names if name > after and name[:2] == folder and is_digest(name))
+
+
+def _made_young(target: Path) -> bool:
+    try:
+        os.utime(target)
+    except (FileNotFoundError, PermissionError):
+        return False
+    return True
 
 
 def _remove(aside: Path) -> None:
@@ -323,8 +343,13 @@ def _remove(aside: Path) -> None:
         _logger.warning("a collected blob is still on the disk", extra={"detail": str(error)})
 
 
-def _listed(path: Path) -> ListedBlob:
-    found = path.stat()
+def _listed(path: Path) -> ListedBlob | None:
+    try:
+        found = path.stat()
+    except OSError:  # collected meanwhile, or what cannot be read either
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
     return ListedBlob(digest=path.name, size_bytes=found.st_size, put_time=found.st_mtime)
 
 

@@ -19,10 +19,13 @@ from luthier.storage import blob_refs
 from luthier.storage.blobs import BlobStore, ListedBlob
 from luthier.storage.database import Database
 from luthier.work.blob_needs import Needs
+from luthier.work.collecting import LOOK_SECONDS
 from luthier.work.schema import tasks
 from luthier.work.tasks import TaskState
 
 FaultKind = Literal["missing", "unrecorded", "ownerless", "unneeded", "corrupt"]
+SLACK_SECONDS = 300.0
+"""How late a round of a busy service may be."""
 _AT_ONCE = 500
 _TASK = blob_refs.task_owner("")
 
@@ -65,7 +68,7 @@ class BlobCheck:
         database: the service's, which is read.
         blobs: its store, which is read.
         needs: what its resources need.
-        grace_seconds: what is younger may be on its way to be needed, or to be collected.
+        grace_seconds: what is younger may be on its way to be needed; a service has a while longer to collect it.
         reads: whether every byte is read and hashed.
         checked: what it has looked at.
     """
@@ -124,20 +127,36 @@ class BlobCheck:
         async with self.database.reading() as connection:
             needed = await blob_refs.needed(connection, digests)
             waiting = await blob_refs.loose_since(connection, digests)
-        old = time.time() - self.grace_seconds
         for blob in listed:
             self.checked.num_blobs += 1
             self.checked.num_bytes += blob.size_bytes
             if blob.digest not in needed:
                 self.checked.num_loose += 1
                 self.checked.loose_bytes += blob.size_bytes
-                is_left = blob.digest not in waiting and blob.put_time < old
-                if is_left and await self.blobs.has(blob.digest):
-                    text = f"nothing needs its {blob.size_bytes} bytes; the service collects it once it runs"
+                if self._is_overdue(blob, waiting) and await self._is_still_overdue(blob.digest):
+                    text = (
+                        f"nothing needs its {blob.size_bytes} bytes; the service notes it once it runs, and collects "
+                        "it unless blob_stray_seconds is 0; else its log tells why not"
+                    )
                     yield Fault(kind="unneeded", digest=blob.digest, who="", text=text)
             if self.reads and await self._is_corrupt(blob.digest):
                 text = "its bytes have another digest: restore it from a backup"
                 yield Fault(kind="corrupt", digest=blob.digest, who=names.get(blob.digest, ""), text=text)
+
+    def _is_overdue(self, blob: ListedBlob, waiting: Mapping[str, int]) -> bool:
+        """Tell whether a blob that nothing needs should have been collected, or noted, by a service that runs."""
+        begin = max(blob.put_time, waiting.get(blob.digest, 0) / 1e6)
+        return time.time() > begin + self.grace_seconds + LOOK_SECONDS + SLACK_SECONDS
+
+    async def _is_still_overdue(self, digest: str) -> bool:
+        """Look once more: since the blob was listed it may have been needed, put again, let go or collected."""
+        listed = await self.blobs.list(digest[:-1], 1)
+        if not listed or listed[0].digest != digest:
+            return False
+        async with self.database.reading() as connection:
+            if await blob_refs.needed(connection, [digest]):
+                return False
+            return self._is_overdue(listed[0], await blob_refs.loose_since(connection, [digest]))
 
     async def _is_corrupt(self, digest: str) -> bool:
         sha256 = hashlib.sha256()

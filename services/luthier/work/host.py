@@ -28,7 +28,15 @@ from luthier.storage.migrations import upgrade
 from luthier.storage.opening import Stores, StoreUrls, store_urls
 from luthier.storage.staging import Staging
 from luthier.work import schema
-from luthier.work.collecting import GRACE_SECONDS, LOOK_SECONDS, LOOSE_SECONDS, CollectionMetrics, Collector
+from luthier.work.collecting import (
+    GRACE_SECONDS,
+    LOOK_SECONDS,
+    LOOSE_SECONDS,
+    STRAY_SECONDS,
+    CollectionMetrics,
+    Collector,
+    Patience,
+)
 from luthier.work.elsewhere import Elsewhere, GrpcKeeper, Keeper
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
@@ -74,6 +82,7 @@ class ServiceSettings:
         queue: limits of leases and attempts.
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
         blob_grace_seconds: blobs that nothing needs stay so long.
+        blob_stray_seconds: those that no row ever named stay so long before that; 0: for ever.
         database_url: where its database is; empty: a file below `home`.
         blobs_url: where its blobs are; empty: a folder below `home`.
     """
@@ -88,6 +97,7 @@ class ServiceSettings:
     queue: QueueSettings = field(default_factory=QueueSettings)
     min_free_bytes: int = MIN_FREE_BYTES
     blob_grace_seconds: float = GRACE_SECONDS
+    blob_stray_seconds: float = STRAY_SECONDS
     database_url: str = ""
     blobs_url: str = ""
 
@@ -114,9 +124,10 @@ class Parts:
         blob_metrics = BlobMetrics(registry)
         self.blobs: BlobStore = MeasuredBlobs(stores.blobs, blob_metrics)
         self.staging: Staging = MeasuredStaging(stores.staging, blob_metrics)
-        self.collector = Collector(
-            database, self.blobs, CollectionMetrics(registry), settings.blob_grace_seconds
+        patience = Patience(
+            grace_seconds=settings.blob_grace_seconds, stray_seconds=settings.blob_stray_seconds
         )
+        self.collector = Collector(database, self.blobs, CollectionMetrics(registry), patience)
         self.log = EventLog(database)
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())

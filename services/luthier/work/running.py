@@ -17,7 +17,7 @@ from pathlib import Path
 
 from google.rpc import status_pb2
 
-from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
+from luthier.errors import Internal, LuthierError, NotFound, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.runtime import tracing
@@ -223,6 +223,7 @@ async def _pause(draining: threading.Event) -> None:
 async def _hand_in(session: TaskSession, outcome: Outcome) -> None:
     """Tell the service how a task ended. An outcome that it refuses fails the task, not the worker.
 
+    Where it misses bytes that it had, nobody is at fault: the attempt counts as lost, and another sends them anew.
     If it refuses to hear even of that, the lease runs out: the attempt counts as lost.
     """
     extra = {"task": session.task.task}
@@ -232,13 +233,19 @@ async def _hand_in(session: TaskSession, outcome: Outcome) -> None:
         if error.reason == Reason.LEASE_LOST:
             raise
         _logger.error("outcome refused", extra={**extra, "detail": error.message})
-        refused = Internal(f"the service refused the outcome of the task: {error.message}")
         try:
-            await session.finish(Outcome(error=_status(refused)))
+            await session.finish(Outcome(error=_status(_refused(error))))
         except LuthierError as again:
             if again.reason == Reason.LEASE_LOST:
                 raise
             _logger.error("failure refused, the lease runs out", extra={**extra, "detail": again.message})
+
+
+def _refused(error: LuthierError) -> LuthierError:
+    message = f"the service refused the outcome of the task: {error.message}"
+    if isinstance(error, NotFound):
+        return Unavailable(reason=Reason.SERVICE_UNAVAILABLE, message=message)
+    return Internal(message)
 
 
 def _outcome(runner: Runner, context: TaskContext) -> Outcome:
