@@ -3,6 +3,7 @@ import re
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,19 @@ async def test_who_gives_up_a_close_does_not_hold_up_another(tmp_path: Path) -> 
         await asyncio.gather(first, connection.close(), return_exceptions=True)
 
 
+async def test_a_closed_connection_keeps_nobody_from_writing_whoever_still_reads(tmp_path: Path) -> None:
+    """A caller that is cancelled leaves its cursor to the error, for as long as anybody looks at that."""
+    connection = await connect(str(tmp_path / "a.db"), isolation_level=None)
+    for statement in ("CREATE TABLE t (x)", "INSERT INTO t VALUES (1), (2)", "BEGIN IMMEDIATE"):
+        await connection.execute(statement)
+    unread = await connection.execute("SELECT x FROM t")
+    await connection.close()
+    other = await connect(str(tmp_path / "a.db"), isolation_level=None, timeout=0)
+    await other.execute("BEGIN IMMEDIATE")
+    await other.close()
+    assert unread is not None
+
+
 async def test_what_is_opened_after_its_opener_was_cancelled_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,9 +47,9 @@ async def test_what_is_opened_after_its_opener_was_cancelled_is_closed(
     opened: list[sqlite3.Connection] = []
     really = sqlite3.connect
 
-    def slow(database: str) -> sqlite3.Connection:
+    def slow(database: str, **options: Any) -> sqlite3.Connection:
         go_on.wait(10)
-        opened.append(really(database, check_same_thread=False))
+        opened.append(really(database, check_same_thread=False, **options))
         return opened[0]
 
     monkeypatch.setattr(sqlite3, "connect", slow)

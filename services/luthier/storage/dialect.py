@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
 from typing import Any
@@ -142,6 +143,20 @@ def _found_no_room(error: BaseException, folder: Path) -> bool:
     return primary == SQLITE_FULL or has_none
 
 
+class _Ending(sqlite3.Connection):
+    """A connection that ends its transaction when it is closed.
+
+    SQLite closes for good when the last cursor has gone, and keeps the write lock until then: that of a statement whose
+    caller was cancelled lives as long as the error, and nobody could write.
+    """
+
+    def close(self) -> None:
+        """Roll back, and close."""
+        with suppress(sqlite3.Error):  # it is closed already
+            self.rollback()
+        super().close()
+
+
 class Connection(aiosqlite.Connection):
     """A connection whose thread is told once to stop, and then closes what it has opened.
 
@@ -155,7 +170,7 @@ class Connection(aiosqlite.Connection):
 
     def open(self, database: str, **options: Any) -> sqlite3.Connection:
         """Open the file: in the thread."""
-        self._opened = sqlite3.connect(database, **options)
+        self._opened = sqlite3.connect(database, factory=_Ending, **options)
         return self._opened
 
     def stop(self) -> asyncio.Future[Any] | None:
