@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import gc
-import random
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -229,27 +228,6 @@ async def test_cancelled_transaction_rolls_back_and_lets_the_next_one_in(databas
     async with asyncio.timeout(5), database.transaction() as connection:
         await add(connection, 2)
     assert await values(database) == [2]
-
-
-async def test_whoever_is_cancelled_wherever_the_next_one_can_write(database: Database) -> None:
-    """Statements that are cancelled in their threads kept the write lock once, after tens of rounds as these."""
-    draw = random.Random(3)
-
-    async def write(number: int) -> None:
-        async with database.transaction() as connection:
-            await add(connection, number)
-            await connection.execute(text("SELECT count(*) FROM t"))
-
-    for _ in range(60):
-        writers = [asyncio.create_task(write(number)) for number in range(6)]
-        await asyncio.sleep(draw.random() * 0.006)
-        for writer in writers:
-            if draw.random() < 0.7:
-                writer.cancel()
-        async with asyncio.timeout(20):
-            await asyncio.gather(*writers, return_exceptions=True)
-            async with database.transaction() as connection:
-                await add(connection, 100)
 
 
 async def test_cancel_during_the_commit_sees_it_through_and_calls_back(database: Database) -> None:
