@@ -105,7 +105,7 @@ def test_a_secret_that_is_guessed_easily_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     path = made(tmp_path)
     path.write_bytes(b"\xff\xfe" * 20)
-    with pytest.raises(FailedPrecondition, match="webhook-secret cannot be read: it is no text"):
+    with pytest.raises(FailedPrecondition, match="webhook-secret must be a file of text"):
         secrets_of(path, ORIGIN, "p")
     aside = path.rename(tmp_path / "aside")
     path.symlink_to(aside)
