@@ -46,6 +46,25 @@ async def test_a_stream_is_in_flight_while_it_lasts_and_is_no_latency(site: Site
     assert 'grpc_server_handling_seconds_count{grpc_method="Stream"' not in text
 
 
+def test_what_is_shed_is_counted_once_somebody_looks_and_never_timed() -> None:
+    registry = CollectorRegistry()
+    metrics = CallMetrics(registry)
+    for _ in range(3):
+        metrics.shed(f"/{SERVICE}/Create", "unary")
+    of_method = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "Create"}
+    for _ in range(2):
+        told = {
+            (sample.name, sample.labels.get("grpc_code")): sample.value
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.labels.items() >= of_method.items() or sample.labels.get("reason") == "OVERLOADED"
+        }
+        assert told["grpc_server_started_total", None] == 3
+        assert told["grpc_server_handled_total", "ResourceExhausted"] == 3
+        assert told["luthier_grpc_failed_total", "ResourceExhausted"] == 3
+        assert told["grpc_server_handling_seconds_count", None] == 0
+
+
 async def test_why_calls_fail_is_counted(site: Site) -> None:
     def refuse() -> None:
         raise ResourceExhausted("no", reason=Reason.DISK_FULL)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.lm.kept import CHECKPOINTINGS
+from luthier.lm.precision import Precision
 from luthier.lm.shape import LinearShape, ModelShape
 from luthier.training.recipes.footprint import (
     Footprint,
@@ -151,6 +152,28 @@ def test_time_is_products_and_bytes() -> None:
     assert kept == pytest.approx(3 * 10 * 1000 * moved / 1e9)
     again = seconds(ALL, WORK, "SELECTIVE", moving) - whole - update
     assert again == pytest.approx(kept * (1 + 0.7 / 3))
+
+
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_numbers_of_a_quantised_base_are_made_whole_on_a_gpu_and_where_operators_are_watched(
+    precision: Precision,
+) -> None:
+    held = replace(ADAPTER, precision=precision)
+    weights = {
+        (kept, place): footprint(held, PASS, kept, place).weights
+        for kept in CHECKPOINTINGS
+        for place in ("CPU", "GPU")
+    }
+    least = weights["NONE", "CPU"]
+    together = 2 * 2 * 64 * 128  # gate and up
+    assert weights == {
+        (kept, place): least + together * (place == "GPU" or kept == "SELECTIVE") for kept, place in weights
+    }
+    made = 2 * PRODUCTS * 2 * WORK.num_steps / 1e9
+    writing = replace(SPEED, makes_numbers=True)
+    for kept in CHECKPOINTINGS:
+        more = seconds(held, WORK, kept, writing) - seconds(held, WORK, kept, SPEED)
+        assert more == pytest.approx(0.0 if kept == "SELECTIVE" else made)
 
 
 def test_drawing_an_answer_reads_all_weights_for_each_token() -> None:

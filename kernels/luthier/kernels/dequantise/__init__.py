@@ -1,8 +1,8 @@
 """Frozen weights of 8 or 4 bits, as torchao holds them, made into numbers that are multiplied with.
 
 `Int8Tensor` (a scale for each row) and `NF4Tensor` (arXiv:2305.14314: blocks of normal floats, whose scales have 8 bits
-themselves) stand wherever an operator takes a frozen weight. What is multiplied with is there for the length of a
-product alone: forward, and anew for the gradient.
+themselves) stand wherever an operator takes a frozen weight. What is multiplied with is made forward, and anew
+for the gradient: by products in C++ piece by piece, elsewhere as a whole for the length of a product.
 
 Shape suffixes: N outputs, K inputs. Importing this package imports neither torch nor torchao.
 """

@@ -168,7 +168,9 @@ def speed_of(device: DeviceClass) -> Speed | None:
     if not said:
         return None
     reached = _PEAK_SHARE * said
-    return Speed(operations=reached, trained_head=reached, bytes=said / _OPERATIONS_A_BYTE)
+    return Speed(
+        operations=reached, trained_head=reached, bytes=said / _OPERATIONS_A_BYTE, makes_numbers=True
+    )
 
 
 def _at_rate(speed: Speed, operations: float) -> Speed:

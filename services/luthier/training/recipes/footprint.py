@@ -52,8 +52,9 @@ Time is products, in floating-point operations, over the rate of products, and b
                     FULL computes layers forward a second time, a reference once more
     bytes           what layers keep without checkpointing, as often as a device moves it for all that is no product,
                     again where it is computed again; 30 bytes for each weight that an update changes; all weights once
-                    for each token of an answer that is drawn. Quantised ones are read besides: for each such
-                    token, and twice a step, which has one pass at least
+                    for each token of an answer that is drawn. Quantised ones are read besides, on a GPU and
+                    with SELECTIVE also written in bfloat16: for each such token, and twice a step, which has one pass
+                    at least
 
 Sources: activations as autograd keeps them for the operators of `luthier.kernels`; the way of counting is that of
 arXiv:2205.05198 (activations), arXiv:1910.02054 (optimiser) and arXiv:2001.08361 (operations). What was
@@ -357,12 +358,14 @@ class Speed:
         trained_head: the same of those of a head that is trained, whose logits are held.
         bytes: that memory moves a second.
         moves: how often what a layer keeps is moved; 0: `operations` allows for it.
+        makes_numbers: whether a product first writes to memory what a quantised weight stands for.
     """
 
     operations: float
     trained_head: float
     bytes: float
     moves: float = 0.0
+    makes_numbers: bool = False
 
 
 def seconds(trained: Trained, work: Work, kept: Checkpointing, speed: Speed) -> float:
@@ -384,5 +387,6 @@ def seconds(trained: Trained, work: Work, kept: Checkpointing, speed: Speed) -> 
     moved += _UPDATE_BYTES * trained.num_trained * work.num_steps
     moved += _ELEMENT * shape.num_parameters * work.num_drawn
     if trained.precision != "BFLOAT16":
-        moved += _quantised_bytes(trained) * (2 * work.num_steps + work.num_drawn)
+        made = _ELEMENT * shape.num_products if speed.makes_numbers or kept == "SELECTIVE" else 0
+        moved += (_quantised_bytes(trained) + made) * (2 * work.num_steps + work.num_drawn)
     return passes / speed.operations + heads + moved / speed.bytes
