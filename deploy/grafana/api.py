@@ -155,7 +155,8 @@ _WIRE = Row(
             width=6,
             queries=(
                 Query(
-                    expr=quantile(0.99, "luthier_event_loop_lag_seconds", "instance"), legend="{{instance}} lag"
+                    expr=quantile(0.99, "luthier_event_loop_lag_seconds", "instance"),
+                    legend="{{instance}} lag",
                 ),
                 Query(expr="luthier_calls_intake_wait_seconds", legend="{{instance}} wait"),
             ),
