@@ -25,10 +25,11 @@ from luthier.data.worker.build_task import Build, version_builder
 from luthier.data.worker.computing import built, rendered
 from luthier.data.worker.render_task import Render, renderer
 from luthier.errors import AlreadyExists, NotFound
-from luthier.runtime.auth import Authenticator, Role, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.digests import contents_digest, files_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
@@ -188,7 +189,6 @@ class Service:
 
     async def _start_models(self) -> None:
         descriptor = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
-        kinds: frozenset[Role] = frozenset({"reader", "task"})
         # It answers no call that could be repeated, so its log of requests is never looked at.
         database = Database(f"sqlite+aiosqlite:///{self.home / 'models.db'}")
         self.models_stack.push_async_callback(database.close)
@@ -205,7 +205,7 @@ class Service:
                 ],
                 authenticator=Authenticator(self.keys),
                 policy={
-                    **{f"/{descriptor.full_name}/{method.name}": kinds for method in descriptor.methods},
+                    **policy_for(descriptor, "reader", "task"),
                     **HOLD_POLICY,
                 },
                 request_log=SqlRequestLog(database),

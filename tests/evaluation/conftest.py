@@ -26,9 +26,10 @@ from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.room import Room
-from luthier.runtime.auth import Authenticator, Role
+from luthier.runtime.auth import Authenticator
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.storage.opening import open_stores
@@ -125,7 +126,6 @@ class Site:
         data = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
         model = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
         training = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
-        tasks: frozenset[Role] = frozenset({"task"})
         running = await self._stack.enter_async_context(
             serving(
                 ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
@@ -149,11 +149,9 @@ class Site:
                 ],
                 authenticator=Authenticator(self.keys),
                 policy={
-                    **{
-                        f"/{service.full_name}/{method.name}": tasks
-                        for service in (data, model, training)
-                        for method in service.methods
-                    },
+                    **policy_for(data, "task"),
+                    **policy_for(model, "task"),
+                    **policy_for(training, "task"),
                     **HOLD_POLICY,
                 },
                 request_log=SqlRequestLog(database),

@@ -14,9 +14,10 @@ import pytest
 from luthier.data.peers import ModelPeer
 from luthier.errors import LuthierError, NotFound, Reason, Unavailable
 from luthier.evaluation.peers import GrpcPeers
-from luthier.runtime.auth import Authenticator, Role, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.storage.database import Database
 from luthier.training.peers import DataRenderings
@@ -80,7 +81,6 @@ async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
         data_service_pb2.DESCRIPTOR.services_by_name["DataService"],
         model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     )
-    tasks: frozenset[Role] = frozenset({"task"})
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         running = await stack.enter_async_context(
@@ -91,11 +91,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
                     for (add, servicer), service in zip(REGISTRATIONS, services, strict=True)
                 ],
                 authenticator=Authenticator(keys),
-                policy={
-                    f"/{service.full_name}/{method.name}": tasks
-                    for service in services
-                    for method in service.methods
-                },
+                policy={**policy_for(services[0], "task"), **policy_for(services[1], "task")},
                 request_log=SqlRequestLog(database),
                 metrics=MetricsServer("127.0.0.1:0"),
             )

@@ -21,7 +21,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime import tracing
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import HEALTH_SERVICE, Admission, AdmissionMetrics, Limits
-from luthier.runtime.auth import Authenticator, Policy
+from luthier.runtime.auth import Authenticator
 from luthier.runtime.calls import CallType, StagedInterceptor, call_type
 from luthier.runtime.granted_keys import KEY_ROLES
 from luthier.runtime.health import Health
@@ -36,6 +36,7 @@ from luthier.runtime.interceptors import (
     request_stage,
 )
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.shedding import Shedding
 from luthier.runtime.trace_stage import trace_stage
 
@@ -43,6 +44,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 _FAREWELL_SECONDS = 1.0
 _SPARE = 16
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_REFLECTING = Rule(roles=frozenset(KEY_ROLES), subjectless="it is about what all services are made of")
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _OPTIONS = [
@@ -125,7 +127,7 @@ async def serving(
     """
     check_loopback(options.address)
     in_flight = InFlight()
-    policy = {**policy, _REFLECTION: frozenset(KEY_ROLES)}
+    policy = {**policy, _REFLECTION: _REFLECTING}
     interceptor = _interceptor(options, in_flight, metrics, authenticator, policy, request_log)
     server = aio.server(
         interceptors=[interceptor],

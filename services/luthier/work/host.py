@@ -13,12 +13,13 @@ from pathlib import Path
 import grpc.aio
 
 from luthier.errors import ResourceExhausted
-from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.granted_keys import ALL_PROJECTS, GrantedKey, read_granted
 from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
+from luthier.runtime.policies import Policy
 from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
 from luthier.runtime.tracing import traced
 from luthier.storage.blobs import BlobStore

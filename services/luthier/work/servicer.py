@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
-from luthier.runtime.auth import Policy, TaskTokens
+from luthier.runtime.auth import TaskTokens
+from luthier.runtime.policies import policy_for
 from luthier.storage.blob_refs import digests_in
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.v1 import device_pb2
@@ -28,10 +29,27 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_g
 MAX_WAIT_SECONDS = 30.0
 _MAX_NAME_CHARACTERS = 200
 TOKEN_SECONDS = 900.0
-_METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
-POLICY: Policy = {
-    f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS
-}
+SERVICE = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+_OF_A_WORKER = "it is about the worker that calls, which works for all projects"
+_OF_A_TASK = "it is about a task, which is its worker's by a lease that the queue looks at"
+POLICY = policy_for(
+    SERVICE,
+    "worker",
+    subjectless={
+        "RegisterWorker": _OF_A_WORKER,
+        "ClaimTask": _OF_A_WORKER,
+        "TakeGenerations": _OF_A_WORKER,
+        "PushGeneration": "it is about an order that the worker was given",
+        "Heartbeat": _OF_A_TASK,
+        "ReportEvents": _OF_A_TASK,
+        "GrantBlob": _OF_A_TASK,
+        "PutBlob": _OF_A_TASK,
+        "GetBlob": _OF_A_TASK,
+        "CommitCheckpoint": _OF_A_TASK,
+        "CommitRollouts": _OF_A_TASK,
+        "FinishTask": _OF_A_TASK,
+    },
+)
 _WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PROCESS_ID = re.compile(r"[0-9A-Za-z._:-]{0,128}")
 _NEAR = ("ipv4:127.", "ipv6:[::1]", "unix:")
