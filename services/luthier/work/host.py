@@ -190,7 +190,7 @@ class Chore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does.
+    """What a service brings: its servicers, who follows its tasks, what it does while it serves.
 
     `families` holds what other services may hold, by the id of its collection.
     """
@@ -200,7 +200,6 @@ class Hosted:
     policy: Policy
     families: Mapping[str, Holdable] = field(default_factory=dict)
     generations: Generations | None = None
-    before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()
 
 
@@ -229,8 +228,6 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
-        if hosted.before_serving is not None:
-            await hosted.before_serving()
         await parts.queue.recover()
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)

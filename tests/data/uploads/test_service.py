@@ -185,7 +185,7 @@ async def test_get_finishes_what_a_crash_cut_short(
     assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
 
 
-async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
+async def test_finish_left_clears_away_what_is_staged_of_uploads_that_are_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = await bench.started()
@@ -193,7 +193,7 @@ async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
     monkeypatch.setattr(bench.service, "_clear_later", lambda upload: None)
     upload = await bench.service.cancel(name, "")
     assert await bench.staging.size(upload.uid) == 4
-    await bench.successor().recover()
+    await bench.successor().finish_left()
     assert await bench.staging.size(upload.uid) == 0
 
 
