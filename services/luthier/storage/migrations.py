@@ -18,7 +18,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
 
 from luthier.errors import FailedPrecondition
-from luthier.storage.dialect import file_of, open_sync
+from luthier.storage.dialect import file_of, open_quiet, open_sync, quiet
 from luthier.storage.files import exclusive
 
 _ENVIRONMENT = Path(__file__).parent / "alembic_environment"
@@ -47,13 +47,18 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
 
 
 def require_current(url: str, version_directories: Sequence[Path]) -> None:
-    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes nothing."""
-    engine = _engine(url)
+    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes no file.
+
+    Raises Unavailable where its service starts meanwhile.
+    """
+    found = quiet(url)
+    engine = open_quiet(found)
     try:
         with engine.connect() as connection:
             current = set(MigrationContext.configure(connection).get_current_heads())
     finally:
         engine.dispose()
+        found.require_quiet()
     if not _is_current(ScriptDirectory.from_config(_config(version_directories)), current):
         path = file_of(url)
         raise FailedPrecondition(
