@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import grpc.aio
 from google.protobuf.message import Message
 
-from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.errors.status import status_to_failure
 from luthier.runtime.auth import TaskTokens
 from luthier.runtime.policies import policy_for
@@ -242,7 +242,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.CommitRolloutsResponse:
         """Keep what a step drew from its model."""
         await self._heard(request)
-        await self._queue.commit_rollouts(request)
+        await self._queue.commit_rollouts(request, partial(self._require_blobs, request))
         return worker_service_pb2.CommitRolloutsResponse()
 
     async def FinishTask(
@@ -307,9 +307,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     async def _require_blobs(self, message: Message) -> None:
         for digest in digests_in(message):
             if not await self._blobs.has(digest):
-                raise NotFound(
-                    reason=Reason.RESOURCE_NOT_FOUND,
-                    message=f"blob {digest} is not here; send it with PutBlob first",
+                raise FailedPrecondition(
+                    reason=Reason.BLOB_MISSING,
+                    message=f"blob {digest} must be here before it is named; send it with PutBlob first",
                     metadata={"sha256": digest},
                 )
 
