@@ -12,6 +12,7 @@ from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.row_series import RowSeries
 from luthier.data.servicer import POLICY
 from luthier.data.uploads.service import FINISH_SECONDS
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
@@ -58,6 +59,7 @@ def settings_of(config: Config) -> ServiceSettings:
     )
 
 
+@clear_errors()
 def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="DATA")

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
+from sqlite3 import (
+    SQLITE_CANTOPEN,
+    SQLITE_CORRUPT,
+    SQLITE_FULL,
+    SQLITE_IOERR,
+    SQLITE_NOTADB,
+    SQLITE_PERM,
+    SQLITE_READONLY,
+)
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +44,7 @@ WITHOUT_ROWID: dict[str, Any] = {"sqlite_with_rowid": False}
 """Options of a table whose rows are kept in the order of its key."""
 _RESERVED_BYTES = 6 << 20
 """Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
+_UNUSABLE = frozenset({SQLITE_CANTOPEN, SQLITE_READONLY, SQLITE_NOTADB, SQLITE_PERM, SQLITE_CORRUPT})
 _PRAGMAS = (
     "journal_mode=WAL",
     "busy_timeout=60000",
@@ -193,6 +202,12 @@ def index_of(condition: ColumnElement[bool]) -> dict[str, Any]:
 def is_full(error: BaseException) -> bool:
     """Tell whether an error of the database says that its disk, or a quota of it, is full."""
     return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
+
+
+def unusable(error: BaseException | None) -> str:
+    """Return why a file cannot be used as a database at all, as an error of the database tells; empty: it can be."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return str(error) if isinstance(code, int) and code & 0xFF in _UNUSABLE else ""
 
 
 def _configure(engine: Engine, pragmas: Sequence[str]) -> None:

@@ -217,12 +217,12 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         keys = read_or_create_keys(settings.home)
         granted = read_granted(settings.home)
         _warn_of_unserved(granted, settings.projects)
-        settings.folder.mkdir(parents=True, exist_ok=True)
         urls = settings.urls
-        await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
+        # First: it refuses what cannot be before anything is migrated.
         stores = opening(urls, settings.min_free_bytes)
         database = stores.database
         stack.push_async_callback(database.close)
+        await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
         await _reserve(database)
         parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)
