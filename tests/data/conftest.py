@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from tests.stores import open_database, service_blobs, service_urls
 from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -31,8 +32,6 @@ from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
-from luthier.storage.database import Database
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.opening import open_stores
 from luthier.v1 import (
     data_service_pb2,
@@ -177,12 +176,13 @@ class Service:
             training_address=self.models_address,
             metrics_address="127.0.0.1:0",
             min_free_bytes=self.min_free_bytes,
+            **service_urls(self.home, "data"),
         )
         port = await self._stack.enter_async_context(
             hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
         )
         self.address = f"127.0.0.1:{port}"
-        self.blobs = LocalBlobStore(self.home / "data" / "blobs")
+        self.blobs = service_blobs(self.home, "data")
         channel = grpc.aio.insecure_channel(self.address)
         self._stack.push_async_callback(channel.close)
         self.stub = data_service_pb2_grpc.DataServiceStub(channel)
@@ -190,7 +190,7 @@ class Service:
     async def _start_models(self) -> None:
         descriptor = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
         # It answers no call that could be repeated, so its log of requests is never looked at.
-        database = Database(f"sqlite+aiosqlite:///{self.home / 'models.db'}")
+        database = open_database(self.home / "models")
         self.models_stack.push_async_callback(database.close)
         running = await self.models_stack.enter_async_context(
             serving(
