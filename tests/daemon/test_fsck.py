@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.daemon.test_luthierd import LUTHIERD, environment
+from tests.storage.test_reading import state_of
 from tests.work.conftest import new_task
 
 from luthier.daemon.fsck import check
@@ -280,6 +281,17 @@ async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data
         "who": VERSION,
     }
     assert (checked["what"], checked["num_needs"], checked["num_blobs"]) == ("checked", 1, 0)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_the_command_changes_no_file_no_folder_and_no_time(data: State, is_running: bool) -> None:
+    await add_version(data, await data.put("rows"))
+    (data.home / "data" / "blobs" / "incoming" / "left").write_bytes(b"what a start would sweep")
+    if not is_running:
+        await data.database.close()
+    before = state_of(data.home)
+    assert fsck(data.home, "--service", "data").returncode == 0
+    assert state_of(data.home) == before
 
 
 def test_a_home_where_a_service_never_ran_cannot_be_checked(tmp_path: Path) -> None:

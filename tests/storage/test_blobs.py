@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.stores import open_blobs
 
 from luthier.errors import InvalidArgument, NotFound, OutOfRange, Reason
 from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
 
 ABSENT = "0" * 64
 
 
-@pytest.fixture(params=["local", "memory", "measured"])
+@pytest.fixture(params=["opened", "memory", "measured"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "memory":
         return MemoryBlobStore()
-    local = LocalBlobStore(tmp_path / "store")
-    return MeasuredBlobs(local, BlobMetrics(CollectorRegistry())) if request.param == "measured" else local
+    opened = open_blobs(tmp_path / "store")
+    return MeasuredBlobs(opened, BlobMetrics(CollectorRegistry())) if request.param == "measured" else opened
 
 
 def sha256(data: bytes) -> str:

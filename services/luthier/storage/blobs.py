@@ -43,12 +43,8 @@ class Inbox:
     min_free_bytes: int
 
 
-class BlobStore(Protocol):
-    """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
-
-    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere. Whoever puts or takes a
-    blob makes it young, also one that was there before: `collect` leaves it alone for a while.
-    """
+class BlobReader(Protocol):
+    """Blobs that are read. A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere."""
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -57,6 +53,39 @@ class BlobStore(Protocol):
     async def size(self, digest: str) -> int:
         """Return the size in bytes. Raises NotFound."""
         ...
+
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return at most `limit` blobs in order of digests, from the first after one on; empty: from the first of all.
+
+        Fewer than `limit`: there are no more.
+        """
+        ...
+
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+        """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
+
+        Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields
+        nothing).
+        """
+        ...
+
+    async def read_bytes(self, digest: str) -> bytes:
+        """Return a whole blob that fits in memory. Raises NotFound."""
+        ...
+
+    async def open(self, digest: str) -> BinaryIO:
+        """Return a blob as a file that can be read from any place; whoever asked closes it.
+
+        Its methods block, and need nothing but the thread that calls them. Raises NotFound.
+        """
+        ...
+
+
+class BlobStore(BlobReader, Protocol):
+    """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
+
+    Whoever puts or takes a blob makes it young, also one that was there before: `collect` leaves it alone for a while.
+    """
 
     async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
         """Store a blob; a blob that is there already stays as it is.
@@ -92,36 +121,10 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
-        """Return at most `limit` blobs in order of digests, from the first after one on; empty: from the first of all.
-
-        Fewer than `limit`: there are no more.
-        """
-        ...
-
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, in seconds since 1970; return how many bytes that frees.
 
         0: it was put since, or is not there. A read that has begun may go on or raise NotFound.
-        """
-        ...
-
-    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
-        """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
-
-        Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields
-        nothing).
-        """
-        ...
-
-    async def read_bytes(self, digest: str) -> bytes:
-        """Return a whole blob that fits in memory. Raises NotFound."""
-        ...
-
-    async def open(self, digest: str) -> BinaryIO:
-        """Return a blob as a file that can be read from any place; whoever asked closes it.
-
-        Its methods block, and need nothing but the thread that calls them. Raises NotFound.
         """
         ...
 

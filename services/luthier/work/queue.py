@@ -268,17 +268,22 @@ class Queue:
             await self.promised.named(connection, task.task_id, request)
             return name
 
-    async def commit_rollouts(self, request: worker_service_pb2.CommitRolloutsRequest) -> None:
+    async def commit_rollouts(
+        self,
+        request: worker_service_pb2.CommitRolloutsRequest,
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         """Keep what a step drew from its model, before the update that learns from it.
 
         Raises:
             InvalidArgument: it is beyond `ROLLOUTS_LIMITS`, or its file does not hold so many.
-            NotFound: its blob is not here.
             FailedPrecondition: LEASE_LOST, ROLLOUTS_FINAL, or the task is of another kind or method.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         check_rollouts(request)
         async with self._database.transaction() as connection:
             task = await self._tasks.held(connection, request.task, request.epoch)
+            await require_blobs()
             await self._handlers[task.kind].rolled_out(connection, task, request)
             await self.promised.named(connection, task.task_id, request)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores import open_database
 
 from luthier.data import schema
 from luthier.data.datasets.rules import State
@@ -20,7 +21,6 @@ from luthier.errors import (
     Reason,
 )
 from luthier.errors.status import failure_to_status
-from luthier.storage.database import Database
 from luthier.storage.memory_blobs import MemoryBlobStore, MemoryStaging
 from luthier.v1.data_service_pb2 import (
     CreateDatasetRequest,
@@ -66,7 +66,7 @@ class PlainQueue:
 
 class Bench:
     def __init__(self, root: Path) -> None:
-        self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
+        self.database = open_database(root / "data")
         self.log = EventLog(self.database)
         self.queue = PlainQueue()
         self.uploads = UploadService(self.database, MemoryStaging(MemoryBlobStore()), 1 << 20)
