@@ -119,7 +119,7 @@ def _methods(evaluation: Evaluation) -> str:
     if evaluation.comparisons and not any(comparison.method for comparison in evaluation.comparisons):
         return f"{alone}, bootstrap for others. {paired}, with 95 % bootstrap intervals."
     return (
-        f"{alone}, of the test that compares them for others. {paired}; interval, p and verdict of each are of one test. "
+        f"{alone}, of the test that compares them for others. {paired}; interval, p and verdict are of one test. "
         "Where one of several is enough for a verdict they share the error (Bonferroni), those of guards stand as they "
         "are, all others are corrected (Holm) for how many there are: the higher is the confidence of the interval."
     )
