@@ -25,7 +25,7 @@ Outcome = EvaluationVerdict.Outcome
 Right = NDArray[np.bool_]
 STATED = 0.025
 """Of each side of a two-sided 95 %."""
-NUM_SETS = [250, pytest.param(10_000, marks=pytest.mark.slow)]
+NUM_SETS = [200, pytest.param(10_000, marks=pytest.mark.slow)]
 PARSED = "field_match.parsed"
 
 

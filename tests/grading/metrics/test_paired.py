@@ -106,9 +106,8 @@ def test_shares_that_scatter_widely_have_the_p_value_and_the_interval_of_scipy()
 @pytest.mark.parametrize("count", [12, 48])
 def test_shares_that_never_differ_leave_room_for_records_that_were_not_seen(count: int) -> None:
     interval = share_difference([0.5] * count, [0.5] * count).interval(0.95)
-    # With weight w on a record that differs wholly, the others' likelihood is (1 - w) ** count.
-    quantile = stats.t.ppf(0.975, count - 1) ** 2 * count / (count - 1)
-    wanted = 1 - math.exp(-quantile / 2 / count)
+    # Of a share w of records that differ wholly, none is among so many in (1 - w) ** count of data sets.
+    wanted = 1 - 0.025 ** (1 / count)
     assert (-interval.lower, interval.upper) == pytest.approx((wanted, wanted))
 
 
