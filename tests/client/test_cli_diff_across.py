@@ -1,4 +1,4 @@
-"""`luthier evaluations diff A B`: where an arm of one evaluation and an arm of another disagree, against fake services."""
+"""`luthier evaluations diff A B`: where arms of two evaluations disagree, against fake services."""
 
 from __future__ import annotations
 
@@ -136,7 +136,10 @@ def test_evaluations_of_other_records_are_refused(
     refused = run("evaluations", "diff", "new", "old")
     assert refused.exit_code == 2
     words = " ".join(refused.output.split())
-    assert "must have asked records of the same split of the same dataset version, got new on TEST of d/v1" in words
+    assert (
+        "must have asked records of the same split of the same dataset version, got new on TEST of d/v1"
+        in words
+    )
     assert said in words
 
 

@@ -229,7 +229,7 @@ def test_a_card_says_how_it_was_adapted_what_evaluations_decided_and_what_was_fo
         "| alpha | 16 |",
         "| LoRA+ ratio | 8 |",
         "| base held in | NF4 |",
-        "It is made on the numbers that its base has in NF4, beside which was trained; they move the base's own by 0.12.",
+        "It is made on the numbers that its base has in NF4, beside which it was trained; they move the base's",
         "| `of-the-adapter` | regressed | Regressed: tuned retains 71 %. | 3 of 48; not known of older |",
         "| `of-the-adapter` | tuned (`tuned`), from base | 71.0 %",
     ):

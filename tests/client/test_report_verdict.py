@@ -130,12 +130,12 @@ def test_an_evaluation_older_than_its_methods_says_what_was_done_then() -> None:
 
 def test_sections_come_in_the_order_in_which_one_decides() -> None:
     found = evaluation()
-    found.drift_results.add(arm_id="tuned", baseline_arm_id="zero", retained=ScoreEstimate(value=0.9, count=9))
+    found.drift_results.add(
+        arm_id="tuned", baseline_arm_id="zero", retained=ScoreEstimate(value=0.9, count=9)
+    )
     found.comparisons.append(comparison("field_match.fields", primary=True))
     found.arm_results[1].num_prompt_tokens = 12_345
-    html = render_report(
-        ReportData(evaluation=found, predictions=[prediction(0, few=False, tuned=True)])
-    )
+    html = render_report(ReportData(evaluation=found, predictions=[prediction(0, few=False, tuned=True)]))
     heads = re.findall(r"<h2>(.*?)</h2>", html)
     assert heads[0] == "Results"
     assert heads.index("What it cost") == heads.index("What was forgotten") + 1

@@ -147,7 +147,9 @@ def test_an_adapter_is_added_to_the_numbers_that_it_was_trained_beside(
 def test_a_base_that_cannot_be_held_so_is_refused_by_name(tiny_model: ModelMaker, tmp_path: Path) -> None:
     base = model_folder(tiny_model(vocab_size=262, intermediate_size=33), tmp_path / "base")
     adapter = adapter_folder(base, tmp_path / "adapter", SPECS["plain"])
-    with pytest.raises(InvalidArgument, match="mlp.gate_proj of this model cannot be held in NF4") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"mlp\.gate_proj of this model cannot be held in NF4"
+    ) as caught:
         merge_files(base, adapter, tmp_path / "merged", precision="NF4")
     assert caught.value.reason == Reason.MODEL_INVALID
 

@@ -92,9 +92,7 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     return Made(files=((path.name, path),), check=figures, warnings=warnings)
 
 
-def _reference(
-    model: PreTrainedModel, source: ExportSource, rows: Rows, check: Callable[[], None]
-) -> Merged:
+def _reference(model: PreTrainedModel, source: ExportSource, rows: Rows, check: Callable[[], None]) -> Merged:
     """Return what the file has to compute, and what merging an adapter on the way did; the model has it then."""
     if source.adapter is None:
         reference = behaviour(model, rows)

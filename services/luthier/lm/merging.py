@@ -145,8 +145,8 @@ def beside_warnings(precision: Precision, base_difference: float) -> Sequence[st
     if precision == "BFLOAT16":
         return ()
     return (
-        f"the adapter was trained beside a base in {precision} and is added to the numbers that the base has there; they "
-        f"move the base's own logits by {base_difference:.2g} of their spread",
+        f"the adapter was trained beside a base in {precision} and is added to the numbers that the base has there; "
+        f"they move the base's own logits by {base_difference:.2g} of their spread",
     )
 
 

@@ -15,9 +15,7 @@ def with_shots(record: ChatRecord, shots: Sequence[SingleRecord]) -> ChatRecord:
     Raises:
         RenderingError: a shot is no conversation.
     """
-    systems = tuple(
-        itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, record.messages)
-    )
+    systems = tuple(itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, record.messages))
     turns: list[Message] = []
     for shot in shots:
         if not isinstance(shot, ChatRecord):

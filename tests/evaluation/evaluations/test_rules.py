@@ -90,7 +90,7 @@ def test_every_fault_is_named_at_once_with_value_and_rule() -> None:
 @pytest.mark.parametrize(
     ("system_prompt", "description"),
     [
-        (" \n", "must hold more than white space, got ' \\n'; leave it out to ask as records say"),
+        (" \n", "must hold more than white space, got ' \\n'; leave it out to ask as records do"),
         ("a" * (MAX_SYSTEM_CHARACTERS + 1), "must be at most 32768 characters, got 32769"),
     ],
 )

@@ -113,8 +113,8 @@ async def test_an_evaluation_on_what_was_learnt_has_no_comparison_and_says_so(si
     assert "have no record with exact_match in common" in done.verdict.sentence
     (why,) = [one for one in done.warnings if "cannot be compared" in one]
     assert why == (
-        "tuned and zero cannot be compared on exact_match: of 12 records 12 stand in what the tuned models learnt from; "
-        "ask records that no training version holds: another split, or another dataset version"
+        "tuned and zero cannot be compared on exact_match: of 12 records 12 stand in what the tuned models learnt "
+        "from; ask records that no training version holds: another split, or another dataset version"
     )
 
 

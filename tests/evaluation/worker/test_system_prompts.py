@@ -22,7 +22,10 @@ from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 
 WORDS = "say what number the thing has"
-REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+REFUSES = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + TEMPLATE
+)
 IGNORES = TEMPLATE.replace(
     "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
 )
@@ -92,8 +95,14 @@ async def test_an_arm_is_asked_under_its_own_system_prompt_and_others_as_records
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (REFUSES, "arm told: the chat template refuses its system_prompt (.*System role not supported.*); give the arm"),
-        (IGNORES, "arm told: the chat template writes no system turn: its system_prompt would say nothing; give"),
+        (
+            REFUSES,
+            "arm told: the chat template refuses its system_prompt (.*System role not supported.*); give the arm",
+        ),
+        (
+            IGNORES,
+            "arm told: the chat template writes no system turn: its system_prompt would say nothing; give",
+        ),
     ],
 )
 async def test_a_template_that_does_not_write_it_fails_the_evaluation_with_the_arms_name(

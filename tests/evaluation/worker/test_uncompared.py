@@ -30,10 +30,13 @@ FEW = Comparison(candidate_arm_id="few", baseline_arm_id="tuned", score="chrf")
         ),
         (
             Lost(failed={"tuned": {0, 1}, "zero": {1, 2, 3}, "few": {0, 1, 2, 3}}),
-            "of 4 records 2 zero could not answer, 1 tuned could not answer, 1 tuned and zero could not answer; see why "
-            "among the errors",
+            "of 4 records 2 zero could not answer, 1 tuned could not answer, 1 tuned and zero could not answer; see "
+            "why among the errors",
         ),
-        (Lost(learnt={0}), "3 have no such score of both, 1 stand in what the tuned models learnt from; choose"),
+        (
+            Lost(learnt={0}),
+            "3 have no such score of both, 1 stand in what the tuned models learnt from; choose",
+        ),
     ],
 )
 def test_each_reason_is_counted_and_the_commonest_says_what_would_be_right(lost: Lost, said: str) -> None:

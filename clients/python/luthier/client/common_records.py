@@ -1,4 +1,4 @@
-"""Answers of two evaluations to the same records of one dataset version, side by side as those of one evaluation are."""
+"""Answers of two evaluations to the same records of one dataset version, side by side as those of one are."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def contest_between(candidate: Entrant, baseline: Entrant, score: str = "") -> C
     """
     if candidate.evaluation.name == baseline.evaluation.name:
         raise InvalidArgument(
-            f"two different evaluations must be given, got {short(candidate.evaluation.name)} twice; two arms of one are "
-            "named behind it"
+            f"two different evaluations must be given, got {short(candidate.evaluation.name)} twice; two arms of "
+            "one are named behind it"
         )
     _require_same_records(candidate.evaluation, baseline.evaluation)
     measured, other = candidate.scores(), baseline.scores()
@@ -65,7 +65,9 @@ def contest_between(candidate: Entrant, baseline: Entrant, score: str = "") -> C
         raise InvalidArgument(
             f"the score must be one that both have, {', '.join(common) or 'of which there is none'}, got {score!r}"
         )
-    told = score or (candidate.evaluation.verdict.score if candidate.evaluation.verdict.score in common else "")
+    told = score or (
+        candidate.evaluation.verdict.score if candidate.evaluation.verdict.score in common else ""
+    )
     return Contest(
         candidate=candidate.label,
         baseline=baseline.label,

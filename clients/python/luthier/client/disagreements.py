@@ -128,5 +128,7 @@ def _preferred(prediction: Prediction, contest: Contest) -> float | None:
         if contest.score != f"{_JUDGED}{one.judge_id}" or not one.HasField("preference"):
             continue
         if {one.arm_id, one.rival_arm_id} == {contest.candidate, contest.baseline}:
-            orders[one.arm_id] = _LEADS.get(one.preference, 0.0) * (1 if one.arm_id == contest.candidate else -1)
+            orders[one.arm_id] = _LEADS.get(one.preference, 0.0) * (
+                1 if one.arm_id == contest.candidate else -1
+            )
     return sum(orders.values()) / 2 if len(orders) == 2 else None

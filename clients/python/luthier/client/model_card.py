@@ -156,8 +156,8 @@ def _what(model: Model) -> str:
         told.append("taught chats by the template that it comes with")
     if model.base_precision not in (BASE_PRECISION_UNSPECIFIED, BASE_PRECISION_BFLOAT16):
         told.append(
-            f"that was held in {_precision(model.base_precision)} while it was trained: beside other numbers it was never "
-            "measured"
+            f"that was held in {_precision(model.base_precision)} while it was trained: beside other numbers it was "
+            "never measured"
         )
     warnings = "".join(f"\n\n**{_text(one)}**" for one in model.warnings)
     return f"{' '.join(told)}.{warnings}"
@@ -231,8 +231,8 @@ def _compared(model: Model) -> str:
     learnt = f" What was learnt moves them by {check.effect:.2g}." if check.effect else ""
     if check.base_difference:
         learnt += (
-            f" It is made on the numbers that its base has in {_precision(check.base_precision)}, beside which was trained; "
-            f"they move the base's own by {check.base_difference:.2g}."
+            f" It is made on the numbers that its base has in {_precision(check.base_precision)}, beside which it was "
+            f"trained; they move the base's own by {check.base_difference:.2g}."
         )
     return (
         f"## Compared with what it was made from\n\nAt {check.num_positions} positions its logits differ from those of "

@@ -316,5 +316,6 @@ def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
             description = f"must be unset without num_shots, got {choice}"
             yield FieldViolation(field=f"{path}[{index}].shot_choice", description=description)
         if arm.system_prompt and not arm.system_prompt.strip():
-            description = f"must hold more than white space, got {arm.system_prompt!r}; leave it out to ask as records say"
+            got = f"got {arm.system_prompt!r}"
+            description = f"must hold more than white space, {got}; leave it out to ask as records do"
             yield FieldViolation(field=f"{path}[{index}].system_prompt", description=description)

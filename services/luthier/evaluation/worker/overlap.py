@@ -21,7 +21,7 @@ from itertools import chain
 NUM_WORDS = 13
 LEAST_OVERLAP = 0.5
 MOST_SHARED = 20
-"""Records of an evaluation that may share a run of words, if it is to count; of small ones a tenth, and at least two."""
+"""Records of an evaluation that may share a run of words, if it is to count; of few a tenth, and at least two."""
 _WORD = re.compile(r"[-+]?\d+(?:[.,]\d+)*|\w+|[-+*/=<>^%$€£]")
 """A number with its sign, a word, or a sign that changes what is said; other punctuation is form."""
 

@@ -81,9 +81,7 @@ def _said_of(
         arm_id, _, said = word.partition("=")
         if arm_id not in by_id or not said:
             known = ", ".join(by_id)
-            raise click.BadParameter(
-                f"must be {form} with an ID of {known}, got {word!r}", param_hint=option
-            )
+            raise click.BadParameter(f"must be {form} with an ID of {known}, got {word!r}", param_hint=option)
         yield by_id[arm_id], said
 
 

@@ -123,9 +123,7 @@ def _contest(
     return contest, session.client.evaluations.predictions(evaluation.name, page_size=200)
 
 
-def _across(
-    session: Session, name: str, other: str, score: str
-) -> tuple[Contest, Iterator[Prediction]]:
+def _across(session: Session, name: str, other: str, score: str) -> tuple[Contest, Iterator[Prediction]]:
     from luthier.client.common_records import common_records, contest_between, entrant
 
     evaluations = session.client.evaluations
@@ -133,8 +131,8 @@ def _across(
     evaluation = evaluations.get(named)
     if other in (one.arm_id for one in evaluation.arms):
         raise click.UsageError(
-            f"give both CANDIDATE and BASELINE, or neither, got the arm {other!r} alone; another evaluation of that name "
-            f"is named with its arm, {other}:ARM"
+            f"give both CANDIDATE and BASELINE, or neither, got the arm {other!r} alone; another evaluation "
+            f"of that name is given with its arm, {other}:ARM"
         )
     other_named, _, other_arm = other.partition(":")
     candidate, baseline = entrant(evaluation, arm), entrant(evaluations.get(other_named), other_arm)

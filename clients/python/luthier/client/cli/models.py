@@ -211,6 +211,8 @@ def _facts(model: Model) -> Table:
 
 def _compared(model: Model) -> str:
     """Say how a model that was made from another one differs from that; empty for others."""
+    from luthier.client.cli.views import precision
+
     if not model.HasField("check"):
         return ""
     check = model.check
