@@ -120,11 +120,11 @@ class ArmRunner:
         asking = self._manner.asking
         asker = self._loaded.asker(asking, self._context.check)
         if questions:
-            first = questions[0]
+            one = questions[0]
             require_written(
                 arm_id,
                 asking.system_prompt,
-                lambda text: asker.prompt_under(text, first.record, shots(first)),
+                lambda text: asker.prompt_under(text, one.record, shots(one)),
             )
         asked = ask(asker, questions, shots, measured=self._manner.is_measured)
         seconds = time.monotonic() - began
