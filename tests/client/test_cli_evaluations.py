@@ -147,14 +147,39 @@ def test_evaluations_create_names_templates_on_purpose(services: Any, run: Run, 
         assert "--template" in refused.output
 
 
+def test_evaluations_create_gives_arms_system_prompts_of_their_own(
+    services: Any, run: Run, tmp_path: Path
+) -> None:
+    seen: list[Evaluation] = []
+
+    def create(request: Any, context: Any) -> Evaluation:
+        seen.append(request.evaluation)
+        return Evaluation(name="projects/default/evaluations/e")
+
+    services.answers["CreateEvaluation"] = create
+    words = tmp_path / "words.txt"
+    words.write_text("Answer with é.\n")
+    arms = [word for arm in ("a=m", "b=m", "c=m") for word in ("--arm", arm)]
+    chosen = ("--system-prompt", "a=x=1, that is all", "--system-prompt", f"b=@{words}")
+    result = run("evaluations", "create", "--version", "mine/v1", *arms, *chosen)
+    assert result.exit_code == 0, result.output
+    assert [arm.system_prompt for arm in seen[0].arms] == ["x=1, that is all", "Answer with é.\n", ""]
+    for wrong in ("x=words", "a", "a=", f"a=@{tmp_path / 'none'}"):
+        refused = run("evaluations", "create", "--version", "mine/v1", *arms, "--system-prompt", wrong)
+        assert refused.exit_code == 2
+        assert "--system-prompt" in refused.output
+
+
 def test_evaluations_show_says_what_each_arm_was_asked_with(services: Any, run: Run) -> None:
     evaluation = Evaluation(name="projects/default/evaluations/e", state=Evaluation.STATE_SUCCEEDED)
     for arm, source in (("zero", TEMPLATE_SOURCE_BASE), ("tuned", TEMPLATE_SOURCE_TAUGHT)):
         evaluation.arm_results.add(
             arm_id=arm, template_source=source, template_digest=arm[0] * 64, template_date="2026-11-28"
         )
+    evaluation.arms.add(arm_id="zero", system_prompt="Be brief.")
     services.answers["GetEvaluation"] = lambda request, context: evaluation
     output = run("evaluations", "show", "e").stdout
+    assert re.search(r"system prompt of zero +Be brief\.", output)
     assert re.search(r"asked zero +the base model's template \(zzzzzzzz, 2026-11-28\)", output)
     assert re.search(r"asked tuned +the template that was taught \(tttttttt, 2026-11-28\)", output)
 

@@ -28,6 +28,7 @@ from luthier.v1.evaluation_pb2 import (
     ScoreEstimate,
 )
 from luthier.v1.evaluation_service_pb2 import ListPredictionsResponse
+from luthier.v1.judge_pb2 import JUDGE_PREFERENCE_FIRST, JUDGE_PREFERENCE_SECOND, JUDGE_PREFERENCE_TIE
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 Run = Callable[..., Result]
@@ -154,10 +155,54 @@ def test_diff_shows_where_the_arms_of_the_verdict_disagree(answers: None, run: R
     assert re.findall(r"^ *(\d) +question +(\w+)", output, re.MULTILINE) == [("1", "lost"), ("2", "gained")]
 
 
+def test_diff_of_free_text_is_by_the_score_of_the_verdict(services: Any, run: Run) -> None:
+    found = evaluation()
+    found.verdict.score = "perplexity"
+    predictions = [prediction(row, base=False, tuned=False) for row in range(3)]
+    for one, (few, tuned) in zip(predictions, ((3.0, 2.0), (3.0, 3.0), (2.0, 2.5)), strict=True):
+        for answer, value in zip(one.answers, (few, tuned), strict=True):
+            answer.scores["perplexity"] = value
+    services.answers["GetEvaluation"] = lambda request, context: found
+    services.answers["ListPredictions"] = lambda request, context: ListPredictionsResponse(
+        predictions=predictions
+    )
+    output = run("evaluations", "diff", "e").stdout
+    assert re.findall(r"^ *(\d) +question +(\w+)", output, re.MULTILINE) == [("0", "gained"), ("2", "lost")]
+    nothing = run("evaluations", "diff", "e", "--score", "exact_match")
+    assert nothing.stdout == ""
+    assert "tuned and base-3 disagree on no record (exact_match)" in nothing.stderr
+
+
+def test_diff_by_a_judge_of_pairs_is_by_what_it_said_of_these_two(services: Any, run: Run) -> None:
+    found = evaluation()
+    found.verdict.score = "judge.j"
+    for result in found.arm_results:
+        result.scores.add(score="judge.j")
+    sides = {
+        0: (JUDGE_PREFERENCE_FIRST, JUDGE_PREFERENCE_SECOND),
+        1: (JUDGE_PREFERENCE_FIRST, JUDGE_PREFERENCE_FIRST),
+        2: (JUDGE_PREFERENCE_TIE, JUDGE_PREFERENCE_FIRST),
+    }
+    predictions = [prediction(row, base=False, tuned=False) for row in sides]
+    for one in predictions:
+        for answer in one.answers:
+            answer.scores["judge.j"] = 0.5  # over all rivals
+        pairs = (("tuned", "base-3"), ("base-3", "tuned"))
+        for (arm, rival), preference in zip(pairs, sides[one.row], strict=True):
+            one.judgements.add(judge_id="j", arm_id=arm, rival_arm_id=rival, preference=preference)
+    services.answers["GetEvaluation"] = lambda request, context: found
+    services.answers["ListPredictions"] = lambda request, context: ListPredictionsResponse(
+        predictions=predictions
+    )
+    output = run("evaluations", "diff", "e").stdout
+    assert re.findall(r"^ *(\d) +question +(\w+)", output, re.MULTILINE) == [("0", "gained"), ("2", "lost")]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("tuned",), "give both CANDIDATE and BASELINE, or neither, got 1 arms"),
+        (("tuned",), "give both CANDIDATE and BASELINE, or neither, got the arm 'tuned' alone"),
+        (("tuned", "base-3", "base-0"), "give two arms at most, got 3: tuned base-3 base-0"),
         (("tuned", "none"), "the arm must be one of base-0, base-3, tuned, got 'none'"),
         (("tuned", "tuned"), "two different arms must be given"),
         (("--score", "bleu"), "the score must be one of exact_match, perplexity, got 'bleu'"),

@@ -11,6 +11,7 @@ from tests.client.test_transfers import FILES, ModelStore
 
 from luthier.client import AsyncClient, Client
 from luthier.client.model_card import Found, written
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
@@ -31,6 +32,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
 from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_Q8_0, Model, Taught, WeightsCheck
 from luthier.v1.reference_pb2 import Reference
 from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplitStatistics
+from luthier.v1.verdict_pb2 import EvaluationVerdict
 
 PARENT = "projects/default"
 MODEL, ADAPTER, JOB = (f"{PARENT}/{part}" for part in ("models/merged", "models/tuned", "fineTuningJobs/j"))
@@ -207,6 +209,34 @@ def test_what_took_over_a_name_is_not_told_of_as_what_the_model_was_made_from(
     assert ("## Training" in card) == (replaced == "GetRendering")
 
 
+def test_a_card_says_how_it_was_adapted_what_evaluations_decided_and_what_was_forgotten() -> None:
+    made, tuned = merged(), job()
+    made.check.base_precision, made.check.base_difference = BASE_PRECISION_NF4, 0.123
+    tuned.base_precision = BASE_PRECISION_NF4
+    tuned.lora.MergeFrom(LoraConfig(alpha=16, use_dora=True, use_rslora=True, lora_plus_ratio=8))
+    asked = evaluation("of-the-adapter", ADAPTER, "u-adapter")
+    asked.num_records = 48
+    asked.verdict.outcome = EvaluationVerdict.OUTCOME_REGRESSED
+    asked.verdict.sentence = "Regressed: tuned retains 71 %."
+    asked.contamination.num_exact, asked.contamination.num_ngram = 2, 1
+    asked.contamination.unknown_models.append(f"{PARENT}/models/older")
+    retained = ScoreEstimate(value=0.71, lower=0.6, upper=0.8, count=158, kind=SCORE_KIND_BINARY)
+    drift = asked.drift_results.add(arm_id="tuned", baseline_arm_id="base", retained=retained)
+    drift.skills.add(skill="facts", num_asked=160, num_known=158, num_kept=112)
+    card = written(Found(model=made, job=tuned, renderings=[], evaluations=[asked]))
+    for line in (
+        "| adaptation | rsdora, rank 8 |",
+        "| alpha | 16 |",
+        "| LoRA+ ratio | 8 |",
+        "| base held in | NF4 |",
+        "It is made on the numbers that its base has in NF4, beside which it was trained; they move the base's",
+        "| `of-the-adapter` | regressed | Regressed: tuned retains 71 %. | 3 of 48; not known of older |",
+        "| `of-the-adapter` | tuned (`tuned`), from base | 71.0 %",
+    ):
+        assert line in card, card
+    assert card.index("## Verdicts") < card.index("## Scores") < card.index("## What was forgotten")
+
+
 def test_a_base_model_has_its_publishers_card_alone(services: Any, client: Client, tmp_path: Path) -> None:
     ModelStore(services)
     services.answers["GetModel"] = lambda request, context: Model(
@@ -222,6 +252,15 @@ def test_a_base_model_has_its_publishers_card_alone(services: Any, client: Clien
         (
             Model(name=MODEL, kind=Model.KIND_ADAPTER, base_model=f"{PARENT}/models/b"),
             "A LoRA adapter in PEFT's layout on `b`.",
+        ),
+        (
+            Model(
+                name=MODEL,
+                kind=Model.KIND_ADAPTER,
+                base_model=f"{PARENT}/models/b",
+                base_precision=BASE_PRECISION_NF4,
+            ),
+            "on `b` that was held in NF4 while it was trained: beside other numbers it was never measured.",
         ),
         (
             Model(name=MODEL, kind=Model.KIND_EXPORT, export_format=EXPORT_FORMAT_GGUF_Q8_0),

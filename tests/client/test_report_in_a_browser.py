@@ -153,6 +153,34 @@ def test_reports_are_as_wide_as_the_window(seen: list[Seen]) -> None:
     }
 
 
+def test_answers_are_filtered_by_words_and_by_who_is_better(tmp_path: Path) -> None:
+    data = earnings()
+    data.evaluation.verdict.CopyFrom(
+        EvaluationVerdict(score="field_match.record", candidate_arm_id="tuned", rival_arm_id="base-3")
+    )
+    alike, lost = prediction(6), prediction(7)
+    for one, value in ((alike, 1.0), (lost, 2.0)):
+        one.answers[1].scores["field_match.record"] = value
+    page = tmp_path / "report.html"
+    page.write_text(render_report(replace(data, predictions=[*data.predictions, alike, lost])))
+    chromium = shutil.which("chromium")
+    assert chromium is not None
+    choices = ["/", "any/", "gained/", "lost/", "/EUR 413.5", "lost/EUR 413.5"]
+    command: list[str | Path] = ["node", INSPECT.with_name("filter.mjs"), chromium, page, *choices]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [len(one["cards"]) for one in found] == [8, 7, 6, 1, 1, 0]
+    assert [one["told"] for one in found][2:] == [
+        "6 of 8 shown",
+        "1 of 8 shown",
+        "1 of 8 shown",
+        "0 of 8 shown",
+    ]
+    assert "EUR 419.5" in found[3]["cards"][0]
+    assert "EUR 413.5" in found[4]["cards"][0]
+
+
 def test_a_page_that_keeps_people_from_reading_it_is_found(seen: list[Seen]) -> None:
     phone, _ = (one for one in seen if one.name == "broken")
     rules = {each["rule"] for each in phone.violations}

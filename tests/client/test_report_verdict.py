@@ -77,6 +77,14 @@ def prediction(row: int, *, few: bool, tuned: bool) -> Prediction:
     return made
 
 
+def free_text(row: int, few: float, tuned: float) -> Prediction:
+    """No answer is right to the letter, and some are better than others."""
+    made = prediction(row, few=False, tuned=False)
+    for answer, value in zip(made.answers, (few, tuned), strict=True):
+        answer.scores["field_match.fields"] = value
+    return made
+
+
 def test_the_first_thing_is_the_verdict_in_one_sentence() -> None:
     html = render_report(ReportData(evaluation=evaluation()))
     body = html[html.index("</header>") :]
@@ -120,6 +128,31 @@ def test_an_evaluation_older_than_its_methods_says_what_was_done_then() -> None:
     assert "<b>tuned</b> against <b>few</b>" in html
 
 
+def test_sections_come_in_the_order_in_which_one_decides() -> None:
+    found = evaluation()
+    found.drift_results.add(
+        arm_id="tuned", baseline_arm_id="zero", retained=ScoreEstimate(value=0.9, count=9)
+    )
+    found.comparisons.append(comparison("field_match.fields", primary=True))
+    found.arm_results[1].num_prompt_tokens = 12_345
+    html = render_report(ReportData(evaluation=found, predictions=[prediction(0, few=False, tuned=True)]))
+    heads = re.findall(r"<h2>(.*?)</h2>", html)
+    assert heads[0] == "Results"
+    assert heads.index("What it cost") == heads.index("What was forgotten") + 1
+    assert heads.index("What it cost") < heads.index("Answers side by side")
+    assert re.search(r"prompt tokens read</td><td[^>]*>0</td><td[^>]*>12,345</td>", html)
+
+
+def test_answers_have_a_filter_that_only_who_runs_it_sees() -> None:
+    predictions = [prediction(0, few=True, tuned=True), prediction(1, few=False, tuned=True)]
+    html = render_report(ReportData(evaluation=evaluation(), predictions=predictions))
+    assert re.findall(r'class="prediction" data-side="(\w*)"', html) == ["gained", ""]
+    assert re.search(r'<div id="answer-filter"[^>]* hidden>', html)
+    assert re.findall(r'<option value="(\w*)">', html) == ["", "any", "gained"]
+    assert html.count("<script>") == 1
+    assert "<script>" not in render_report(ReportData(evaluation=evaluation()))
+
+
 def test_answers_on_which_the_two_arms_disagree_come_first() -> None:
     predictions = [
         prediction(0, few=True, tuned=True),
@@ -129,4 +162,17 @@ def test_answers_on_which_the_two_arms_disagree_come_first() -> None:
     ]
     html = render_report(ReportData(evaluation=evaluation(), predictions=predictions))
     assert re.findall(r"question (\d)", html) == ["1", "3", "0", "2"]
-    assert "2 on which tuned and few disagree come first" in html
+    assert "2 on which tuned and few disagree (field_match.fields) come first" in html
+
+
+def test_free_text_is_in_order_of_how_far_the_score_of_the_verdict_tells_the_arms_apart() -> None:
+    predictions = [
+        free_text(0, 0.5, 0.5),
+        free_text(1, 0.5, 0.6),
+        free_text(2, 0.9, 0.1),
+        free_text(3, 0.5, 0.5),
+        free_text(4, 0.2, 0.7),
+    ]
+    html = render_report(ReportData(evaluation=evaluation(), predictions=predictions))
+    assert re.findall(r"question (\d)", html) == ["2", "4", "1", "0", "3"]
+    assert "3 on which tuned and few disagree (field_match.fields) come first" in html

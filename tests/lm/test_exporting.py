@@ -12,7 +12,7 @@ import pytest
 import torch
 from gguf import GGUFReader, TokenType
 from tests.lm.made_models import MERGES, TEMPLATE, TOKENS, adapter_folder, model_folder
-from tests.lm.test_merging import relative
+from tests.lm.test_merging import QUANTISED, held_in, relative
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -23,6 +23,7 @@ from luthier.lm.exporting import BOUNDS, ExportSource, export_files
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec
 from luthier.lm.made import EXPORTABLE, GgufType, Made
+from luthier.lm.precision import Precision
 from luthier.lm.register import register_source
 from luthier.lm.sources import GgufSource
 from luthier.text.tokenizer import TokenizerBundle
@@ -136,6 +137,19 @@ def test_an_adapter_is_added_in_float32_and_rounded_to_the_form_alone(base: Path
     assert made.check.unrounded_difference < 1e-4
     reader = GGUFReader(tmp_path / "out" / "model-f16.gguf")
     assert reader.fields["tokenizer.chat_template"].contents() == "taught {{ messages }}"
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_an_adapter_is_written_on_the_numbers_that_it_was_trained_beside(
+    base: Path, tmp_path: Path, precision: Precision
+) -> None:
+    adapter = adapter_folder(base, tmp_path / "adapter", LoraSpec(rank=4, alpha=8))
+    source = ExportSource(model=base, adapter=adapter, form="F16", title="tiny", precision=precision)
+    made = export_files(source, tmp_path / "out")
+    on_held = exported(held_in(base, tmp_path / "held", precision), tmp_path / "on-held", "F16", adapter)
+    assert made.files[0][1].read_bytes() == on_held.files[0][1].read_bytes()
+    assert made.check.base_difference > on_held.check.base_difference == 0
+    assert f"was trained beside a base in {precision}" in made.warnings[0]
 
 
 def test_equal_models_give_equal_bytes(base: Path, tmp_path: Path) -> None:

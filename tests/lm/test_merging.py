@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,23 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.lm.made_models import adapter_folder, model_folder
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
+from luthier.kernels.dequantise import dense
 from luthier.lm.lora import LoraSpec
 from luthier.lm.lora_layer import LoraLinear
 from luthier.lm.made import Made
 from luthier.lm.merging import MERGED_BOUND, UNROUNDED_BOUND, merge_files
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import quantised
 
 ModelMaker = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 IDS = torch.tensor([[5, 9, 11, 40, 3, 17, 60, 2]])
+QUANTISED: tuple[Precision, ...] = ("INT8", "NF4")
 SPECS = {
     "plain": LoraSpec(rank=4, alpha=8),
     "rslora": LoraSpec(rank=4, alpha=8, use_rslora=True),
@@ -107,6 +112,46 @@ def test_a_merge_is_one_file_with_the_bases_names_in_bfloat16(base: Path, tmp_pa
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     again = merge_files(base, adapter, tmp_path / "again")
     assert again.files[0][1].read_bytes() == made.files[0][1].read_bytes()
+
+
+def held_in(base: Path, folder: Path, precision: Precision) -> Path:
+    """Write a base whose linear layers have the numbers that a precision holds of them."""
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            weights[name] = dense(quantised(weight, precision)).contiguous()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("name", ["plain", "dora"])
+def test_an_adapter_is_added_to_the_numbers_that_it_was_trained_beside(
+    base: Path, tmp_path: Path, name: str, precision: Precision
+) -> None:
+    adapter = adapter_folder(base, tmp_path / "adapter", SPECS[name])
+    made = merge_files(base, adapter, tmp_path / "merged", precision=precision)
+    held = held_in(base, tmp_path / "held", precision)
+    on_held = merged(held, adapter, tmp_path / "on-held")
+    assert made.files[0][1].read_bytes() == on_held.files[0][1].read_bytes()
+    assert relative(logits(tmp_path / "on-held"), logits(held, adapter)) < MERGED_BOUND
+    check = made.check
+    assert check.difference == on_held.check.difference < MERGED_BOUND
+    assert check.base_difference > (1e-4 if precision == "INT8" else 0.02)
+    assert on_held.check.base_difference == 0
+    (warning,) = made.warnings
+    assert f"was trained beside a base in {precision} and is added to the numbers" in warning
+
+
+def test_a_base_that_cannot_be_held_so_is_refused_by_name(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    base = model_folder(tiny_model(vocab_size=262, intermediate_size=33), tmp_path / "base")
+    adapter = adapter_folder(base, tmp_path / "adapter", SPECS["plain"])
+    with pytest.raises(
+        InvalidArgument, match=r"mlp\.gate_proj of this model cannot be held in NF4"
+    ) as caught:
+        merge_files(base, adapter, tmp_path / "merged", precision="NF4")
+    assert caught.value.reason == Reason.MODEL_INVALID
 
 
 def test_an_adapter_that_rounding_swallows_is_told_of(base: Path, tmp_path: Path) -> None:

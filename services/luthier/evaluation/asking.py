@@ -59,6 +59,8 @@ def askings(arms: Sequence[EvaluationArm], models: Mapping[str, Model], today: d
     """
     taught = [models[arm.model] for arm in arms if models[arm.model].HasField("taught")]
     found = [_asking(arm, models, taught, today) for arm in arms]
+    for arm, asking in zip(arms, found, strict=True):
+        asking.system_prompt = arm.system_prompt
     size_bytes = sum(len(asking.chat_template.encode()) for asking in found)
     if size_bytes > MAX_TEMPLATES_BYTES:
         description = (

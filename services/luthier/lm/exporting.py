@@ -8,15 +8,16 @@ import torch
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument
-from luthier.lm.comparing import Behaviour, behaviour, compared, comparison_rows
+from luthier.lm.comparing import behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
 from luthier.lm.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from luthier.lm.held_out import plain_logprobs
 from luthier.lm.load import eos_token_ids, load_gguf, load_model
 from luthier.lm.made import Check, GgufType, HeldOut, Made
 from luthier.lm.merge import plain_state
-from luthier.lm.merging import Rows, merge_into, require_close
+from luthier.lm.merging import Merged, Rows, beside_warnings, merge_into, require_close
 from luthier.lm.model_config import read_config
+from luthier.lm.precision import Precision
 from luthier.lm.probe_texts import probe_texts
 from luthier.lm.tokenizer_files import open_converted
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, TokenizerBundle
@@ -36,6 +37,7 @@ class ExportSource:
         form: of the file.
         title: name that the file gives its model.
         held_out: tokens that what the file holds is to score.
+        precision: what the model was held in while the adapter was trained.
     """
 
     model: Path
@@ -43,6 +45,7 @@ class ExportSource:
     form: GgufType
     title: str
     held_out: HeldOut = ()
+    precision: Precision = "BFLOAT16"
 
 
 def export_files(source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
@@ -63,7 +66,7 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     model = load_model(source.model, dtype=torch.float32)
     rows = comparison_rows(bundle, model.config.vocab_size)
     check()
-    reference, effect, moved = _reference(model, source, rows, check)
+    merged = _reference(model, source, rows, check)
     tokenizer = gguf_tokenizer(content, bundle, model.config.vocab_size, sorted(eos_token_ids(model)))
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"model-{source.form.lower()}.gguf"
@@ -75,25 +78,26 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     check()
     held = load_gguf(path)
     figures = Check(
-        **asdict(compared(behaviour(held, rows), reference)),
+        **asdict(compared(behaviour(held, rows), merged.reference)),
         bound=BOUNDS[source.form],
-        effect=effect,
-        unrounded_difference=moved,
+        effect=merged.effect,
+        unrounded_difference=merged.unrounded_difference,
+        base_difference=merged.base_difference,
         held_out_logprobs=plain_logprobs(held, source.held_out),
     )
     require_close(figures, f"{path.name}")
     warnings += _other_tokens(path, bundle, tokenizer)
+    if source.adapter is not None:
+        warnings = (*beside_warnings(source.precision, merged.base_difference), *warnings)
     return Made(files=((path.name, path),), check=figures, warnings=warnings)
 
 
-def _reference(
-    model: PreTrainedModel, source: ExportSource, rows: Rows, check: Callable[[], None]
-) -> tuple[Behaviour, float, float]:
+def _reference(model: PreTrainedModel, source: ExportSource, rows: Rows, check: Callable[[], None]) -> Merged:
     """Return what the file has to compute, and what merging an adapter on the way did; the model has it then."""
     if source.adapter is None:
-        return behaviour(model, rows), 0.0, 0.0
-    merged = merge_into(model, source.adapter, rows, check)
-    return merged.reference, merged.effect, merged.unrounded_difference
+        reference = behaviour(model, rows)
+        return Merged(reference=reference, effect=0.0, unrounded_difference=0.0, base_difference=0.0)
+    return merge_into(model, source.adapter, rows, check, source.precision)
 
 
 def _bundle(source: ExportSource) -> TokenizerBundle:

@@ -31,6 +31,7 @@ class Check:
     bound: float
     effect: float = 0.0
     unrounded_difference: float = 0.0
+    base_difference: float = 0.0
     num_greedy_tokens: int
     num_equal_greedy_tokens: int
     held_out_logprobs: tuple[float, ...] = ()

@@ -1,11 +1,12 @@
 """A model with all its weights made from an adapter and its base, compared with the adapter before anybody has it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Reason
@@ -23,6 +24,8 @@ from luthier.lm.load import load_model
 from luthier.lm.lora import use_adapter
 from luthier.lm.made import Check, HeldOut, Made
 from luthier.lm.merge import merge_adapter, plain_state, round_weights
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import round_linears
 from luthier.text.tokenizer import TokenizerBundle
 
 MERGED_BOUND = 0.05
@@ -42,11 +45,13 @@ def merge_files(
     directory: Path,
     check: Callable[[], None] = lambda: None,
     held_out: HeldOut = (),
+    precision: Precision = "BFLOAT16",
 ) -> Made:
     """Write the weights of a base with an adapter added into `directory` (made if missing), bfloat16.
 
     Takes 4 bytes a weight, and 2 more while the file is written. `check` is called between its parts; what it raises
-    ends it. Tokens of `held_out` are scored by the result.
+    ends it. Tokens of `held_out` are scored by the result. `precision` is what the base was held in while the adapter
+    was trained, as `merge_into` takes it.
 
     Raises:
         InvalidArgument: MODEL_INVALID; the files of either cannot be used.
@@ -55,7 +60,7 @@ def merge_files(
     model = load_model(base, dtype=torch.float32)
     rows = comparison_rows(TokenizerBundle.load(base), model.config.vocab_size)
     check()
-    merged = merge_into(model, adapter, rows, check)
+    merged = merge_into(model, adapter, rows, check, precision)
     round_weights(model, torch.bfloat16)
     found = compared(behaviour(model, rows), merged.reference)
     figures = Check(
@@ -63,6 +68,7 @@ def merge_files(
         bound=MERGED_BOUND,
         effect=merged.effect,
         unrounded_difference=merged.unrounded_difference,
+        base_difference=merged.base_difference,
         held_out_logprobs=plain_logprobs(model, held_out),
     )
     require_close(figures, "the merged weights, rounded to bfloat16")
@@ -70,7 +76,8 @@ def merge_files(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _WEIGHTS_NAME
     save_file(plain_state(model, torch.bfloat16), path, metadata={"format": "pt"})
-    return Made(files=((_WEIGHTS_NAME, path),), check=figures, warnings=tuple(_warnings(figures)))
+    warnings = (*beside_warnings(precision, merged.base_difference), *_warnings(figures))
+    return Made(files=((_WEIGHTS_NAME, path),), check=figures, warnings=warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +88,33 @@ class Merged:
         reference: what the model computed with the adapter on.
         effect: what the adapter does to the logits of its base, as `relative_difference` measures it.
         unrounded_difference: how far merging moved them, before any rounding.
+        base_difference: how far those of the base, held as it was while the adapter was trained, are from its own.
     """
 
     reference: Behaviour
     effect: float
     unrounded_difference: float
+    base_difference: float
 
 
-def merge_into(model: PreTrainedModel, adapter: Path, rows: Rows, check: Callable[[], None]) -> Merged:
+def merge_into(
+    model: PreTrainedModel,
+    adapter: Path,
+    rows: Rows,
+    check: Callable[[], None],
+    precision: Precision = "BFLOAT16",
+) -> Merged:
     """Add an adapter to the weights of a float32 model, and see that the logits stay.
+
+    An adapter that was trained beside a base in 8 or 4 bits made up for what they lost: it is added to the very numbers
+    that they stand for, not to those that the base was registered with, beside which nobody has ever seen it.
 
     Raises:
         InvalidArgument: MODEL_INVALID; the adapter's files cannot be used, or do not fit the model.
         FailedPrecondition: WEIGHTS_DIFFER; the logits move by more than sums in another order make of them.
     """
-    base = logits_of(model, rows)
+    base, base_difference = _as_trained(model, precision, rows)
+    check()
     load_adapter(model, adapter, _ADAPTER)
     with use_adapter(model, _ADAPTER):
         reference = behaviour(model, rows)
@@ -106,7 +125,29 @@ def merge_into(model: PreTrainedModel, adapter: Path, rows: Rows, check: Callabl
     if not moved <= UNROUNDED_BOUND:
         raise _differs("the merged weights, in float32,", moved, UNROUNDED_BOUND)
     check()
-    return Merged(reference=reference, effect=effect, unrounded_difference=moved)
+    return Merged(
+        reference=reference, effect=effect, unrounded_difference=moved, base_difference=base_difference
+    )
+
+
+def _as_trained(model: PreTrainedModel, precision: Precision, rows: Rows) -> tuple[Tensor, float]:
+    """Give a model the numbers of a precision; return its logits with them, and how far these are from before."""
+    own = logits_of(model, rows)
+    if precision == "BFLOAT16":
+        return own, 0.0
+    round_linears(model, precision)
+    held = logits_of(model, rows)
+    return held, relative_difference(held, own)
+
+
+def beside_warnings(precision: Precision, base_difference: float) -> Sequence[str]:
+    """Return what whoever takes weights away should know of the base that they were made on."""
+    if precision == "BFLOAT16":
+        return ()
+    return (
+        f"the adapter was trained beside a base in {precision} and is added to the numbers that the base has there; "
+        f"they move the base's own logits by {base_difference:.2g} of their spread",
+    )
 
 
 def require_close(figures: Check, what: str) -> None:

@@ -8,6 +8,7 @@ Shape suffixes: N outputs, K inputs, B blocks.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.kernels.dequantise import is_quantised
+from luthier.kernels.dequantise import dequantise, is_quantised
 from luthier.lm.memory import FilePages, give_back
 from luthier.lm.precision import NF4_BLOCK, Precision, scales_together
 
@@ -35,22 +36,43 @@ def quantise_linears(model: PreTrainedModel, precision: Precision, device: torch
     """
     if precision == "BFLOAT16":
         return
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     pages = FilePages()
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or module is head:
-            continue
+    for name, module in _linears(model):
         before = module.weight.detach()
-        try:
-            held = quantised(before.to(device), precision)
-        except ValueError as error:
-            raise InvalidArgument(
-                f"{name} of this model cannot be held in {precision}: {error}", reason=Reason.MODEL_INVALID
-            ) from error
+        held = _held(name, before.to(device), precision)
         module.weight = nn.Parameter(held, requires_grad=False)
         pages.give_back(before)
         # Each is made by way of larger pieces: glibc would keep their memory, as much again as the weights take.
         give_back(before.device)
+
+
+@torch.no_grad()
+def round_linears(model: PreTrainedModel, precision: Precision) -> None:
+    """Give the linear layers of a float32 model the numbers that `quantise_linears` would hold of them.
+
+    Raises as that does.
+    """
+    if precision == "BFLOAT16":
+        return
+    for name, module in _linears(model):
+        held = _held(name, module.weight.detach().to(torch.bfloat16), precision)
+        module.weight.copy_(dequantise(held))
+
+
+def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            yield name, module
+
+
+def _held(name: str, weight_NK: Tensor, precision: Precision) -> Tensor:
+    try:
+        return quantised(weight_NK, precision)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"{name} of this model cannot be held in {precision}: {error}", reason=Reason.MODEL_INVALID
+        ) from error
 
 
 @torch.no_grad()

@@ -79,7 +79,9 @@ Record = SingleRecord | PairRecord
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _SORTED = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _MESSAGES = ("messages", "chosen", "rejected")
-_NEVER_ASK = ("system", "developer", "assistant")
+SYSTEM_ROLES = ("system", "developer")
+"""Roles of turns that instruct, and ask nothing."""
+_NEVER_ASK = (*SYSTEM_ROLES, "assistant")
 
 
 def message_to_object(message: Message) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord
+from luthier.text.records import SYSTEM_ROLES, ChatRecord, CompletionRecord, Message, SingleRecord
 from luthier.text.spans import RenderingError
 
 
@@ -15,14 +15,12 @@ def with_shots(record: ChatRecord, shots: Sequence[SingleRecord]) -> ChatRecord:
     Raises:
         RenderingError: a shot is no conversation.
     """
-    systems = tuple(
-        itertools.takewhile(lambda message: message.role in ("system", "developer"), record.messages)
-    )
+    systems = tuple(itertools.takewhile(lambda message: message.role in SYSTEM_ROLES, record.messages))
     turns: list[Message] = []
     for shot in shots:
         if not isinstance(shot, ChatRecord):
             raise RenderingError("INVALID_FIELD", "examples before a conversation must be conversations")
-        turns += [message for message in shot.messages if message.role not in ("system", "developer")]
+        turns += [message for message in shot.messages if message.role not in SYSTEM_ROLES]
     own = record.messages[len(systems) :]
     return ChatRecord(messages=(*systems, *turns, *own), tools=record.tools)
 

@@ -12,6 +12,7 @@ from luthier.evaluation.evaluations.rules import (
     MAX_ARMS,
     MAX_NEW_TOKENS,
     MAX_SHOTS,
+    MAX_SYSTEM_CHARACTERS,
     TRANSITIONS,
     State,
     check,
@@ -84,6 +85,22 @@ def test_every_fault_is_named_at_once_with_value_and_rule() -> None:
         ("evaluation.metrics", "must not name a metric twice"),
     ]
     assert [field for field, _ in named[7:]] == ["evaluation.labels"]
+
+
+@pytest.mark.parametrize(
+    ("system_prompt", "description"),
+    [
+        (" \n", "must hold more than white space, got ' \\n'; leave it out to ask as records do"),
+        ("a" * (MAX_SYSTEM_CHARACTERS + 1), "must be at most 32768 characters, got 32769"),
+    ],
+)
+def test_a_system_prompt_says_something_and_is_no_book(system_prompt: str, description: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check(wanted(arms=[EvaluationArm(arm_id="a", model="m", system_prompt=system_prompt)]))
+    assert [(one.field, one.description) for one in caught.value.violations] == [
+        ("evaluation.arms[0].system_prompt", description)
+    ]
+    check(wanted(arms=[EvaluationArm(arm_id="a", model="m", system_prompt="a" * MAX_SYSTEM_CHARACTERS)]))
 
 
 @given(

@@ -19,6 +19,10 @@ from luthier.work.context import TaskContext
 from luthier.worker.v1.task_pb2 import TrainingVersion
 
 ARMS = [("zero", "base", 0), ("tuned", "tuned", 0)]
+INSTRUCTION = (
+    "You are the assistant of a shop for garden tools in a small town. Answer in one short sentence, name the price "
+    "where you know it, promise nothing that the shop cannot keep, never speak of other shops, and stay kind."
+)
 
 
 async def learnt_by_the_tuned_arm(site: Any, name: str, *, digest: str = "d" * 64) -> None:
@@ -66,6 +70,27 @@ async def test_what_was_learnt_from_is_counted_listed_scored_apart_and_not_compa
     assert "train.jsonl:9" in warning
 
 
+def instructed(record: ChatRecord, text: str = INSTRUCTION) -> ChatRecord:
+    return ChatRecord(messages=(Message(role="system", content=text), *record.messages))
+
+
+async def test_an_instruction_that_all_records_begin_with_was_not_learnt_of_them(site: Any) -> None:
+    for split, records in site.data.records.items():
+        site.data.records[split] = [instructed(record) for record in records]
+    test = site.data.records["TEST"]
+    site.data.records["TRAIN"] += [ChatRecord(messages=test[4].messages[1:])]
+    made = await site.evaluate(arms=ARMS, max_new_tokens=4)
+    await learnt_by_the_tuned_arm(site, made.name)
+    async with site.worker():
+        done = await site.ended(made.name)
+    assert done.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED, done.error
+    found = done.contamination
+    assert found.num_training_records == 9
+    assert (found.num_exact, found.num_normalised, found.num_ngram) == (0, 1, 0)
+    assert [one.row for one in found.records] == [4]
+    assert {one.count for one in done.comparisons} == {11}
+
+
 async def test_without_such_records_nothing_is_scored_apart(site: Any) -> None:
     made = await site.evaluate(arms=ARMS, max_new_tokens=4)
     await learnt_by_the_tuned_arm(site, made.name)
@@ -86,6 +111,11 @@ async def test_an_evaluation_on_what_was_learnt_has_no_comparison_and_says_so(si
     assert done.contamination.num_exact == 12
     assert not done.comparisons
     assert "have no record with exact_match in common" in done.verdict.sentence
+    (why,) = [one for one in done.warnings if "cannot be compared" in one]
+    assert why == (
+        "tuned and zero cannot be compared on exact_match: of 12 records 12 stand in what the tuned models learnt "
+        "from; ask records that no training version holds: another split, or another dataset version"
+    )
 
 
 async def test_a_training_version_that_is_another_one_by_now_fails_the_evaluation_by_name(site: Any) -> None:

@@ -28,7 +28,9 @@ from luthier.v1.evaluation_pb2 import (
     DriftProbe,
     DriftResult,
     Evaluation,
+    EvaluationArm,
 )
+from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.v1.verdict_pb2 import DriftGuard, EvaluationVerdict, Guard
 
 NUM_QUESTIONS = 16
@@ -152,6 +154,21 @@ async def test_what_nobody_touched_retains_everything_and_noise_forgets(probed: 
     assert sum(one.num_asked for one in noisy.skills) == NUM_QUESTIONS
     assert sum(one.num_known for one in noisy.skills) == noisy.retained.count == found["same"].retained.count
     assert sum(one.num_kept for one in noisy.skills) == round(noisy.retained.value * noisy.retained.count)
+
+
+async def test_what_an_arm_is_told_besides_is_no_drift(probed: Site) -> None:
+    arms = [EvaluationArm(arm_id=one, model=f"{probed.PARENT}/models/{model}") for one, model, _ in ARMS[1:3]]
+    arms[0].system_prompt = "say nothing but the number five"
+    request = CreateEvaluationRequest(parent=probed.PARENT)
+    request.evaluation.CopyFrom(
+        Evaluation(dataset_version=probed.VERSION, arms=arms, drift=PROBE, max_new_tokens=4, max_records=2)
+    )
+    async with probed.worker():
+        done = await probed.ended((await probed.call("CreateEvaluation", request)).name)
+    assert done.state == Evaluation.STATE_SUCCEEDED, done.error
+    found = by_arm(done)["null"]
+    assert (found.retained.value, found.retained.upper) == (1.0, 1.0)
+    assert abs(found.divergence.value) < 1e-6
 
 
 async def test_it_is_the_same_whatever_the_order_and_whoever_answers(probed: Site) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.evaluation.worker.overlap import Held, Kind, Overlaps, Place, Words
+from luthier.evaluation.worker.overlap import MOST_SHARED, Held, Kind, Overlaps, Place, Words
 
 PLACE = Place(version="d/v1", filename="train.jsonl", line=7)
 LONG = (
@@ -13,8 +13,8 @@ LONG = (
 )
 
 
-def words(question: str, answer: str = "yes", record_id: str = "a") -> Words:
-    return Words(record_id=record_id, question=question, answer=answer)
+def words(question: str, answer: str = "yes", record_id: str = "a", system: str = "") -> Words:
+    return Words(record_id=record_id, question=question, answer=answer, system=system)
 
 
 def held(asked: Words, *shown: Words) -> Held | None:
@@ -99,3 +99,49 @@ def test_two_records_of_the_evaluation_are_both_found() -> None:
     overlaps = Overlaps([words("What is this?", record_id="a"), words("what is this", record_id="b")])
     overlaps.show(words("What is this?", record_id="a"), PLACE)
     assert {row: one.kind for row, one in overlaps.held.items()} == {0: Kind.EXACT, 1: Kind.NORMALISED}
+
+
+def names(start: int, count: int) -> str:
+    return " ".join(f"word{number}" for number in range(start, start + count))
+
+
+@pytest.mark.parametrize("num_records", [3, 24, 400])
+def test_a_template_that_records_share_is_not_their_own(num_records: int) -> None:
+    asked = [words(f"{LONG} {names(number * 20, 15)}", "", str(number)) for number in range(num_records)]
+    overlaps = Overlaps(asked)
+    overlaps.show(words(f"{LONG} {names(90_000, 15)}", "", "b"), PLACE)
+    assert not overlaps.held
+    overlaps.show(words(f"{LONG} {names(20, 15)} at last", "no", "c"), PLACE)
+    assert {row: (one.kind, one.overlap) for row, one in overlaps.held.items()} == {1: (Kind.NGRAM, 1.0)}
+
+
+def test_what_some_records_share_is_their_own() -> None:
+    """Several questions about one text that was learnt are all contaminated."""
+    asked = [words(f"{LONG} question {number}", "", str(number)) for number in range(MOST_SHARED)]
+    others = [words(names(number * 20, 15), "", f"o{number}") for number in range(200)]
+    overlaps = Overlaps([*asked, *others])
+    overlaps.show(words(LONG, "", "b"), PLACE)
+    assert sorted(overlaps.held) == list(range(MOST_SHARED))
+
+
+def test_a_run_of_words_of_a_training_record_costs_few_steps_whatever_is_shared() -> None:
+    asked = [words(f"{LONG} {names(number * 20, 15)}", "", str(number)) for number in range(1_000)]
+    overlaps = Overlaps(asked)
+    assert max(map(len, overlaps._runs.values())) <= MOST_SHARED
+
+
+def test_the_same_words_under_another_system_turn_are_the_same() -> None:
+    found = held(words("What is this?", system="Be brief."), words("What is this?", "yes", "b", "Be kind."))
+    assert found is not None
+    assert found.kind == Kind.NORMALISED
+
+
+def test_a_system_turn_that_alone_tells_records_apart_is_compared() -> None:
+    """It holds what is asked about: the text whose mood is to be named."""
+    texts = ("I love it.", "Quite good!", "The best.")
+    asked = [words("Which mood?", "glad", text, text) for text in texts]
+    overlaps = Overlaps(asked)
+    overlaps.show(words("Which mood?", "glad", "b", "All is well."), PLACE)
+    assert not overlaps.held
+    overlaps.show(words("Which mood?", "glad", "c", "quite GOOD"), PLACE)
+    assert {row: one.kind for row, one in overlaps.held.items()} == {1: Kind.NORMALISED}

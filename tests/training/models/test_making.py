@@ -11,6 +11,7 @@ from tests.training.jobs.test_starts import full_files
 
 from luthier.errors import AlreadyExists, FailedPrecondition, Failure, InvalidArgument, NotFound, Reason
 from luthier.errors.status import status_to_failure
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4, BASE_PRECISION_UNSPECIFIED
 from luthier.v1.fine_tuning_job_pb2 import FullConfig
 from luthier.v1.model_pb2 import (
     EXPORT_FORMAT_GGUF_F16,
@@ -91,6 +92,18 @@ async def test_a_merge_is_a_model_with_all_its_weights_and_says_where_it_is_from
     private = (await bench.models.ready(NEW)).private
     assert not private.source_files
     assert not private.adapter_files
+
+
+async def test_a_worker_is_told_what_the_base_was_held_in_while_the_adapter_was_trained(bench: Any) -> None:
+    adapter = await tuned(bench, base_precision=BASE_PRECISION_NF4)
+    assert adapter.base_precision == BASE_PRECISION_NF4
+    merged = await merge(bench)
+    _, spec = await bench.claim(TaskKind.MERGE)
+    assert spec.merge.base_precision == BASE_PRECISION_NF4
+    assert merged.base_precision == BASE_PRECISION_UNSPECIFIED, "it has all its weights"
+    await export(bench, model_id="file")
+    _, spec = await bench.claim(TaskKind.EXPORT)
+    assert spec.export.base_precision == BASE_PRECISION_NF4
 
 
 async def test_a_merge_has_the_tokenizer_of_its_base_where_the_template_is_the_bases_own(bench: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
+from luthier.lm.adapter_files import load_adapter
+from luthier.lm.load import load_model
+from luthier.lm.lora import use_adapter
 from luthier.lm.lora_layer import LoraLinear
 from luthier.v1 import model_pb2, model_service_pb2
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4
 from luthier.v1.fine_tuning_job_pb2 import LoraConfig
 from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model
 
@@ -89,6 +94,8 @@ async def test_a_merged_model_computes_what_its_adapter_does_and_is_a_base_for_m
     assert AutoTokenizer.from_pretrained(whole).encode("the end") == AutoTokenizer.from_pretrained(
         base
     ).encode("the end")
+    generation = "generation_config.json"
+    assert json.loads((whole / generation).read_text()) == json.loads((base / generation).read_text())
     # All that a base is good for: an adapter on it, all weights from it, and that again merged.
     on_top = await ended(worked, "two", going_on(merged.name))
     assert on_top.base_model == merged.name
@@ -97,6 +104,32 @@ async def test_a_merged_model_computes_what_its_adapter_does_and_is_a_base_for_m
     further = full_job()
     further.base_model = again.name
     assert (await ended(worked, "three", further)).tuned_model
+
+
+async def test_an_adapter_that_was_trained_beside_four_bits_is_merged_as_it_was_trained(
+    worked: Site, tmp_path: Path
+) -> None:
+    job = lora_job()
+    job.base_precision = BASE_PRECISION_NF4
+    await ended(worked, "four", job)
+    merged = await worked.merge(f"{PARENT}/models/four", "merged")
+    assert merged.state == Model.STATE_READY, merged.error
+    assert merged.check.base_precision == BASE_PRECISION_NF4
+    assert merged.check.base_difference > 0.01
+    assert any("was trained beside a base in NF4" in warning for warning in merged.warnings)
+    base, adapter, whole = [
+        await downloaded(worked, f"{PARENT}/models/{name}", tmp_path / name)
+        for name in ("tiny", "four", "merged")
+    ]
+    as_trained = load_model(base, precision="NF4")
+    load_adapter(as_trained, adapter, "four")
+    with use_adapter(as_trained, "four"):
+        expected = logits(as_trained).float()
+    on_other_numbers = logits(PeftModel.from_pretrained(loaded(base), str(adapter)))
+    assert (logits(loaded(whole)) - expected).norm() < 0.5 * (on_other_numbers - expected).norm()
+    file = await export(worked, f"{PARENT}/models/four", "file")
+    assert file.check.base_precision == BASE_PRECISION_NF4
+    assert file.check.base_difference == pytest.approx(merged.check.base_difference)
 
 
 async def test_a_checkpoint_and_an_adapter_gone_on_with_are_merged(worked: Site) -> None:

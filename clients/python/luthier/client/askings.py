@@ -36,6 +36,11 @@ def asked_with(result: ArmResult) -> str:
     return f"{_WORDS[result.template_source]} ({digest}, {result.template_date})"
 
 
+def system_prompts(evaluation: Evaluation) -> dict[str, str]:
+    """Return the system prompt of each arm that has one of its own, by its id."""
+    return {arm.arm_id: arm.system_prompt for arm in evaluation.arms if arm.system_prompt}
+
+
 def shots_words(arm: EvaluationArm) -> str:
     """Return how many examples an arm is given, e.g. `3` of the same for all, or `3:similar`."""
     return f"{arm.num_shots}{':similar' * (arm.shot_choice == SHOT_CHOICE_SIMILAR)}"

@@ -9,8 +9,11 @@ from typing import Literal
 from luthier.client.scores import is_right, lower_is_better
 from luthier.errors import InvalidArgument
 from luthier.v1.evaluation_pb2 import ArmPrediction, Evaluation, Prediction
+from luthier.v1.judge_pb2 import JUDGE_PREFERENCE_FIRST, JUDGE_PREFERENCE_SECOND
 
 Side = Literal["gained", "lost", "differs"]
+_JUDGED = "judge."
+_LEADS = {JUDGE_PREFERENCE_FIRST: 1.0, JUDGE_PREFERENCE_SECOND: -1.0}
 SIDES: tuple[Side, ...] = ("gained", "lost", "differs")
 
 
@@ -19,27 +22,39 @@ class Disagreement:
     """A record on which two arms disagree.
 
     `side`: `gained` where the candidate is better, `lost` where the baseline is, `differs` where no score says which.
+    `gap`: how far their scores are apart, 0 where no score tells.
     """
 
     prediction: Prediction
     candidate: ArmPrediction
     baseline: ArmPrediction
     side: Side
+    gap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
-    """Two arms, and the score that tells them apart; empty: whether the whole answer is right."""
+    """Two arms, and the score that tells them apart; empty: whether the whole answer is right.
+
+    `or_correctness`: where answers to a record lack the score, whether the whole answer is right tells in its place.
+    """
 
     candidate: str
     baseline: str
     score: str = ""
     lower_is_better: bool = False
+    or_correctness: bool = False
+
+    @property
+    def told_by(self) -> str:
+        """What tells the arms apart, in words."""
+        return self.score or "whether the whole answer is right"
 
 
 def contest_of(evaluation: Evaluation, candidate: str, baseline: str, score: str = "") -> Contest:
     """Return a contest between two arms of an evaluation.
 
+    Without a score that of the verdict tells them apart; where there is none, whether the whole answer is right.
     Raises InvalidArgument for an arm or a score that it does not have.
     """
     arms = [arm.arm_id for arm in evaluation.arms]
@@ -51,8 +66,14 @@ def contest_of(evaluation: Evaluation, candidate: str, baseline: str, score: str
     estimates = {one.score: one for result in evaluation.arm_results for one in result.scores}
     if score and score not in estimates:
         raise InvalidArgument(f"the score must be one of {', '.join(estimates) or 'none'}, got {score!r}")
-    is_lower = bool(score) and lower_is_better(estimates[score])
-    return Contest(candidate=candidate, baseline=baseline, score=score, lower_is_better=is_lower)
+    told = score or (evaluation.verdict.score if evaluation.verdict.score in estimates else "")
+    return Contest(
+        candidate=candidate,
+        baseline=baseline,
+        score=told,
+        lower_is_better=bool(told) and lower_is_better(estimates[told]),
+        or_correctness=not score,
+    )
 
 
 def disagreements(predictions: Iterable[Prediction], contest: Contest) -> Iterator[Disagreement]:
@@ -62,23 +83,52 @@ def disagreements(predictions: Iterable[Prediction], contest: Contest) -> Iterat
         candidate, baseline = (answers.get(arm) for arm in (contest.candidate, contest.baseline))
         if candidate is None or baseline is None:
             continue
-        side = _side(candidate, baseline, contest)
+        lead = _lead(prediction, candidate, baseline, contest)
+        side = _side(lead, candidate.text != baseline.text)
         if side is not None:
-            yield Disagreement(prediction=prediction, candidate=candidate, baseline=baseline, side=side)
+            yield Disagreement(
+                prediction=prediction,
+                candidate=candidate,
+                baseline=baseline,
+                side=side,
+                gap=abs(lead or 0.0),
+            )
 
 
-def _side(candidate: ArmPrediction, baseline: ArmPrediction, contest: Contest) -> Side | None:
-    values = [_value(answer, contest.score) for answer in (candidate, baseline)]
-    if None in values:
-        return "differs" if candidate.text != baseline.text else None
-    mine, other = values
-    if mine == other:
+def _side(lead: float | None, texts_differ: bool) -> Side | None:
+    if lead is None:
+        return "differs" if texts_differ else None
+    return "gained" if lead > 0 else "lost" if lead < 0 else None
+
+
+def _lead(
+    prediction: Prediction, candidate: ArmPrediction, baseline: ArmPrediction, contest: Contest
+) -> float | None:
+    """Return how far the candidate is ahead; None where nothing tells."""
+    preferred = _preferred(prediction, contest)
+    if preferred is not None:
+        return preferred
+    mine, other = (answer.scores.get(contest.score) for answer in (candidate, baseline))
+    if mine is not None and other is not None:
+        return other - mine if contest.lower_is_better else mine - other
+    if contest.score and not contest.or_correctness:
         return None
-    return "gained" if (mine > other) != contest.lower_is_better else "lost"  # type: ignore[operator]
+    is_mine, is_other = is_right(candidate), is_right(baseline)
+    return None if is_mine is None or is_other is None else float(is_mine) - float(is_other)
 
 
-def _value(answer: ArmPrediction, score: str) -> float | None:
-    if not score:
-        right = is_right(answer)
-        return None if right is None else float(right)
-    return answer.scores.get(score)
+def _preferred(prediction: Prediction, contest: Contest) -> float | None:
+    """Return in how many orders more, of those that it saw, the contest's judge of pairs preferred the candidate.
+
+    What an arm has as a score of such a judge is of all its rivals. None where no judge of pairs tells, or one order
+    is missing.
+    """
+    orders: dict[str, float] = {}
+    for one in prediction.judgements:
+        if contest.score != f"{_JUDGED}{one.judge_id}" or not one.HasField("preference"):
+            continue
+        if {one.arm_id, one.rival_arm_id} == {contest.candidate, contest.baseline}:
+            orders[one.arm_id] = _LEADS.get(one.preference, 0.0) * (
+                1 if one.arm_id == contest.candidate else -1
+            )
+    return sum(orders.values()) / 2 if len(orders) == 2 else None

@@ -16,7 +16,13 @@ from luthier.client.flows import Flow, Scope, call, pages
 from luthier.client.names import project, short
 from luthier.client.retry import RetryPolicy
 from luthier.client.scores import estimate_words
+from luthier.client.verdicts import outcome_word
 from luthier.errors import LuthierError
+from luthier.v1.base_precision_pb2 import (
+    BASE_PRECISION_BFLOAT16,
+    BASE_PRECISION_UNSPECIFIED,
+    BasePrecision,
+)
 from luthier.v1.data_service_pb2 import GetRenderingRequest
 from luthier.v1.dataset_pb2 import Split
 from luthier.v1.evaluation_pb2 import Evaluation
@@ -127,6 +133,7 @@ def written(found: Found) -> str:
         _training(found),
         _compared(model),
         _held_out(found),
+        _verdicts(found),
         _scores(found),
         _drift(found),
         "\n".join(f"- could not be asked when this was written: {_text(one)}" for one in found.missing),
@@ -147,6 +154,11 @@ def _what(model: Model) -> str:
         told.append(f"with a context of {model.context_length:,} tokens")
     if model.taught.chat_template:
         told.append("taught chats by the template that it comes with")
+    if model.base_precision not in (BASE_PRECISION_UNSPECIFIED, BASE_PRECISION_BFLOAT16):
+        told.append(
+            f"that was held in {_precision(model.base_precision)} while it was trained: beside other numbers it was "
+            "never measured"
+        )
     warnings = "".join(f"\n\n**{_text(one)}**" for one in model.warnings)
     return f"{' '.join(told)}.{warnings}"
 
@@ -182,7 +194,7 @@ def _training(found: Found) -> str:
     chosen = job.hyperparameters
     facts = [
         ("method", job.WhichOneof("method") or "supervised"),
-        ("adaptation", f"lora, rank {job.lora.rank}" if job.HasField("lora") else "full"),
+        *_adaptation(job),
         ("learning rate", f"{chosen.learning_rate:g}"),
         ("seed", str(chosen.seed)),
         ("software", f"Luthier {job.run_record.code_version}, torch {job.run_record.torch_version}"),
@@ -196,11 +208,32 @@ def _training(found: Found) -> str:
     return "## Training\n\n" + _table("setting", "value", rows=[one for one in facts if one[1]])
 
 
+def _adaptation(job: FineTuningJob) -> Iterable[tuple[str, str]]:
+    if not job.HasField("lora"):
+        yield "adaptation", "full"
+        return
+    lora = job.lora
+    kind = f"{'rs' * lora.use_rslora}{'dora' if lora.use_dora else 'lora'}"
+    yield "adaptation", f"{kind}, rank {lora.rank}"
+    yield "alpha", f"{lora.alpha:g}" if lora.HasField("alpha") else ""
+    yield "LoRA+ ratio", f"{lora.lora_plus_ratio:g}" if lora.lora_plus_ratio else ""
+    yield "base held in", _precision(job.base_precision) if job.base_precision else ""
+
+
+def _precision(chosen: BasePrecision.ValueType) -> str:
+    return BasePrecision.Name(chosen).removeprefix("BASE_PRECISION_")
+
+
 def _compared(model: Model) -> str:
     if not model.HasField("check"):
         return ""
     check = model.check
     learnt = f" What was learnt moves them by {check.effect:.2g}." if check.effect else ""
+    if check.base_difference:
+        learnt += (
+            f" It is made on the numbers that its base has in {_precision(check.base_precision)}, beside which it was "
+            f"trained; they move the base's own by {check.base_difference:.2g}."
+        )
     return (
         f"## Compared with what it was made from\n\nAt {check.num_positions} positions its logits differ from those of "
         f"`{short(model.start_from)}` by {check.difference:.2g} of their spread (at most {check.bound:g} is allowed)."
@@ -226,6 +259,28 @@ def _held_out(found: Found) -> str:
         )
     heads = ("computed by", "mean log-probability", "mean difference to training")
     return f"## The same {len(trained)} held-out tokens by each engine\n\n" + _table(*heads, rows=rows)
+
+
+def _verdicts(found: Found) -> str:
+    """What each evaluation says in a sentence, and how many of its records the models had learnt from."""
+    rows = [
+        (f"`{short(one.name)}`", outcome_word(one.verdict), one.verdict.sentence, _contamination(one))
+        for one in found.evaluations
+        if one.verdict.sentence or one.HasField("contamination")
+    ]
+    heads = ("evaluation", "verdict", "in a sentence", "records that were learnt from")
+    return "## Verdicts\n\n" + _table(*heads, rows=rows) if rows else ""
+
+
+def _contamination(evaluation: Evaluation) -> str:
+    if not evaluation.HasField("contamination"):
+        return ""
+    found = evaluation.contamination
+    count = found.num_exact + found.num_normalised + found.num_ngram
+    told = f"{count:,} of {evaluation.num_records:,}"
+    if found.unknown_models:
+        told += f"; not known of {', '.join(map(short, found.unknown_models))}"
+    return told
 
 
 def _scores(found: Found) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from luthier.client.askings import asked_with, bases_below, shots_words
+from luthier.client.askings import asked_with, bases_below, shots_words, system_prompts
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
 from luthier.client.report_answers import answer_section
@@ -81,8 +81,9 @@ def render_report(data: ReportData) -> str:
         headline(evaluation),
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),
-        curve_section(evaluation, {run.job.tuned_model: run.job for run in data.runs}),
         drift_section(evaluation),
+        _cost(evaluation),
+        curve_section(evaluation, {run.job.tuned_model: run.job for run in data.runs}),
         grader_section(evaluation),
         judge_section(evaluation),
         comparison_section(evaluation),
@@ -171,15 +172,26 @@ def _results(evaluation: Evaluation) -> str:
         rows.append(["asked with", *map(escaped_html, asked)])
     rows.append(["cut answers", *(str(result.num_cut) for result in evaluation.arm_results)])
     rows.append(["records without an answer", *(str(result.num_errors) for result in evaluation.arm_results)])
-    rows.append(["seconds", *(f"{result.duration_seconds:.1f}" for result in evaluation.arm_results)])
-    if any(result.tokens_per_second for result in evaluation.arm_results):
-        speeds = (f"{result.tokens_per_second:.1f}" for result in evaluation.arm_results)
-        rows.append(["tokens drawn each second", *speeds])
     drawn = scrolled(f"{main} by arm", interval_chart(main, estimates))
     chart = f"<h3>{escaped_html(main)}</h3>{drawn}<h3>All scores</h3>"
     form = text_form_words(evaluation)
     compared = f"<p>Texts are compared in the Unicode form {escaped_html(form)}.</p>" if form else ""
     return section("Results", chart + table("All scores", head, rows, numbers_from=1) + compared)
+
+
+def _cost(evaluation: Evaluation) -> str:
+    results = evaluation.arm_results
+    if not results:
+        return ""
+    rows = [
+        ["prompt tokens read", *(f"{one.num_prompt_tokens:,}" for one in results)],
+        ["tokens written", *(f"{one.num_generated_tokens:,}" for one in results)],
+        ["seconds", *(f"{one.duration_seconds:.1f}" for one in results)],
+    ]
+    if any(one.tokens_per_second for one in results):
+        rows.append(["tokens drawn each second", *(f"{one.tokens_per_second:.1f}" for one in results)])
+    head = ["All records together", *(one.arm_id for one in results)]
+    return section("What it cost", table("What it cost", head, rows, numbers_from=1))
 
 
 def _by_module(patterns: Mapping[str, float]) -> str:
@@ -259,6 +271,7 @@ def _provenance(evaluation: Evaluation, models: Mapping[str, Model]) -> str:
         ("Dataset digest", evaluation.dataset_digest),
         ("Seed", str(evaluation.seed)),
         ("Longest answer", f"{evaluation.max_new_tokens} tokens" if evaluation.max_new_tokens else ""),
+        *((f"System prompt of {arm_id}", text) for arm_id, text in system_prompts(evaluation).items()),
     ]
     rows = [
         [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from luthier.client.disagreements import contest_of, disagreements
+from luthier.client.disagreements import Side, contest_of, disagreements
 from luthier.client.escaping import escaped_html
 from luthier.client.graders import grade_lines
 from luthier.client.judges import judgement_words
+from luthier.client.report_filter import FILTER_SCRIPT, answer_filter
 from luthier.client.report_parts import section
 from luthier.client.scores import is_right
 from luthier.client.verdicts import judged_arms
@@ -18,8 +19,9 @@ _MAX_CARDS = 200
 
 def answer_section(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
     """Return the first answers, and how many of each arm are right."""
-    first, num_disagreed = _ordered(evaluation, predictions)
-    cards = "".join(_card(prediction) for prediction in first[:_MAX_CARDS])
+    first, sides, disagreed = _ordered(evaluation, predictions)
+    shown = first[:_MAX_CARDS]
+    cards = "".join(_card(prediction, sides.get(prediction.row, "")) for prediction in shown)
     counts = []
     for arm in evaluation.arms:
         said = [a for p in predictions for a in p.answers if a.arm_id == arm.arm_id]
@@ -28,27 +30,34 @@ def answer_section(evaluation: Evaluation, predictions: Sequence[Prediction]) ->
             counts.append(
                 f"{escaped_html(arm.arm_id)} {sum(mark is True for mark in marks)}/{len(marks)} right"
             )
-    if num_disagreed:
-        candidate, baseline = judged_arms(evaluation)
-        arms = f"{escaped_html(candidate)} and {escaped_html(baseline)}"
-        counts.append(f"{num_disagreed:,} on which {arms} disagree come first")
+    if disagreed:
+        counts.append(disagreed)
     if len(predictions) > _MAX_CARDS:
         counts.append(f"the first {_MAX_CARDS} of {len(predictions):,} are shown")
     summary = f"<p>{' · '.join(counts)}</p>" if counts else ""
-    return section("Answers side by side", summary + cards if cards else "")
+    controls = answer_filter(sorted({sides[one.row] for one in shown if one.row in sides}))
+    return section("Answers side by side", summary + controls + cards + FILTER_SCRIPT if cards else "")
 
 
-def _ordered(evaluation: Evaluation, predictions: Sequence[Prediction]) -> tuple[Sequence[Prediction], int]:
-    """Return the predictions, those first on which the judged arm and its rival disagree, and how many these are."""
+def _ordered(
+    evaluation: Evaluation, predictions: Sequence[Prediction]
+) -> tuple[Sequence[Prediction], Mapping[int, Side], str]:
+    """Return the predictions, those first on which the judged arm and its rival are furthest apart.
+
+    Behind them by row who is better there, and in words how many there are; nothing where they disagree on nothing.
+    """
     candidate, baseline = judged_arms(evaluation)
     if not candidate:
-        return predictions, 0
+        return predictions, {}, ""
     contest = contest_of(evaluation, candidate, baseline)
-    rows = {one.prediction.row for one in disagreements(predictions, contest)}
-    return sorted(predictions, key=lambda prediction: prediction.row not in rows), len(rows)
+    found = list(disagreements(predictions, contest))
+    gaps = {one.prediction.row: one.gap for one in found}
+    first = sorted(predictions, key=lambda one: (one.row not in gaps, -gaps.get(one.row, 0.0)))
+    told = f"{len(gaps):,} on which {candidate} and {baseline} disagree ({contest.told_by}) come first"
+    return first, {one.prediction.row: one.side for one in found}, escaped_html(told) if gaps else ""
 
 
-def _card(prediction: Prediction) -> str:
+def _card(prediction: Prediction, side: str) -> str:
     turns = "\n".join(
         f"<b>{escaped_html(turn.role)}</b> {escaped_html(turn.content)}" for turn in prediction.prompt
     )
@@ -60,7 +69,7 @@ def _card(prediction: Prediction) -> str:
         for one in prediction.judgements
     )
     return (
-        f'<div class="prediction"><p class="question">{turns}</p>'
+        f'<div class="prediction" data-side="{side}"><p class="question">{turns}</p>'
         f'<div class="answers">{reference}{answers}</div>{f"<ul>{judged}</ul>" if judged else ""}</div>'
     )
 

@@ -44,6 +44,10 @@ font-size: 12px; color: var(--ink); display: flex; justify-content: space-betwee
 overflow-wrap: anywhere; } .columns { display: grid; gap: 8px 32px; grid-template-columns: repeat(auto-fit,
 minmax(min(320px, 100%), 1fr)); } .columns > * { min-width: 0; } footer { color: var(--soft);
 font-size: 13px; margin-top: 24px; }
+.filter { display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin: 0 0 16px; color: var(--soft); }
+.filter[hidden], .prediction[hidden] { display: none; }
+.filter input, .filter select { font: inherit; color: var(--ink); background: var(--paper); max-width: 100%;
+  border: 1px solid var(--soft); border-radius: 6px; padding: 4px 8px; }
 @media (max-width: 640px) {
   main { padding: 20px 10px 40px; }
   h1 { font-size: 22px; }
@@ -58,6 +62,7 @@ font-size: 13px; margin-top: 24px; }
   .headline { border-left: 5px solid var(--mid); padding-left: 12px; }
   h2, h3 { break-after: avoid; }
   .answers { grid-template-columns: repeat(4, 1fr); }
+  .filter { display: none; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """

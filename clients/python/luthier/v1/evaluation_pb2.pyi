@@ -349,9 +349,13 @@ class _ContaminationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     CONTAMINATION_KIND_EXACT: _ContaminationKind.ValueType  # 1
     """The very record."""
     CONTAMINATION_KIND_NORMALISED: _ContaminationKind.ValueType  # 2
-    """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside."""
+    """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
+    System turns are compared too where records of the evaluation differ in nothing else.
+    """
     CONTAMINATION_KIND_NGRAM: _ContaminationKind.ValueType  # 3
-    """At least half of its runs of 13 words stand in one training record."""
+    """At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other
+    records of the evaluation.
+    """
 
 class ContaminationKind(_ContaminationKind, metaclass=_ContaminationKindEnumTypeWrapper):
     """ContaminationKind says how much of an evaluation's record stands in a training version."""
@@ -361,9 +365,13 @@ CONTAMINATION_KIND_UNSPECIFIED: ContaminationKind.ValueType  # 0
 CONTAMINATION_KIND_EXACT: ContaminationKind.ValueType  # 1
 """The very record."""
 CONTAMINATION_KIND_NORMALISED: ContaminationKind.ValueType  # 2
-"""The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside."""
+"""The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
+System turns are compared too where records of the evaluation differ in nothing else.
+"""
 CONTAMINATION_KIND_NGRAM: ContaminationKind.ValueType  # 3
-"""At least half of its runs of 13 words stand in one training record."""
+"""At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other
+records of the evaluation.
+"""
 Global___ContaminationKind: _TypeAlias = ContaminationKind  # noqa: Y015
 
 class _FinishReason:
@@ -430,6 +438,7 @@ class EvaluationArm(_message.Message):
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
     SHOT_CHOICE_FIELD_NUMBER: _builtins.int
+    SYSTEM_PROMPT_FIELD_NUMBER: _builtins.int
     TUNED_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
@@ -444,6 +453,12 @@ class EvaluationArm(_message.Message):
     """Which template to ask with. Unset: the one that suits the model. Must be unset beside chat_template."""
     shot_choice: Global___ShotChoice.ValueType
     """How the examples are chosen. Must be unset without num_shots."""
+    system_prompt: _builtins.str
+    """System prompt to ask this arm with, at most 32,768 characters, in place of the system turns that a record begins with; where it has
+    none, before its first turn. Its examples never bring system turns of their own. Records must be conversations, and the template
+    must write system turns (TEMPLATE_INVALID). Judges and graders see records as they are, and drift is measured without it. Empty:
+    as each record says.
+    """
     tuned: _builtins.bool
     """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""
     base_model: _builtins.str
@@ -457,12 +472,13 @@ class EvaluationArm(_message.Message):
         chat_template: _builtins.str = ...,
         template: Global___ArmTemplate.ValueType = ...,
         shot_choice: Global___ShotChoice.ValueType = ...,
+        system_prompt: _builtins.str = ...,
         tuned: _builtins.bool = ...,
         base_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "base_model", b"base_model", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "shot_choice", b"shot_choice", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "base_model", b"base_model", "chat_template", b"chat_template", "model", b"model", "num_shots", b"num_shots", "shot_choice", b"shot_choice", "system_prompt", b"system_prompt", "template", b"template", "tuned", b"tuned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

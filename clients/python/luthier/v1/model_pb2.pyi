@@ -140,6 +140,8 @@ class WeightsCheck(_message.Message):
     NUM_EQUAL_GREEDY_TOKENS_FIELD_NUMBER: _builtins.int
     HELD_OUT_LOGPROBS_FIELD_NUMBER: _builtins.int
     HELD_OUT_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    BASE_DIFFERENCE_FIELD_NUMBER: _builtins.int
     num_positions: _builtins.int
     """Positions of texts at which logits were compared."""
     difference: _builtins.float
@@ -162,6 +164,14 @@ class WeightsCheck(_message.Message):
     """Those of them up to the first that differs in each answer: all of them where answers are the same."""
     held_out_difference: _builtins.float
     """Mean of the absolute differences between these and what training found of the same tokens. 0 where there are none."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the base was held in while the adapter was trained: the adapter was added to the numbers that the base has there, as whoever
+    asks the adapter computes with them. Unset where there is no adapter, and in checks of before this field.
+    """
+    base_difference: _builtins.float
+    """How far these numbers move the logits of the base from those of the weights that it was registered with, without the adapter,
+    measured as difference is. 0 with BFLOAT16.
+    """
     @_builtins.property
     def held_out_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Natural log-probabilities, computed in float32, of the tokens that run_record.held_out of its job names, in that order. Empty where
@@ -180,10 +190,12 @@ class WeightsCheck(_message.Message):
         num_equal_greedy_tokens: _builtins.int = ...,
         held_out_logprobs: _abc.Iterable[_builtins.float] | None = ...,
         held_out_difference: _builtins.float = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        base_difference: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound", b"bound", "difference", b"difference", "effect", b"effect", "held_out_difference", b"held_out_difference", "held_out_logprobs", b"held_out_logprobs", "num_equal_greedy_tokens", b"num_equal_greedy_tokens", "num_greedy_tokens", b"num_greedy_tokens", "num_positions", b"num_positions", "unrounded_difference", b"unrounded_difference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_difference", b"base_difference", "base_precision", b"base_precision", "bound", b"bound", "difference", b"difference", "effect", b"effect", "held_out_difference", b"held_out_difference", "held_out_logprobs", b"held_out_logprobs", "num_equal_greedy_tokens", b"num_equal_greedy_tokens", "num_greedy_tokens", b"num_greedy_tokens", "num_positions", b"num_positions", "unrounded_difference", b"unrounded_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

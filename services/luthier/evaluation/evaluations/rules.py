@@ -34,6 +34,7 @@ from luthier.grading.metrics.scores import find_score, is_right
 from luthier.runtime.field_limits import (
     Limit,
     LimitTable,
+    characters,
     count,
     demanded,
     limit_violations,
@@ -68,6 +69,7 @@ from luthier.worker.v1.task_pb2 import (
 
 MAX_ARMS = 16
 MAX_SHOTS = 64
+MAX_SYSTEM_CHARACTERS = 32_768
 MAX_NEW_TOKENS = 8192
 MAX_WORKERS = 64
 DEFAULT_NEW_TOKENS = 256
@@ -76,6 +78,7 @@ LIMITS: LimitTable = {
     "arms[].arm_id": demanded(ID_LIMIT),
     "arms[].num_shots": whole(0, MAX_SHOTS),
     "arms[].chat_template": num_bytes(MAX_TEMPLATES_BYTES),
+    "arms[].system_prompt": characters(MAX_SYSTEM_CHARACTERS),
     "max_records": Limit(rule="must not be negative", allows=lambda value: value >= 0),
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "max_workers": whole(1, MAX_WORKERS),
@@ -312,3 +315,7 @@ def _arms_violations(arms: Sequence[EvaluationArm]) -> Iterator[FieldViolation]:
             choice = ShotChoice.Name(arm.shot_choice).removeprefix("SHOT_CHOICE_")
             description = f"must be unset without num_shots, got {choice}"
             yield FieldViolation(field=f"{path}[{index}].shot_choice", description=description)
+        if arm.system_prompt and not arm.system_prompt.strip():
+            got = f"got {arm.system_prompt!r}"
+            description = f"must hold more than white space, {got}; leave it out to ask as records do"
+            yield FieldViolation(field=f"{path}[{index}].system_prompt", description=description)

@@ -14,6 +14,7 @@ from luthier.evaluation import shares
 from luthier.evaluation.worker.alternatives import Alternatives, Meter
 from luthier.evaluation.worker.answered import Answered
 from luthier.evaluation.worker.asking import Asker, Before
+from luthier.evaluation.worker.instructing import require_written
 from luthier.evaluation.worker.loaded_model import LoadedModel
 from luthier.evaluation.worker.order import Measured
 from luthier.evaluation.worker.questions import Asked, Question, Shots, ask, failure_of
@@ -118,9 +119,16 @@ class ArmRunner:
         began = time.monotonic()
         asking = self._manner.asking
         asker = self._loaded.asker(asking, self._context.check)
+        if questions:
+            one = questions[0]
+            require_written(
+                arm_id,
+                asking.system_prompt,
+                lambda text: asker.prompt_under(text, one.record, shots(one)),
+            )
         asked = ask(asker, questions, shots, measured=self._manner.is_measured)
         seconds = time.monotonic() - began
-        stops = asker.stops(_asked_first(asked, questions, shots))
+        stops = asker.stops(_asked_first(asker, asked, questions, shots))
         for first in self._answered.missing(arm_id, rows):
             together = range(first, min(first + shares.ROWS_A_BATCH, len(questions)))
             batch = _Batch(
@@ -309,12 +317,12 @@ def _tokens_per_second(batches: Sequence[task_pb2.AnsweredBatch]) -> float:
     return num_tokens / sum(batch.drawing_seconds for batch in timed) if timed else 0.0
 
 
-def _asked_first(asked: Asked, questions: Sequence[Question], shots: Shots) -> Before:
+def _asked_first(asker: Asker, asked: Asked, questions: Sequence[Question], shots: Shots) -> Before:
     """Return what stands before the first answer that the template asks for."""
     position = min(asked.prompts, default=None)
     if position is None:
         return Before()
-    record = questions[position].record
+    record = asker.instructed(questions[position].record)
     return Before.answer_of(
         with_shots(record, shots(questions[position])) if isinstance(record, ChatRecord) else record
     )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.text.endings import Stops
+from luthier.text.instructions import instructed
 from luthier.text.records import ChatRecord, SingleRecord, message_to_object, record_to_json
 from luthier.text.rendering import Rendered, RenderingError
 from luthier.text.templates import TemplateError
@@ -47,12 +48,14 @@ class Asking:
         prefix_token_ids: tokens before plain text; None: those that the tokenizer says; OLD_PREFIX: those of renderings
             made before they kept theirs.
         stop_token_ids: tokens that end an answer besides those that template and tokenizer say.
+        system_prompt: in place of the system turns that records begin with; empty: these.
     """
 
     chat_template: str
     template_date: str
     prefix_token_ids: tuple[int, ...] | str | None
     stop_token_ids: tuple[int, ...]
+    system_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ def asking_of(message: task_pb2.Asking, file_eos_token_ids: frozenset[int] = fro
         template_date=message.template_date or datetime.now(UTC).date().isoformat(),
         prefix_token_ids=prefix,
         stop_token_ids=(*message.stop_token_ids, *(message.eos_token_ids or sorted(file_eos_token_ids))),
+        system_prompt=message.system_prompt,
     )
 
 
@@ -113,11 +117,22 @@ class Asker:
 
     def prompt(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> tuple[int, ...]:
         """Return the tokens that ask for a record's last answer, with `shots` as worked examples before it."""
-        return tuple(self._ask({"do": "prompt", **_records(record, shots)})["ids"])
+        return tuple(self._ask({"do": "prompt", **_records(self.instructed(record), shots)})["ids"])
+
+    def prompt_under(
+        self, system_prompt: str, record: SingleRecord, shots: Sequence[SingleRecord] = ()
+    ) -> tuple[int, ...]:
+        """Return these tokens as another system prompt gives them; empty: as the record has it."""
+        asked = instructed(record, system_prompt) if system_prompt else record
+        return tuple(self._ask({"do": "prompt", **_records(asked, shots)})["ids"])
+
+    def instructed(self, record: SingleRecord) -> SingleRecord:
+        """Return a record as it is asked, under the system prompt where there is one."""
+        return instructed(record, self._asking.system_prompt) if self._asking.system_prompt else record
 
     def answer(self, record: SingleRecord, shots: Sequence[SingleRecord] = ()) -> Rendered:
         """Return the tokens of a record, its last answer alone learnt, with `shots` before it."""
-        answer = self._ask({"do": "answer", **_records(record, shots)})
+        answer = self._ask({"do": "answer", **_records(self.instructed(record), shots)})
         return Rendered(
             input_ids=tuple(answer["ids"]),
             loss_mask=tuple(answer["mask"]),

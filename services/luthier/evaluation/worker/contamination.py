@@ -12,7 +12,14 @@ from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.scoring import Answer, estimates
 from luthier.grading.graded_scores import NameScore
 from luthier.grading.metrics.scores import score_named
-from luthier.text.records import ChatRecord, CompletionRecord, Record, SingleRecord, record_from_json
+from luthier.text.records import (
+    SYSTEM_ROLES,
+    ChatRecord,
+    CompletionRecord,
+    Record,
+    SingleRecord,
+    record_from_json,
+)
 from luthier.text.rendering import reference_text
 from luthier.text.units import chosen_record
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, dataset_pb2, evaluation_pb2
@@ -168,8 +175,15 @@ def _words(record_id: str, record: Record) -> Words:
     single = _single(record)
     if isinstance(single, CompletionRecord):
         return Words(record_id=record_id, question=single.prompt, answer=single.completion)
-    turns = "\n".join(message.content for message in single.messages[:-1])
-    return Words(record_id=record_id, question=turns, answer=reference_text(single))
+    asked, system = list[str](), list[str]()
+    for message in single.messages[:-1]:
+        (system if message.role in SYSTEM_ROLES else asked).append(message.content)
+    return Words(
+        record_id=record_id,
+        question="\n".join(asked),
+        answer=reference_text(single),
+        system="\n".join(system),
+    )
 
 
 def _single(record: Record) -> SingleRecord:

@@ -134,7 +134,7 @@ class Drift:
         keeps_tokens: bool = False,
     ) -> ArmRunner:
         manner = Manner(
-            asking=arm.asking,
+            asking=_without_system_prompt(arm.asking),
             max_new_tokens=self._evaluation.drift.max_new_tokens,
             seed=self._evaluation.seed,
             temperature=temperature,
@@ -152,7 +152,7 @@ class Drift:
 
     def _as_tokens(self, loaded: LoadedModel, arm: task_pb2.ArmModel, drawn: Records) -> _Own:
         """Return the baseline's answers behind their questions, each row's tokens of an answer chosen."""
-        asker = loaded.asker(arm.asking, self._context.check)
+        asker = loaded.asker(_without_system_prompt(arm.asking), self._context.check)
         asked = ask(asker, self._questions, no_shots, measured=False)
         count, references = len(self._questions), dict[int, Rendered]()
         for first, records in ((0, self._said[self._baseline]), (count, drawn)):
@@ -171,13 +171,21 @@ class Drift:
         )
 
 
+def _without_system_prompt(asking: task_pb2.Asking) -> task_pb2.Asking:
+    """Return how weights are asked: what an arm is told besides is not what they have forgotten."""
+    plain = task_pb2.Asking()
+    plain.CopyFrom(asking)
+    plain.ClearField("system_prompt")
+    return plain
+
+
 def _key(arm_id: str, part: str = "") -> str:
     """Return under which name answers are kept: none that an arm may have."""
     return "/".join(filter(None, ("drift", arm_id, part)))
 
 
 def _texts(loaded: LoadedModel, arm: task_pb2.ArmModel, check: Check) -> dict[int, Rendered]:
-    asker = loaded.asker(arm.asking, check)
+    asker = loaded.asker(_without_system_prompt(arm.asking), check)
     return {row: _behind((), asker.raw(text)) for row, text in enumerate(general_texts())}
 
 

@@ -12,6 +12,7 @@ from luthier.evaluation.worker.contamination import Learnt, clean_answers, score
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
 from luthier.evaluation.worker.scoring import Answer, estimates
+from luthier.evaluation.worker.uncompared import Lost, uncompared
 from luthier.grading.graded_scores import scores_of
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
@@ -43,13 +44,24 @@ def result_of(
     learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
     unread = [one for arm_id in arms for one in _unread(arm_id, answers[arm_id])] if grading.ratios else []
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
+    comparisons = comparisons_of(evaluation, clean_answers(scored, held))
+    lost = Lost(learnt=held.keys(), failed={arm_id: _failed_rows(answers[arm_id]) for arm_id in arms})
+    apart_from = uncompared(evaluation, comparisons, lost, len(questions))
     return task_pb2.EvaluateResult(
         arm_results=[
             _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], named)) for arm_id in arms
         ],
-        comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
+        comparisons=comparisons,
         num_records=write_answers(grading, questions, said, path, range(len(questions)), assessed),
-        warnings=[*failures, *unknown, *grading.warnings, *assessed.warnings, *learnt_warnings, *unread],
+        warnings=[
+            *failures,
+            *unknown,
+            *grading.warnings,
+            *assessed.warnings,
+            *learnt_warnings,
+            *apart_from,
+            *unread,
+        ],
         contamination=apart,
         judge_results=assessed.judged.results,
         grader_results=assessed.graded.results,
@@ -138,6 +150,10 @@ def _unread(arm_id: str, said: ArmAnswers) -> Iterator[str]:
             f"arm {arm_id}: {len(unread):,} of {len(said.records):,} references have no token or do not fit in the "
             f"model's context, and count in no likelihood; the first is that of record {unread[0].row}"
         )
+
+
+def _failed_rows(said: ArmAnswers) -> set[int]:
+    return {record.row for record in said.records if record.HasField("error")}
 
 
 def _warning(arm_id: str, said: ArmAnswers, questions: Sequence[Question]) -> list[str]:

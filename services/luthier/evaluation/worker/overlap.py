@@ -1,8 +1,11 @@
 """Which records of an evaluation a training record repeats: to the byte, but for their form, or by runs of words.
 
 Runs of 13 words are those of T. Brown et al., "Language models are few-shot learners", 2020, appendix C. There one of
-them is enough; here half of a record's must stand in one training record: a phrase that all records share says nothing.
-Memory: a number for each run of words of the evaluation's records, whatever is read of training records.
+them is enough; here half of a record's own must stand in one training record. Its own are those that few records of the
+evaluation share, and none of a system turn: an instruction or a template that all records begin with says nothing of
+what was learnt.
+Memory: a number for each run of words of the evaluation's records, whatever is read of training records. Time: at most
+`MOST_SHARED` steps for each run of words of a training record.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 
 NUM_WORDS = 13
 LEAST_OVERLAP = 0.5
+MOST_SHARED = 20
+"""Records of an evaluation that may share a run of words, if it is to count; of few a tenth, and at least two."""
 _WORD = re.compile(r"[-+]?\d+(?:[.,]\d+)*|\w+|[-+*/=<>^%$€£]")
 """A number with its sign, a word, or a sign that changes what is said; other punctuation is form."""
 
@@ -30,11 +36,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """What is compared of a record: its digest, what asks, and the answer."""
+    """What is compared of a record: its digest, what asks, the answer, and what its system turns say."""
 
     record_id: str
     question: str
     answer: str
+    system: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,33 +67,42 @@ class Overlaps:
 
     def __init__(self, records: Sequence[Words]) -> None:
         self._exact: dict[str, list[int]] = defaultdict(list)
-        self._normalised: dict[str, list[int]] = defaultdict(list)
-        self._runs: dict[int, list[int]] = defaultdict(list)
-        self._num_runs: list[int] = []
+        self._said: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.held: dict[int, Held] = {}
+        runs_by_position: list[set[int]] = []
         for position, record in enumerate(records):
-            words = _words(record)
+            form = _form(record)
             self._exact[record.record_id].append(position)
-            if words:
-                self._normalised[_normalised(record)].append(position)
-            runs = set(_runs(words))
-            self._num_runs.append(len(runs))
-            for run in runs:
-                self._runs[run].append(position)
+            if form.words:
+                self._said[form.said][form.system].append(position)
+            runs_by_position.append(set(_runs(form.words)))
+        self._runs = _own(runs_by_position)
+        self._num_runs = Counter(position for positions in self._runs.values() for position in positions)
 
     def show(self, record: Words, place: Place) -> None:
         """Look at one training record."""
+        form = _form(record)
         for position in self._exact.get(record.record_id, ()):
             self._hold(position, Held(kind=Kind.EXACT, overlap=1.0, place=place))
-        for position in self._normalised.get(_normalised(record), ()):
+        for position in self._same_words(form):
             self._hold(position, Held(kind=Kind.NORMALISED, overlap=1.0, place=place))
         found: Counter[int] = Counter()
-        for run in set(_runs(_words(record))):
+        for run in set(_runs(form.words)):
             found.update(self._runs.get(run, ()))
         for position, count in found.items():
             overlap = count / self._num_runs[position]
             if overlap >= LEAST_OVERLAP:
                 self._hold(position, Held(kind=Kind.NGRAM, overlap=overlap, place=place))
+
+    def _same_words(self, form: _Form) -> Iterable[int]:
+        """Return the records that say the same.
+
+        What a system turn says is looked at where records differ in nothing else: then it holds what is asked about.
+        """
+        by_system = self._said.get(form.said, {})
+        if len(by_system) > 1:
+            return by_system.get(form.system, ())
+        return chain.from_iterable(by_system.values())
 
     def _hold(self, position: int, found: Held) -> None:
         known = self.held.get(position)
@@ -94,16 +110,31 @@ class Overlaps:
             self.held[position] = found
 
 
-def _words(record: Words) -> list[str]:
-    return [*_split(record.question), *_split(record.answer)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    words: list[str]
+    said: str
+    system: str
+
+
+def _form(record: Words) -> _Form:
+    question, answer = _split(record.question), _split(record.answer)
+    said = f"{' '.join(question)}\n{' '.join(answer)}"
+    return _Form(words=question + answer, said=said, system=" ".join(_split(record.system)))
 
 
 def _split(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _normalised(record: Words) -> str:
-    return f"{' '.join(_split(record.question))}\n{' '.join(_split(record.answer))}"
+def _own(runs_by_position: Sequence[set[int]]) -> dict[int, list[int]]:
+    """Return by run of words the records that have it, without runs that many of them share."""
+    most = min(MOST_SHARED, max(2, len(runs_by_position) // 10))
+    found: dict[int, list[int]] = defaultdict(list)
+    for position, runs in enumerate(runs_by_position):
+        for run in runs:
+            found[run].append(position)
+    return {run: positions for run, positions in found.items() if len(positions) <= most}
 
 
 def _runs(words: Sequence[str]) -> Iterator[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.evaluation.worker.questions import Question, Shots
-from luthier.text.records import ChatRecord, SingleRecord
+from luthier.text.records import SYSTEM_ROLES, ChatRecord, SingleRecord
 from luthier.v1 import evaluation_pb2
 
 MAX_CANDIDATES = 20_000
@@ -120,7 +120,7 @@ def _asked(record: SingleRecord) -> str:
 
 def _turns(record: ChatRecord) -> Iterator[str]:
     for message in record.messages[:-1]:
-        if message.role not in ("system", "developer"):
+        if message.role not in SYSTEM_ROLES:
             yield message.content
 
 

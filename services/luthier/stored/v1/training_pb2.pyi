@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from luthier.v1 import base_precision_pb2 as _base_precision_pb2
 from luthier.v1 import model_pb2 as _model_pb2
 from luthier.worker.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
@@ -33,12 +34,15 @@ class ModelPrivate(_message.Message):
     ADAPTER_FILES_FIELD_NUMBER: _builtins.int
     HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
     SOURCE_UID_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     has_own_template: _builtins.bool
     """Whether the template that an adapter was taught by is its base model's own, as in FineTuningJobPrivate. False in adapters of
     before this was kept.
     """
     source_uid: _builtins.str
     """uid of the model whose source_files those are."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What that model was held in while the adapter was trained. Unset: BFLOAT16, or there is no adapter."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Its files, in order of paths. Set when READY."""
@@ -59,10 +63,11 @@ class ModelPrivate(_message.Message):
         adapter_files: _abc.Iterable[_task_pb2.BlobFile] | None = ...,
         has_own_template: _builtins.bool = ...,
         source_uid: _builtins.str = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "files", b"files", "has_own_template", b"has_own_template", "source_files", b"source_files", "source_uid", b"source_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "files", b"files", "has_own_template", b"has_own_template", "source_files", b"source_files", "source_uid", b"source_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,7 @@ class ModelMaking:
                 adapter_files=weight_files(source),
                 has_own_template=source.private.has_own_template,
                 source_uid=base.uid,
+                base_precision=source.message.base_precision,
             )
             work = Work(kind=TaskKind.MERGE)
             return await self._add(connection, made, private, work, (source.uid, base.uid))
@@ -85,7 +86,12 @@ class ModelMaking:
             made = rules.exported_from(source.message, base.message, request)
             made.name = _name_of(request)
             added = rules.adapter_files(source.private.files) if source.message.base_model else []
-            private = ModelPrivate(source_files=base.private.files, adapter_files=added, source_uid=base.uid)
+            private = ModelPrivate(
+                source_files=base.private.files,
+                adapter_files=added,
+                source_uid=base.uid,
+                base_precision=source.message.base_precision,
+            )
             work = Work(kind=TaskKind.EXPORT)
             return await self._add(connection, made, private, work, (source.uid, base.uid))
 

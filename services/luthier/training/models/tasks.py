@@ -42,12 +42,14 @@ class MakingHandler(FamilyTasks[Model, ModelPrivate]):
                 format=stored.message.export_format,
                 title=_title(stored),
                 held_out=held_out,
+                base_precision=stored.private.base_precision,
             )
             return task_pb2.Task(export=export)
         merge = task_pb2.MergeSpec(
             base_model_files=stored.private.source_files,
             adapter_files=stored.private.adapter_files,
             held_out=held_out,
+            base_precision=stored.private.base_precision,
         )
         return task_pb2.Task(merge=merge)
 

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.lm.made import GgufType, HeldOutRow, Made
+from luthier.training.recipe_settings import precision_of
 from luthier.training.worker.order import MakeOrder
 from luthier.v1 import model_pb2
 from luthier.v1.fine_tuning_job_pb2 import HeldOutScores
@@ -38,13 +39,16 @@ def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
     try:
         if order.form is None:
             assert order.adapter is not None, "what is merged is an adapter"
-            return merge_files(order.model, order.adapter, order.directory, check, order.held_out)
+            return merge_files(
+                order.model, order.adapter, order.directory, check, order.held_out, order.precision
+            )
         source = ExportSource(
             model=order.model,
             adapter=order.adapter,
             form=order.form,
             title=order.title,
             held_out=order.held_out,
+            precision=order.precision,
         )
         return export_files(source, order.directory, check)
     except (MemoryError, RuntimeError) as error:
@@ -73,12 +77,13 @@ def run_merge(context: TaskContext, make: Make) -> task_pb2.TaskResult:
         Unavailable: STALLED or CRASHED, the process that computed.
     """
     spec = context.task.merge
-    order = _order(context, spec.base_model_files, spec.adapter_files, spec.held_out)
+    plain = _order(context, spec.base_model_files, spec.adapter_files, spec.held_out)
+    order = replace(plain, precision=precision_of(spec.base_precision))
     made = _made(context, make, order, spec.base_model_files)
     # The configuration is the base's own, byte for byte.
     config = [_blob(file) for file in spec.base_model_files if file.path == "config.json"]
     result = task_pb2.MergeResult(
-        files=[*config, *_stored(context, made)], check=_check(made, spec.held_out), warnings=made.warnings
+        files=[*config, *_stored(context, made)], check=_check(made, spec), warnings=made.warnings
     )
     return task_pb2.TaskResult(merge=result)
 
@@ -90,10 +95,11 @@ def run_export(context: TaskContext, make: Make) -> task_pb2.TaskResult:
     """
     spec = context.task.export
     plain = _order(context, spec.model_files, spec.adapter_files, spec.held_out)
-    order = replace(plain, form=_FORMS[spec.format], title=spec.title)
+    precision = precision_of(spec.base_precision)
+    order = replace(plain, form=_FORMS[spec.format], title=spec.title, precision=precision)
     made = _made(context, make, order, spec.model_files)
     result = task_pb2.ExportResult(
-        files=_stored(context, made), check=_check(made, spec.held_out), warnings=made.warnings
+        files=_stored(context, made), check=_check(made, spec), warnings=made.warnings
     )
     return task_pb2.TaskResult(export=result)
 
@@ -155,9 +161,9 @@ def _stored(context: TaskContext, made: Made) -> list[task_pb2.BlobFile]:
     return files
 
 
-def _check(made: Made, held_out: HeldOutScores) -> model_pb2.WeightsCheck:
-    check = model_pb2.WeightsCheck(**asdict(made.check))
-    trained = [value for row in held_out.rows for value in row.trainer_logprobs]
+def _check(made: Made, spec: task_pb2.MergeSpec | task_pb2.ExportSpec) -> model_pb2.WeightsCheck:
+    check = model_pb2.WeightsCheck(**asdict(made.check), base_precision=spec.base_precision)
+    trained = [value for row in spec.held_out.rows for value in row.trainer_logprobs]
     if trained:
         pairs = zip(trained, made.check.held_out_logprobs, strict=True)
         check.held_out_difference = fmean(abs(one - other) for one, other in pairs)

@@ -10,6 +10,7 @@ from typing import Protocol
 from luthier.errors import Reason, ResourceExhausted
 from luthier.grading.outcomes import GradingError
 from luthier.lm.made import GgufType, HeldOut
+from luthier.lm.precision import Precision
 from luthier.lm.sources import Source
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2, rendering_pb2
 from luthier.work.events import Severity
@@ -82,6 +83,7 @@ class MakeOrder:
         directory: where to write, made if missing.
         scratch: a folder for whatever else it needs.
         held_out: tokens that the result is to score.
+        precision: what the model was held in while the adapter was trained.
     """
 
     model: Path
@@ -91,6 +93,7 @@ class MakeOrder:
     directory: Path
     scratch: Path
     held_out: HeldOut = ()
+    precision: Precision = "BFLOAT16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -825,6 +825,9 @@ class MergeSpec(_message.Message):
     BASE_MODEL_FILES_FIELD_NUMBER: _builtins.int
     ADAPTER_FILES_FIELD_NUMBER: _builtins.int
     HELD_OUT_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the base model was held in while the adapter was trained. Unset: BFLOAT16."""
     @_builtins.property
     def base_model_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Files of the base model, blobs of the same service."""
@@ -843,10 +846,11 @@ class MergeSpec(_message.Message):
         base_model_files: _abc.Iterable[_model_pb2.ModelFile] | None = ...,
         adapter_files: _abc.Iterable[Global___BlobFile] | None = ...,
         held_out: _fine_tuning_job_pb2.HeldOutScores | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_model_files", b"base_model_files", "held_out", b"held_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_model_files", b"base_model_files", "base_precision", b"base_precision", "held_out", b"held_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,10 +903,13 @@ class ExportSpec(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     TITLE_FIELD_NUMBER: _builtins.int
     HELD_OUT_FIELD_NUMBER: _builtins.int
+    BASE_PRECISION_FIELD_NUMBER: _builtins.int
     format: _model_pb2.ExportFormat.ValueType
     """Form of the file."""
     title: _builtins.str
     """Name that the file gives its model."""
+    base_precision: _base_precision_pb2.BasePrecision.ValueType
+    """What the model was held in while the adapter was trained. Unset: BFLOAT16, or there is no adapter."""
     @_builtins.property
     def model_files(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelFile]:
         """Files of the model with all its weights, blobs of the same service."""
@@ -925,10 +932,11 @@ class ExportSpec(_message.Message):
         format: _model_pb2.ExportFormat.ValueType = ...,
         title: _builtins.str = ...,
         held_out: _fine_tuning_job_pb2.HeldOutScores | None = ...,
+        base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "format", b"format", "held_out", b"held_out", "model_files", b"model_files", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "format", b"format", "held_out", b"held_out", "model_files", b"model_files", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1093,6 +1101,7 @@ class Asking(_message.Message):
     TEMPLATE_DATE_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    SYSTEM_PROMPT_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     OLD_PREFIX_FIELD_NUMBER: _builtins.int
     template_source: _evaluation_pb2.TemplateSource.ValueType
@@ -1101,6 +1110,8 @@ class Asking(_message.Message):
     """Jinja chat template. Empty: the base model's own."""
     template_date: _builtins.str
     """Date that the template sees as today, YYYY-MM-DD. Empty: today."""
+    system_prompt: _builtins.str
+    """System prompt in place of the system turns that a record begins with. Empty: these."""
     old_prefix: _builtins.bool
     """Whether the model was taught by a rendering that did not keep its tokens before plain text: where prefix is unset, they are the
     beginning of sequence where the tokenizer's configuration alone asks for it. False: as prefix says.
@@ -1125,12 +1136,13 @@ class Asking(_message.Message):
         template_date: _builtins.str = ...,
         prefix: Global___PrefixTokens | None = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        system_prompt: _builtins.str = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         old_prefix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "old_prefix", b"old_prefix", "prefix", b"prefix", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_source", b"template_source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "eos_token_ids", b"eos_token_ids", "old_prefix", b"old_prefix", "prefix", b"prefix", "stop_token_ids", b"stop_token_ids", "system_prompt", b"system_prompt", "template_date", b"template_date", "template_source", b"template_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from luthier.client.cli.arms import arm_of
 from luthier.client.cli.drafts import Draft, pass_draft
-from luthier.client.cli.evaluations import METRICS, arm_of
+from luthier.client.cli.evaluations import METRICS
 from luthier.client.cli.job_drafts import drafted_job, job_kind, job_options
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short

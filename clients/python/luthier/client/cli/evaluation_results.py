@@ -16,7 +16,7 @@ from luthier.client.names import short
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from luthier.client.disagreements import Disagreement
+    from luthier.client.disagreements import Contest
     from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 
 
@@ -52,12 +52,16 @@ def _compared(evaluation: Evaluation) -> Group:
 
 @click.command()
 @click.argument("name", shell_complete=complete_names)
-@click.argument("arms", nargs=-1, metavar="[CANDIDATE BASELINE]")
-@click.option("--score", default="", help="Score that tells. [default: whether the whole answer is right]")
+@click.argument("others", nargs=-1, metavar="[CANDIDATE BASELINE | OTHER[:ARM]]")
+@click.option(
+    "--score",
+    default="",
+    help="Score that tells. [default: that of the verdict, else whether the whole answer is right]",
+)
 @click.option(
     "--only",
     type=click.Choice(["gained", "lost", "differs"]),
-    help="Records that CANDIDATE alone has right, or BASELINE alone. [default: all on which they disagree]",
+    help="Records on which CANDIDATE is better, or BASELINE. [default: all on which they disagree]",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Records to show.")
 @click.option(
@@ -69,19 +73,21 @@ def _compared(evaluation: Evaluation) -> Group:
 def diff(
     session: Session,
     name: str,
-    arms: tuple[str, ...],
+    others: tuple[str, ...],
     score: str,
     only: str | None,
     limit: int,
     output: Path | None,
 ) -> None:
-    """Show where arms CANDIDATE and BASELINE of an evaluation disagree. Default: the two that decided its verdict."""
-    from luthier.client.cli.evaluation_views import disagreement_table
+    """Show where two arms disagree: CANDIDATE and BASELINE of an evaluation, by default those of its verdict.
 
-    evaluation = session.client.evaluations.get(name)
-    found = (
-        one for one in _disagreements(session, evaluation, arms, score) if only is None or one.side == only
-    )
+    With OTHER, a second evaluation of the same dataset version, an arm of each: NAME:ARM, or those that were judged.
+    """
+    from luthier.client.cli.evaluation_views import disagreement_table
+    from luthier.client.disagreements import disagreements
+
+    contest, predictions = _contest(session, name, others, score)
+    found = (one for one in disagreements(predictions, contest) if only is None or one.side == only)
     if output is not None:
         _write(session, (one.prediction for one in found), output)
         return
@@ -92,25 +98,49 @@ def diff(
     if shown.row_count:
         session.out.print(shown)
     else:
-        session.note("nothing found")
+        way = f"{contest.told_by}, {only}" if only else contest.told_by
+        session.note(f"{contest.candidate} and {contest.baseline} disagree on no record ({way})")
 
 
-def _disagreements(
-    session: Session, evaluation: Evaluation, arms: tuple[str, ...], score: str
-) -> Iterator[Disagreement]:
-    from luthier.client.disagreements import contest_of, disagreements
+def _contest(
+    session: Session, name: str, others: tuple[str, ...], score: str
+) -> tuple[Contest, Iterator[Prediction]]:
+    """Return who is compared by what, and the records with the answers of both. Raises UsageError."""
+    from luthier.client.disagreements import contest_of
     from luthier.client.verdicts import judged_arms
     from luthier.errors import InvalidArgument
 
-    if len(arms) not in (0, 2):
-        raise click.UsageError(f"give both CANDIDATE and BASELINE, or neither, got {len(arms)} arms")
-    candidate, baseline = arms or judged_arms(evaluation)
+    if len(others) > 2:
+        raise click.UsageError(f"give two arms at most, got {len(others)}: {' '.join(others)}")
     try:
+        if len(others) == 1:
+            return _across(session, name, others[0], score)
+        evaluation = session.client.evaluations.get(name)
+        candidate, baseline = others or judged_arms(evaluation)
         contest = contest_of(evaluation, candidate, baseline, score)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from error
-    predictions = session.client.evaluations.predictions(evaluation.name, page_size=200)
-    return disagreements(predictions, contest)
+    return contest, session.client.evaluations.predictions(evaluation.name, page_size=200)
+
+
+def _across(session: Session, name: str, other: str, score: str) -> tuple[Contest, Iterator[Prediction]]:
+    from luthier.client.common_records import common_records, contest_between, entrant
+
+    evaluations = session.client.evaluations
+    named, _, arm = name.partition(":")
+    evaluation = evaluations.get(named)
+    if other in (one.arm_id for one in evaluation.arms):
+        raise click.UsageError(
+            f"give both CANDIDATE and BASELINE, or neither, got the arm {other!r} alone; another evaluation "
+            f"of that name is given with its arm, {other}:ARM"
+        )
+    other_named, _, other_arm = other.partition(":")
+    candidate, baseline = entrant(evaluation, arm), entrant(evaluations.get(other_named), other_arm)
+    contest = contest_between(candidate, baseline, score)
+    asked, before = (
+        evaluations.predictions(one.evaluation.name, page_size=200) for one in (candidate, baseline)
+    )
+    return contest, common_records(candidate, asked, baseline, before)
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from luthier.client.askings import asked_with, bases_below, shots_words
+from luthier.client.askings import asked_with, bases_below, shots_words, system_prompts
 from luthier.client.cli.grades import add_grades, grader_table
 from luthier.client.cli.judging import add_judgements, judge_table, pair_lines
 from luthier.client.cli.views import facts, failure, split_name, state, table, waiting, when
@@ -84,6 +84,7 @@ def evaluation_facts(evaluation: Evaluation) -> Group:
             ("text compared in", text_form_words(evaluation)),
             ("arms", ", ".join(f"{a.arm_id}={short(a.model)}:{shots_words(a)}" for a in evaluation.arms)),
             *((f"below {arm_id}", short(base)) for arm_id, base in bases_below(evaluation).items()),
+            *((f"system prompt of {arm_id}", text) for arm_id, text in system_prompts(evaluation).items()),
         ]
     )
     asked = [(f"asked {result.arm_id}", asked_with(result)) for result in evaluation.arm_results]

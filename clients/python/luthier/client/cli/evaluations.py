@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from luthier.client.cli.arms import pass_arms
 from luthier.client.cli.benchmarks import benchmark
 from luthier.client.cli.completing import complete_names, names_in
 from luthier.client.cli.deleting import pass_deletion
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
+    from luthier.v1.evaluation_pb2 import Evaluation
     from luthier.v1.verdict_pb2 import Guard
 
 
@@ -87,6 +87,13 @@ def _kind() -> type[Evaluation]:
     metavar="ID=FILE|base|taught",
     help="Ask an arm with the template in FILE, the base model's own, or the one that the first tuned arm was taught "
     "with. [default: a tuned model as it was taught, a base model with its own]",
+)
+@click.option(
+    "--system-prompt",
+    "system_prompts",
+    multiple=True,
+    metavar="ID=TEXT|@FILE",
+    help="Ask an arm under this system prompt. [default: the system turn that each record has]",
 )
 @field_option(
     "--metric",
@@ -189,46 +196,20 @@ def _kind() -> type[Evaluation]:
 @click.option("--watch", "watches", is_flag=True, help="Watch the evaluation until it is done.")
 @pass_session
 @pass_draft(_kind)
+@pass_arms
 def create(
-    session: Session,
-    draft: Draft[Evaluation],
-    name: str,
-    watches: bool,
-    arms: tuple[str, ...],
-    templates: tuple[str, ...],
-    guards: tuple[str, ...],
+    session: Session, draft: Draft[Evaluation], name: str, watches: bool, guards: tuple[str, ...]
 ) -> None:
     """Start an evaluation of the given arms on the same records."""
     if guards:
         del draft.message.guards[:]
         draft.message.guards.extend(_guard(text) for text in guards)
-    if arms:
-        del draft.message.arms[:]
-        draft.message.arms.extend(arm_of(text) for text in arms)
-    _choose_templates(draft.message.arms, templates)
     created = session.client.evaluations.create(draft.finish(), evaluation_id=name)
     if watches:
         _watch(session, created.name)
         return
     session.show(created, _facts)
     session.hint(f"evaluations watch {short(created.name)}")
-
-
-def arm_of(text: str) -> EvaluationArm:
-    """Return the arm that a word stands for. Raises BadParameter."""
-    from luthier.v1.evaluation_pb2 import SHOT_CHOICE_SIMILAR, EvaluationArm
-
-    arm_id, equals, contender = text.partition("=")
-    model, colon, examples = contender.partition(":")
-    shots, second, choice = examples.partition(":")
-    is_right = equals and arm_id and model and (not colon or shots.isdecimal())
-    if not is_right or (second and choice != "similar"):
-        problem = f"must be ID=MODEL, ID=MODEL:SHOTS or ID=MODEL:SHOTS:similar, got {text!r}"
-        raise click.BadParameter(problem, param_hint="--arm")
-    arm = EvaluationArm(arm_id=arm_id, model=model, num_shots=int(shots or 0))
-    if choice:
-        arm.shot_choice = SHOT_CHOICE_SIMILAR
-    return arm
 
 
 def _guard(text: str) -> Guard:
@@ -250,26 +231,6 @@ def _guard(text: str) -> Guard:
 def _no_guard(text: str) -> click.BadParameter:
     problem = f"must be SCORE=LOSS, SCORE=LOSS:ARM or drift=LEAST, got {text!r}"
     return click.BadParameter(problem, param_hint="--guard")
-
-
-def _choose_templates(arms: Iterable[EvaluationArm], templates: Iterable[str]) -> None:
-    from luthier.v1.evaluation_pb2 import ARM_TEMPLATE_BASE, ARM_TEMPLATE_TAUGHT
-
-    chosen = {"base": ARM_TEMPLATE_BASE, "taught": ARM_TEMPLATE_TAUGHT}
-    by_id = {arm.arm_id: arm for arm in arms}
-    for text in templates:
-        arm_id, _, template = text.partition("=")
-        if arm_id not in by_id or not template:
-            known = ", ".join(by_id)
-            problem = f"must be ID=FILE, ID=base or ID=taught with an ID of {known}, got {text!r}"
-            raise click.BadParameter(problem, param_hint="--template")
-        if template in chosen:
-            by_id[arm_id].template = chosen[template]
-            continue
-        try:
-            by_id[arm_id].chat_template = Path(template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise click.BadParameter(f"must be a file of text: {error}", param_hint="--template") from error
 
 
 @evaluations.command("list")

@@ -211,11 +211,16 @@ def _facts(model: Model) -> Table:
 
 def _compared(model: Model) -> str:
     """Say how a model that was made from another one differs from that; empty for others."""
+    from luthier.client.cli.views import precision
+
     if not model.HasField("check"):
         return ""
     check = model.check
     told = [f"logits differ by {check.difference:.2g} of their spread (at most {check.bound:g})"]
     if check.effect:
         told.append(f"what was learnt moves them by {check.effect:.2g}")
+    if check.base_difference:
+        held = precision(check.base_precision)
+        told.append(f"made on the base in {held}, which moves the base's own by {check.base_difference:.2g}")
     told.append(f"{check.num_equal_greedy_tokens} of {check.num_greedy_tokens} greedy tokens are the same")
     return "\n".join(told)
