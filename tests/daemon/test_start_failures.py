@@ -45,7 +45,9 @@ def unknown_blobs(_: Path, settings: dict[str, str]) -> str:
 
 def unknown_database(_: Path, settings: dict[str, str]) -> str:
     settings["LUTHIER_DATA_DATABASE_URL"] = "postgresql+psycopg://u:secret@h/d"
-    said = "database URL must be sqlite+aiosqlite:////path/of/a/file, got one of the scheme 'postgresql+psycopg'"
+    said = (
+        "database URL must be sqlite+aiosqlite:////path/of/a/file, got one of the scheme 'postgresql+psycopg'"
+    )
     return re.escape(said)
 
 

@@ -117,7 +117,12 @@ def test_a_url_of_no_store_is_refused_before_anything_is_made(
 
 @pytest.mark.parametrize(
     "url",
-    ["sqlite+aiosqlite:///a.db", "sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///file:m", "sqlite:////a"],
+    [
+        "sqlite+aiosqlite:///a.db",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file:m",
+        "sqlite:////a",
+    ],
 )
 def test_a_database_must_be_a_file_of_an_absolute_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str

@@ -113,7 +113,8 @@ async def test_blobs_of_before_there_were_marks_become_the_service_s_that_knows_
             await blob_refs.drop(connection, "uid")
     await own_blobs(database, blobs, "data")
     owner = await blobs.owner()
-    assert owner is not None and owner.database_id == await id_of(database)
+    assert owner is not None
+    assert owner.database_id == await id_of(database)
 
 
 async def test_blobs_of_nobody_are_not_taken_by_a_database_that_knows_none(

@@ -33,7 +33,7 @@ from sqlalchemy.pool import NullPool
 
 from luthier.errors import FailedPrecondition, Unavailable
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
-from luthier.storage.local_urls import LocalUrls
+from luthier.storage.local_urls import DATABASES
 
 __all__ = ["insert"]
 SYSTEM = "sqlite"
@@ -42,9 +42,6 @@ MAX_VALUES = 500
 """One statement takes a limited number of values."""
 WITHOUT_ROWID: dict[str, Any] = {"sqlite_with_rowid": False}
 """Options of a table whose rows are kept in the order of its key."""
-_URLS = LocalUrls(
-    setting="database URL", scheme="sqlite+aiosqlite", before_path="///", example="a/file"
-)
 _RESERVED_BYTES = 6 << 20
 """Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
 _UNUSABLE = frozenset({SQLITE_CANTOPEN, SQLITE_READONLY, SQLITE_NOTADB, SQLITE_PERM, SQLITE_CORRUPT})
@@ -59,18 +56,18 @@ _PRAGMAS = (
 
 def url_of(path: Path) -> str:
     """Return the URL of the database that is a file."""
-    return _URLS.of(path)
+    return DATABASES.of(path)
 
 
 def check_url(url: str) -> URL:
     """Return a database URL that is supported; raise InvalidArgument for any other."""
     # Not by SQLAlchemy: it cuts a path at its ?, and takes one that is not absolute.
-    return URL.create("sqlite+aiosqlite", database=str(_URLS.path_of(url)))
+    return URL.create(DATABASES.scheme, database=str(DATABASES.path_of(url)))
 
 
 def file_of(url: str) -> Path:
     """Return the file of a database. Raises InvalidArgument."""
-    return _URLS.path_of(url)
+    return DATABASES.path_of(url)
 
 
 def open_async(url: str, *, pool_size: int, max_overflow: int) -> AsyncEngine:

@@ -71,3 +71,7 @@ class LocalUrls:
     def _wrong(self, problem: str) -> InvalidArgument:
         right = f"{self.scheme}:{self.before_path}/path/of/{self.example}"
         return InvalidArgument(f"{self.setting} must be {right}, got {problem}")
+
+
+DATABASES = LocalUrls(setting="database URL", scheme="sqlite+aiosqlite", before_path="///", example="a/file")
+BLOBS = LocalUrls(setting="blob store URL", scheme="file", before_path="//", example="a/folder")

@@ -15,11 +15,9 @@ from luthier.storage.dialect import check_url, file_of, url_of
 from luthier.storage.local_blob_reader import LocalBlobReader
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
-from luthier.storage.local_urls import LocalUrls
+from luthier.storage.local_urls import BLOBS
 from luthier.storage.reading import DatabaseReader
 from luthier.storage.staging import Staging
-
-_BLOB_URLS = LocalUrls(setting="blob store URL", scheme="file", before_path="//", example="a/folder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +130,9 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def folder_url(folder: Path) -> str:
     """Return the URL of the store of blobs that is a folder."""
-    return _BLOB_URLS.of(folder)
+    return BLOBS.of(folder)
 
 
 def blob_folder(url: str) -> Path:
     """Return the folder that a store's URL names. Raises InvalidArgument for what is no such URL."""
-    return _BLOB_URLS.path_of(url)
+    return BLOBS.path_of(url)

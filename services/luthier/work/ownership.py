@@ -44,7 +44,9 @@ def _require(found: Owner, owner: Owner, blobs: BlobReader) -> None:
         return
     hint = f"give each a folder of its own by LUTHIER_{owner.service.upper()}_BLOBS_URL"
     if found.service == owner.service:
-        hint += f"; or restore the database of these blobs, or, if it is gone for good, {_by_hand(owner, blobs)}"
+        hint += (
+            f"; or restore the database of these blobs, or, if it is gone for good, {_by_hand(owner, blobs)}"
+        )
     raise FailedPrecondition(
         f"the blobs in {blobs.place} are those of {_named(found)}, this is {_named(owner)}, which would delete them: "
         f"{hint}",

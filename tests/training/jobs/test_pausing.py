@@ -336,14 +336,18 @@ async def test_a_job_that_is_paused_again_before_a_worker_took_it_was_paused_all
     await resume(bench)
     await pause(bench)
     second = await bench.job(JOB)
-    assert second.pause_time.ToMicroseconds() - first.ToMicroseconds() >= 0.2e6, "it says when the last pause began"
+    assert second.pause_time.ToMicroseconds() - first.ToMicroseconds() >= 0.2e6, (
+        "it says when the last pause began"
+    )
     await asyncio.sleep(0.2)
     await resume(bench)
     await go_on(bench)
     assert 0.4 <= (await bench.job(JOB)).paused_seconds < 10.0
 
 
-@pytest.mark.parametrize("error", [RuntimeError("it stays"), Unavailable("it passes")], ids=["stays", "passes"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("it stays"), Unavailable("it passes")], ids=["stays", "passes"]
+)
 async def test_a_pause_that_comes_while_a_claim_fails_leaves_a_job_that_can_go_on(
     bench: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -391,7 +395,9 @@ async def test_a_paused_job_whose_work_was_given_up_is_not_resumed_and_says_what
     await bench.create("one")
     await pause(bench)
     await give_up(bench)
-    with pytest.raises(FailedPrecondition, match="must have work that was paused to be resumed, .* cancel it"):
+    with pytest.raises(
+        FailedPrecondition, match="must have work that was paused to be resumed, .* cancel it"
+    ):
         await resume(bench)
     assert (await bench.job(JOB)).state == State.STATE_PAUSED
     assert (await bench.cancel(JOB)).state == State.STATE_CANCELLED
