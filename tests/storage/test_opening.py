@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -71,8 +72,8 @@ async def test_a_database_is_made_where_its_url_says_and_nowhere_else(tmp_path: 
     database = open_database(url)
     await database.rows(text("SELECT 1"))
     await database.close()
-    assert (tmp_path / name / "a.db").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert os.listdir(tmp_path) == [name]
+    assert "a.db" in os.listdir(tmp_path / name)
 
 
 REFUSED = {

@@ -63,7 +63,7 @@ class Owner:
         if found is None:
             raise FailedPrecondition(
                 f"{place} must say whose blobs are beside it, by a service and the id of its database, it has "
-                f"{len(text)} characters of something else: restore it, or remove it where the blobs are this service's",
+                f"{len(text)} characters of something else: restore it, or remove it where they are this service's",
                 metadata={"path": place},
             )
         return cls(service=found[1], database_id=found[2])

@@ -125,7 +125,7 @@ def test_what_may_not_be_read_is_told_from_what_is_not_there(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing(monkeypatch, errno.EACCES, "model.gguf")
-    with pytest.raises(InvalidArgument, match="must be readable by the worker, got .*: Permission denied"):
+    with pytest.raises(InvalidArgument, match=r"must be readable by the worker, got .*: Permission denied"):
         resolve_allowed(str(root / "model.gguf"), [root], field="model.gguf_path", folder=False)
 
 
