@@ -54,7 +54,8 @@ async def test_a_model_says_how_its_own_template_ends_a_turn(site: Site, model_f
 async def test_a_disk_that_does_not_answer_once_costs_an_attempt_and_not_the_model(
     site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    folder = model_folder.rename(model_folder.with_name("tiny-folder"))
+    folder = model_folder.with_name("tiny-folder")
+    os.rename(model_folder, folder)
     really, failures = os.open, [errno.ESTALE]
 
     def stale_once(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
