@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -259,6 +260,27 @@ class _Methods:
     def type_of(self, method: str) -> CallType:
         assert method in self._types, f"the policy names {method}, which no servicer has"
         return self._types[method]
+
+
+def require_free(address: str) -> None:
+    """Raise FailedPrecondition where an address is another process's, which gRPC would tell in its own words.
+
+    Also for who has something to do before it serves: where its port is taken, another service may be at it. Raises
+    InvalidArgument as `check_loopback` does.
+    """
+    check_loopback(address)
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(place)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot serve on {address} ({error.strerror}): is the port taken?"
+        ) from error
 
 
 def _bind(server: aio.Server, address: str) -> int:

@@ -21,7 +21,7 @@ from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
 from luthier.runtime.policies import Policy
-from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
+from luthier.runtime.server import Registration, ServerOptions, require_free, serving, stop_signal
 from luthier.runtime.tracing import traced
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
@@ -213,6 +213,8 @@ Opening = Callable[[StoreUrls, int], Stores]
 @asynccontextmanager
 async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> AsyncIterator[int]:
     """Serve for the length of a block, on stores that `opening` opens; yields the port."""
+    # Before anything is looked at: whoever has the port may be at work on the same state.
+    require_free(settings.address)
     async with AsyncExitStack() as stack:
         for changed in secure_home(settings.home):
             _logger.warning(changed)
@@ -239,7 +241,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         collecting = _collecting(parts.collector, settings.blob_grace_seconds)
         for chore in (*_chores(parts, request_log), *collecting, waits, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
-            stack.callback(task.cancel)
+            stack.push_async_callback(_ended, task)
         running = await stack.enter_async_context(
             serving(
                 ServerOptions(address=settings.address),
@@ -334,6 +336,12 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End background work, and have it give back what it has of the database."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
