@@ -111,7 +111,7 @@ def test_a_url_of_no_store_is_refused_before_anything_is_made(
         "blobs": "blob store URL must be file:///path/of/a/folder, got ",
     }[kind]
     with pytest.raises(InvalidArgument, match=re.escape(right + said)) as caught:
-        open_stores(replace(good, **{kind: url}), 0)
+        open_stores(replace(good, database=url) if kind == "database" else replace(good, blobs=url), 0)
     assert "sec" not in caught.value.message
     assert list(tmp_path.iterdir()) == [], "nothing was made"
 

@@ -8,6 +8,7 @@ import pytest
 
 from luthier.errors import InvalidArgument
 from luthier.runtime.config import read
+from luthier.storage.local_urls import BLOBS, DATABASES
 from luthier.training.config import Config
 from luthier.training.model_roots import roots_of
 
@@ -54,10 +55,10 @@ def test_a_root_that_holds_state_outside_of_the_home_is_refused(
     state = tmp_path / "disk" / "luthier"
     state.mkdir(parents=True)
     (tmp_path / "door").symlink_to(tmp_path / "disk")
-    scheme = "sqlite+aiosqlite:///" if setting == "DATABASE_URL" else "file://"
+    urls = DATABASES if setting == "DATABASE_URL" else BLOBS
     environ = {
         "LUTHIER_HOME": str(tmp_path / "home"),
-        f"LUTHIER_TRAINING_{setting}": f"{scheme}{state}",
+        f"LUTHIER_TRAINING_{setting}": urls.of(state),
         "LUTHIER_TRAINING_MODEL_ROOTS": root.format(
             disk=tmp_path / "disk", state=state, door=tmp_path / "door"
         ),

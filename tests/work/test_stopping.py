@@ -102,18 +102,18 @@ async def test_only_a_pause_is_repeated_once_an_attempt_has_paused(bench: Bench)
 async def test_a_result_of_the_last_attempt_that_may_be_lost_is_refused_after_it(
     bench: Bench, stopping: bool
 ) -> None:
-    for _ in range(3):
-        if not bench.handler.calls:
-            await bench.enqueue()
-        task = await bench.claim()
-        assert task is not None
-        if stopping:
-            async with bench.database.transaction() as connection:
-                await bench.queue.request_cancel(connection, task.uid)
+    task = await held(bench)
+    if stopping:
+        async with bench.database.transaction() as connection:
+            await bench.queue.request_cancel(connection, task.uid)
+    for _ in range(2 * (not stopping)):
         bench.clock.now += 11.0
         await bench.queue.expire()
-        if stopping:
-            break
+        again = await bench.claim()
+        assert again is not None
+        task = again
+    bench.clock.now += 11.0
+    await bench.queue.expire()
     assert bench.handler.calls[-1][0] == ("CANCELLED" if stopping else "FAILED")
     with pytest.raises(FailedPrecondition, match="it is DONE"):
         await bench.queue.finish(task.task_id, task.epoch, RESULT)
