@@ -121,7 +121,6 @@ function profile(table: unknown, where: string): Profile {
   const said: Record<string, unknown> = {};
   for (const [name, value] of Object.entries(table)) {
     const right = name === "timeout_seconds" ? "number" : "string";
-    // biome-ignore lint/suspicious/useValidTypeof: it is one of two words
     if (typeof value !== right || value === "") {
       const what = right === "number" ? "a number" : "a text";
       throw new InvalidArgument(`${where}.${name} must be ${what}, got '${value}'`);

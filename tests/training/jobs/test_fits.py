@@ -98,7 +98,7 @@ async def test_a_plan_tells_the_time_that_the_calibrated_formula_comes_to(bench:
     await give_config(bench)
     bench.add_rendering()
     device = DeviceClass(kind=DeviceClass.KIND_CPU, operations_per_second=1e12)
-    plan = await planned(bench, device, hyperparameters=Hyperparameters(num_epochs=3.0))
+    plan = await planned(bench, device, hyperparameters=Hyperparameters(num_epochs=3))
     job, (row,) = plan.resolved_job, set(lengths_of(20, 10)[:1])
     num_rows = 3 * 20
     work = Work(

@@ -83,6 +83,13 @@ def step(number: int, **values: float) -> list[Event]:
     ]
 
 
+def of_attempt(task: Task, events: list[Event]) -> list[Event]:
+    """Events as the service keeps them of a task's attempt."""
+    for event in events:
+        event.attempt = task.attempt
+    return events
+
+
 def of_job(number: int) -> Task:
     return replace(TASK, subject=f"projects/p/fineTuningJobs/j{number}")
 
@@ -208,7 +215,7 @@ async def resumed(bench: Bench) -> Board:
 async def test_a_job_that_trains_is_shown_when_a_service_begins_again(bench: Bench) -> None:
     task = await running(bench, "one")
     steps = [event for number in (1, 2) for event in step(number, num_tokens=60.0, tokens_per_second=20.0)]
-    await bench.queue.report(task.task_id, task.epoch, list(enumerate(steps, 1)), None)
+    await bench.queue.report(task.task_id, task.epoch, list(enumerate(of_attempt(task, steps), 1)), None)
     file = await stored(bench, "checkpoint")
     request = CommitCheckpointRequest(task=task.task_id, epoch=task.epoch, step=2, files=[file])
     await bench.queue.commit_checkpoint(request)
@@ -236,7 +243,7 @@ async def test_a_job_that_hangs_before_its_first_step_is_shown_when_a_service_be
 
 async def test_what_an_attempt_before_reported_is_not_shown_of_the_next(bench: Bench) -> None:
     first = await running(bench, "one")
-    await bench.queue.report(first.task_id, first.epoch, [(1, step(7)[0])], None)
+    await bench.queue.report(first.task_id, first.epoch, [(1, *of_attempt(first, step(7)[:1]))], None)
     await bench.queue.release_worker("worker", "2")
     second = (await bench.claim())[0]
     assert second.attempt == 2
@@ -254,8 +261,9 @@ async def test_a_job_that_no_worker_has_is_not_shown_when_a_service_begins_again
 async def test_a_long_log_is_not_read_whole(bench: Bench) -> None:
     task = await running(bench, "one")
     for first in range(0, 1000, 200):
-        events = [(number, step(number, train_loss=1.0)[0]) for number in range(first + 1, first + 201)]
-        await bench.queue.report(task.task_id, task.epoch, events, None)
+        numbers = range(first + 1, first + 201)
+        events = of_attempt(task, [step(number, train_loss=1.0)[0] for number in numbers])
+        await bench.queue.report(task.task_id, task.epoch, list(zip(numbers, events, strict=True)), None)
     async with bench.database.reading() as connection:
         newest = await bench.log.newest(connection, task.uid, 3)
         everything = await bench.log.newest(connection, task.uid, 5000)
@@ -275,6 +283,7 @@ async def hosted(home: Path) -> AsyncIterator[Parts]:
         projects=("default",),
         data_address="127.0.0.1:1",
         training_address="127.0.0.1:0",
+        reward_addresses=(),
         metrics_address="127.0.0.1:0",
     )
     made: list[Parts] = []
