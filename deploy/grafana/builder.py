@@ -40,7 +40,6 @@ class Panel:
         width: in 24ths of the row.
         height: in Grafana's units, of about 30 pixels.
         stacked: whether lines add up.
-        can_be_empty: why it has no series while all is well; empty: it always has some.
     """
 
     title: str
@@ -51,7 +50,6 @@ class Panel:
     width: int = 8
     height: int = 7
     stacked: bool = False
-    can_be_empty: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from deploy.prometheus.recording import CALLERS, error_ratio, fault_ratio, slow_ratio
 from deploy.prometheus.rules import Alert, Severity
 
+
+def _later_than(timestamp: str, steps: int, seconds: int) -> str:
+    """Return the expression of a job's time that is longer ago than so many of its steps, and so many seconds.
+
+    A job that has not said how long its steps take, since it has made none yet say, has the seconds alone: compared
+    with a series that is not there it would never be late.
+    """
+    age, step = f"time() - {timestamp}", "luthier_training_step_seconds"
+    return f"{age} > clamp_min({steps} * {step}, {seconds}) or {age} > {seconds} unless {step}"
+
+
 _JOBS = (
     Alert(
         alert="LuthierJobStalled",
         # Steps of large models take minutes: late is who takes twenty of its own steps, and a quarter of an hour.
-        expr="time() - luthier_training_last_step_timestamp_seconds"
-        " > clamp_min(20 * luthier_training_step_seconds, 900)",
+        expr=_later_than("luthier_training_last_step_timestamp_seconds", 20, 900),
         lasting="5m",
         severity="critical",
         summary="A job has made no step for much longer than its steps take.",
-        description="{{ $labels.fine_tuning_job }} made its last step {{ $value | humanizeDuration }} ago.",
+        description="{{ $labels.fine_tuning_job }} has not moved for {{ $value | humanizeDuration }}.",
     ),
     Alert(
         alert="LuthierLossNotFinite",
@@ -30,8 +40,7 @@ _JOBS = (
     Alert(
         alert="LuthierCheckpointTooOld",
         # A checkpoint every 25 steps is the default, so that slow steps make old checkpoints: 200 of them are too many.
-        expr="time() - luthier_training_checkpoint_timestamp_seconds"
-        " > clamp_min(200 * luthier_training_step_seconds, 3600)",
+        expr=_later_than("luthier_training_checkpoint_timestamp_seconds", 200, 3600),
         lasting="5m",
         severity="warning",
         summary="A crash would lose much of what a job has trained.",
@@ -45,8 +54,8 @@ _QUEUE = (
         expr='sum by (kind) (luthier_tasks_waiting{reason="TURN"}) > 0',
         lasting="5m",
         severity="critical",
-        summary="Tasks wait although a worker that could do them is idle.",
-        description="{{ $value }} tasks of kind {{ $labels.kind }} wait while a worker is idle.",
+        summary="Tasks wait although a worker that could do them has room.",
+        description="{{ $value }} tasks of kind {{ $labels.kind }} wait while a worker has room for one.",
     ),
     Alert(
         alert="LuthierNoWorker",

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 from click.testing import Result
 from tests.client.conftest import UID
-from tests.client.test_transfers import ModelStore
+from tests.client.test_transfers import ModelStore, adapter_store
 
 from luthier.v1.event_pb2 import Event, StateChange
-from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model, WeightsCheck
+from luthier.v1.model_pb2 import (
+    EXPORT_FORMAT_GGUF_F16,
+    EXPORT_FORMAT_GGUF_Q8_0,
+    HubSource,
+    Model,
+    WeightsCheck,
+)
 
 Run = Callable[..., Result]
 PARENT = "projects/default"
@@ -113,3 +119,24 @@ def test_a_model_with_all_its_weights_is_no_adapter(models: Models, run: Run, tm
     result = run("models", "export", "tuned", str(tmp_path / "out"), "--format", "peft")
     assert result.exit_code == 2
     assert "--format peft is for adapters; tuned has all its weights" in result.stderr
+
+
+@pytest.mark.parametrize("base", [Model(gguf_path="/x.gguf"), Model(directory="/models/x")])
+def test_an_adapter_that_peft_cannot_load_says_what_is_needed(
+    services: Any, run: Run, tmp_path: Path, base: Model
+) -> None:
+    base.name = f"{PARENT}/models/base"
+    adapter_store(services, base)
+    result = run("models", "download", "tuned", str(tmp_path / "alone"))
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'alone'}\n"
+    assert "luthier models download base BASE" in result.stderr
+    assert "luthier models download tuned DIRECTORY --base BASE" in result.stderr
+    placed = run("models", "download", "tuned", str(tmp_path / "placed"), "--base", str(tmp_path / "base"))
+    assert "--base BASE" not in placed.stderr
+
+
+def test_an_adapter_of_a_base_from_the_hub_needs_no_word(services: Any, run: Run, tmp_path: Path) -> None:
+    adapter_store(services, Model(name=f"{PARENT}/models/base", hub=HubSource(repo_id="org/base")))
+    result = run("models", "download", "tuned", str(tmp_path / "out"))
+    assert (result.exit_code, "--base" in result.stderr) == (0, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -19,8 +21,11 @@ from tests.daemon.test_luthierd import LUTHIERD, environment
 
 from luthier.daemon import doctor
 from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
+from luthier.runtime.config import read
 from luthier.runtime.granted_keys import GRANTED_FILE, grant_key
+from luthier.runtime.metrics import MetricsServer
 from luthier.storage.disk import Disk
+from luthier.work.worker_config import WorkerConfig
 
 
 @contextmanager
@@ -62,6 +67,107 @@ def test_a_port_of_another_service_is_anothers() -> None:
     with health_at(health_pb2.HealthCheckResponse.SERVING, "luthier.v1.TrainingService") as address:
         assert doctor.service("training", address).level == "ok"
         assert doctor.service("data", address).level == "problem"
+
+
+def pages(**addresses: str) -> dict[str, str]:
+    """Every address that services listen at, by its setting: those given, and of the others free ones."""
+    settings = [f"{name}{kind}" for name in ("DATA", "TRAINING", "EVALUATION") for kind in ("", "_METRICS")]
+    taken = {f"LUTHIER_{name}_ADDRESS": free_address() for name in settings}
+    return taken | {f"LUTHIER_{name}_ADDRESS": address for name, address in addresses.items()}
+
+
+def test_an_address_of_metrics_that_something_else_has_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        found = doctor.metrics("data", pages(DATA_METRICS=address))
+    assert (found.what, found.level) == ("data metrics", "problem")
+    assert f"{address} cannot be taken" in found.text
+    assert "set LUTHIER_DATA_METRICS_ADDRESS to another" in found.text
+    assert doctor.metrics("training", pages()).level == "ok"
+    elsewhere = doctor.metrics("data", pages(DATA_METRICS="192.0.2.1:9601"))
+    assert (elsewhere.level, "it must be this machine's" in elsewhere.text) == ("problem", True)
+
+
+async def test_metrics_that_are_served_already_are_well() -> None:
+    async with MetricsServer("127.0.0.1:0").serving() as port:
+        taken = pages(EVALUATION_METRICS=f"127.0.0.1:{port}")
+        found = await asyncio.to_thread(doctor.metrics, "evaluation", taken)
+    assert (found.level, found.text) == ("ok", f"are served at 127.0.0.1:{port}")
+
+
+def test_two_settings_of_one_address_are_named() -> None:
+    address = free_address()
+    found = doctor.metrics("training", pages(TRAINING_METRICS=address, DATA=address))
+    assert (found.level, "LUTHIER_DATA_ADDRESS are both" in found.text) == ("problem", True)
+    assert (
+        doctor.metrics("training", pages(TRAINING_METRICS="127.0.0.1:0", DATA_METRICS="127.0.0.1:0")).level
+        == "ok"
+    )
+    nowhere = doctor.metrics("training", pages(TRAINING_METRICS="127.0.0.1:http"))
+    assert (nowhere.level, "got '127.0.0.1:http'" in nowhere.text) == ("problem", True)
+
+
+def test_each_service_has_its_metrics_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("versions", "processor", "kernels", "memory", "clock"):
+        monkeypatch.setattr(doctor, name, lambda: doctor.Finding(what="x", level="ok", text=""))
+    monkeypatch.setenv("HF_ENDPOINT", f"https://{free_address()}")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setattr(doctor, "_ANSWER_SECONDS", 0.5)
+        for name in ("DATA", "TRAINING", "EVALUATION"):
+            monkeypatch.setenv(f"LUTHIER_{name}_METRICS_ADDRESS", free_address())
+        monkeypatch.setenv("LUTHIER_TRAINING_METRICS_ADDRESS", f"127.0.0.1:{mute.getsockname()[1]}")
+        addresses = {name: free_address() for name in ("data", "training", "evaluation")}
+        found = {one.what: one.level for one in doctor.examined(tmp_path, addresses)}
+    assert found["training metrics"] == "problem"
+    assert found["data metrics"] == found["evaluation metrics"] == "ok"
+
+
+def test_kernels_are_named_by_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"a": {"avx2/float32/x": "cpu"}, "b": {"avx2/float32/x": "eager", "plain/float32/x": "cpu"}}
+    tables |= {"c": {"avx2/float32/x": "cpu", "avx2/bfloat16/x": "eager"}, "d": {"plain/float32/x": "cpu"}}
+    monkeypatch.setattr(doctor, "OPS", tuple(tables))
+    monkeypatch.setattr(doctor, "entries", tables.__getitem__)
+    monkeypatch.setattr(doctor, "current_isa", lambda: "avx2")
+    assert doctor.kernels().text == (
+        "3 of 4 operators are measured on avx2; C++: a; torch: b; either, by shape: c; torch, unmeasured: d"
+    )
+    monkeypatch.setattr(doctor, "current_isa", lambda: "avx512")
+    assert doctor.kernels().level == "warning"
+
+
+def test_every_operator_of_this_machine_has_a_way() -> None:
+    for op in doctor.OPS:
+        assert op in doctor.kernels().text
+
+
+def worker_config(**changes: object) -> WorkerConfig:
+    return replace(read(WorkerConfig, section="WORKER"), device="cpu", **changes)  # type: ignore[arg-type]
+
+
+def test_an_executor_that_is_chosen_must_be_able_to_run() -> None:
+    assert "in one process" in doctor.executor(worker_config()).text
+    ranks = doctor.executor(worker_config(executor="torchrun", ranks=1))
+    assert (ranks.level, "on up to 1 ranks of this machine" in ranks.text) == ("ok", True)
+    for changes, words in (
+        ({"executor": "dask"}, "got 'dask'"),
+        ({"ranks": 2}, "must be 1 with the executor inline"),
+        ({"executor": "torchrun", "ranks": 4096}, "4096"),
+    ):
+        with pytest.raises(InvalidArgument, match=words):
+            doctor.executor(worker_config(**changes))
+
+
+def test_a_ray_cluster_that_is_not_there_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("versions", "processor", "kernels", "memory", "clock"):
+        monkeypatch.setattr(doctor, name, lambda: doctor.Finding(what="x", level="ok", text=""))
+    monkeypatch.setenv("HF_ENDPOINT", f"https://{free_address()}")
+    monkeypatch.setenv("LUTHIER_WORKER_EXECUTOR", "ray")
+    monkeypatch.setenv("LUTHIER_WORKER_RAY_ADDRESS", free_address())
+    found = {one.what: one for one in doctor.examined(tmp_path, {})}
+    assert found["executor"].level == "problem", found["executor"].text
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +342,8 @@ def test_the_command_ends_with_1_where_there_is_a_problem(tmp_path: Path) -> Non
         "clock",
         "hub",
         "traces",
+        "executor",
+        "data metrics",
     } <= set(found)
     assert {"data service", "training service", "evaluation service"} <= set(found)
     assert [one for one in found.values() if one["level"] == "problem"] == [], well.stderr

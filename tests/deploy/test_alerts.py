@@ -13,6 +13,7 @@ from deploy.prometheus.rules import group_text
 from tests.deploy.conftest import Promtool
 
 LAST = "luthier_training_last_step_timestamp_seconds{fine_tuning_job='j'}"
+LAST_OF_OTHER = "luthier_training_last_step_timestamp_seconds{fine_tuning_job='other'}"
 STEP = "luthier_training_step_seconds{fine_tuning_job='j'}"
 CHECKPOINT = "luthier_training_checkpoint_timestamp_seconds{fine_tuning_job='j'}"
 CALLS = "grpc_server_handled_total{grpc_service='luthier.v1.DataService', grpc_code='%s'}"
@@ -58,6 +59,15 @@ CASES = [
     fires("LuthierJobStalled", "steps of 2 s, none for 25 min", {LAST: "0x60", STEP: "2x60"}, 25),
     quiet("LuthierJobStalled", "steps of 2 min, none for 30 min", {LAST: "0x60", STEP: "120x60"}, 30),
     quiet("LuthierJobStalled", "the job has ended, and its series with it", {LAST: "0x5", STEP: "2x5"}, 40),
+    fires("LuthierJobStalled", "no step yet, for 25 min", {LAST: "0x60"}, 25),
+    quiet("LuthierJobStalled", "no step yet, and its files come", {LAST: "0+60x60"}, 55),
+    quiet("LuthierJobStalled", "no step yet, for 15 min", {LAST: "0x60"}, 15),
+    quiet(
+        "LuthierJobStalled",
+        "slow steps beside a job that has made none",
+        {LAST: "0x60", STEP: "120x60", LAST_OF_OTHER: "0+60x60"},
+        30,
+    ),
     fires(
         "LuthierLossNotFinite",
         "one more",
@@ -75,7 +85,9 @@ CASES = [
     ),
     fires("LuthierCheckpointTooOld", "steps of 2 s", {CHECKPOINT: "0x200", STEP: "2x200"}, 80),
     quiet("LuthierCheckpointTooOld", "25 steps take 25 min", {CHECKPOINT: "0x200", STEP: "60x200"}, 80),
-    fires("LuthierQueueNotMoving", "a worker is idle", {WAITING % "TURN": "1x20"}, 10),
+    fires("LuthierCheckpointTooOld", "steps of unknown length", {CHECKPOINT: "0x200"}, 80),
+    quiet("LuthierCheckpointTooOld", "steps of unknown length, for 50 min", {CHECKPOINT: "0x200"}, 50),
+    fires("LuthierQueueNotMoving", "a worker has room", {WAITING % "TURN": "1x20"}, 10),
     quiet(
         "LuthierQueueNotMoving",
         "behind long jobs for six hours",

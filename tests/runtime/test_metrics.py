@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
 
 from luthier.runtime.metrics import MetricsServer
 
@@ -32,3 +37,32 @@ async def test_what_was_served_is_gone_when_serving_ends() -> None:
     async with MetricsServer(f"127.0.0.1:{port}").serving() as again:
         assert again == port
         assert "luthier_build_info" in await asyncio.to_thread(page, port)
+
+
+class Slow(Collector):
+    """Takes its time over a page: until somebody says that it may end."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+        self.waited_well = False
+
+    def collect(self) -> Iterator[Family]:
+        self.began.set()
+        self.waited_well = self.may_end.wait(20)
+        yield from ()
+
+    def describe(self) -> Iterator[Family]:
+        yield from ()
+
+
+async def test_a_page_is_formed_while_the_event_loop_goes_on() -> None:
+    server, slow = MetricsServer("127.0.0.1:0"), Slow()
+    server.registry.register(slow)
+    async with server.serving() as port:
+        asked = asyncio.create_task(asyncio.to_thread(page, port))
+        assert await asyncio.to_thread(slow.began.wait, 20)
+        assert not asked.done()
+        # On the loop the page would have waited in vain for what only the loop says.
+        slow.may_end.set()
+        assert "luthier_build_info" in await asked
+    assert slow.waited_well

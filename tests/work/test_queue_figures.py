@@ -12,8 +12,9 @@ from tests.work.conftest import Bench, new_task
 from luthier.errors import Failure
 from luthier.runtime.catalogue import queue, workers
 from luthier.runtime.metric import NONE, OTHER
-from luthier.work.metrics import fault_of
-from luthier.work.queue_figures import REASONS
+from luthier.work.limits import kinds_with_room
+from luthier.work.metrics import WorkMetrics, fault_of
+from luthier.work.queue_figures import REASONS, QueueFigures
 from luthier.work.repository import Tasks
 from luthier.work.requirements import Equipment, Requirements
 from luthier.work.schema import tasks
@@ -22,12 +23,12 @@ from luthier.work.workers import Worker, Workers
 from luthier.worker.v1.worker_service_pb2 import WorkerFigures
 
 
-def worker(name: str, kind: TaskKind = TaskKind.TRAIN, device: str = "CPU") -> Worker:
+def worker(name: str, *kinds: TaskKind) -> Worker:
     return Worker(
         worker_id=name,
         instance="1",
-        kinds=(kind,),
-        equipment=Equipment(device=device, device_name="Some CPU", num_devices=1, memory_bytes=1 << 30),
+        kinds=kinds or (TaskKind.TRAIN,),
+        equipment=Equipment(device="CPU", device_name="Some CPU", num_devices=1, memory_bytes=1 << 30),
         version="1.2.3",
     )
 
@@ -83,6 +84,39 @@ async def test_a_task_waits_its_turn_or_for_workers_that_are_busy(bench: Bench) 
     await bench.claim("w@1")
     await bench.look(there)
     assert why(bench) == {"BUSY": 1.0}
+
+
+async def test_what_a_worker_does_of_another_kind_keeps_nothing_waiting(bench: Bench) -> None:
+    registry = CollectorRegistry()
+    metrics = WorkMetrics(registry, (TaskKind.TRAIN, TaskKind.REGISTER_MODEL))
+    there = Workers(metrics)
+    there.register(worker("w", TaskKind.TRAIN, TaskKind.REGISTER_MODEL))
+    await bench.enqueue("jobs/long")
+    await bench.claim("w@1")
+    async with bench.database.transaction() as connection:
+        await bench.queue.enqueue(connection, new_task("models/m", kind=TaskKind.REGISTER_MODEL))
+    await bench.enqueue("jobs/next")
+    await QueueFigures(bench.database, there, metrics).look()
+    waiting = series(registry, queue.WAITING.name)
+    assert {key for key, value in waiting.items() if value} == {("REGISTER_MODEL", "TURN"), ("TRAIN", "BUSY")}
+    assert series(registry, workers.IDLE.name) == {("REGISTER_MODEL",): 1.0, ("TRAIN",): 0.0}
+    told = series(registry, workers.INFO.name)
+    assert set(told) == {("CPU", "Some CPU", "REGISTER_MODEL,TRAIN", "1.2.3", "w")}
+
+
+@pytest.mark.parametrize(
+    ("held", "free"),
+    [
+        ((), ("REGISTER_MODEL", "EVALUATE", "ANSWER_SHARE")),
+        (("REGISTER_MODEL", "TRAIN"), ("REGISTER_MODEL", "EVALUATE", "ANSWER_SHARE")),
+        (("REGISTER_MODEL", "REGISTER_MODEL"), ("EVALUATE", "ANSWER_SHARE")),
+        (("ANSWER_SHARE",), ("REGISTER_MODEL",)),
+        (("EVALUATE",), ("REGISTER_MODEL",)),
+    ],
+)
+def test_kinds_with_room_counts_what_shares_slots(held: tuple[str, ...], free: tuple[str, ...]) -> None:
+    kinds = (TaskKind.REGISTER_MODEL, TaskKind.EVALUATE, TaskKind.ANSWER_SHARE)
+    assert kinds_with_room(kinds, [TaskKind(one) for one in held]) == tuple(TaskKind(one) for one in free)
 
 
 async def test_a_task_that_is_put_off_says_so(bench: Bench) -> None:
@@ -162,8 +196,8 @@ async def test_workers_are_shown_with_what_they_have_and_say(bench: Bench) -> No
     assert series(registry, workers.IDLE.name) == {("TRAIN",): 1.0}
     assert series(registry, workers.TASKS.name) == {("a",): 1.0, ("b",): 0.0}
     assert series(registry, workers.INFO.name) == {
-        ("CPU", "Some CPU", "1.2.3", "a"): 1.0,
-        ("CPU", "Some CPU", "1.2.3", "b"): 1.0,
+        ("CPU", "Some CPU", "TRAIN", "1.2.3", "a"): 1.0,
+        ("CPU", "Some CPU", "TRAIN", "1.2.3", "b"): 1.0,
     }
     assert series(registry, workers.RESIDENT.name) == {("a",): 5.0}
     assert series(registry, workers.CHILD_STARTS.name) == {("a",): 7.0}

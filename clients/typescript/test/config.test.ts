@@ -1,7 +1,7 @@
 /** Where a client finds its configuration, and short names. */
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -53,6 +53,108 @@ test("without a key it is said where it was looked for", () => {
       },
     );
   }
+});
+
+const PROFILES = `
+default_profile = "laptop"
+
+[profiles.laptop]
+home = "${home}"
+timeout_seconds = 5
+
+[profiles.team]
+project = "support"
+data_address = "https://luthier.example.com:7601"
+api_key_file = "${join(home, "team.key")}"
+`;
+
+/** An environment whose file of profiles says `text`. */
+function withProfiles(text: string): { XDG_CONFIG_HOME: string } {
+  const folder = mkdtempSync(join(home, "config-"));
+  mkdirSync(join(folder, "luthier"));
+  writeFileSync(join(folder, "luthier", "config.toml"), text);
+  return { XDG_CONFIG_HOME: folder };
+}
+
+writeFileSync(join(home, "team.key"), "team-key\n");
+
+test("the default profile is taken by itself", () => {
+  const config = readConfig({}, withProfiles(PROFILES));
+  assert.deepEqual([config.apiKey, config.timeoutSeconds, config.project], ["test-key", 5, "default"]);
+});
+
+test("a profile is named by argument or environment", () => {
+  const environ = withProfiles(PROFILES);
+  for (const config of [
+    readConfig({ profile: "team" }, environ),
+    readConfig({}, { ...environ, LUTHIER_CLIENT_PROFILE: "team" }),
+    readConfig(
+      {},
+      {
+        LUTHIER_CLIENT_CONFIG: join(environ.XDG_CONFIG_HOME, "luthier", "config.toml"),
+        LUTHIER_CLIENT_PROFILE: "team",
+      },
+    ),
+  ]) {
+    assert.deepEqual([config.apiKey, config.project], ["team-key", "support"]);
+    assert.equal(config.dataAddress, "https://luthier.example.com:7601");
+    assert.equal(config.trainingAddress, "127.0.0.1:7602");
+  }
+});
+
+test("the environment comes before a profile that nobody named beside it, and after one that an argument names", () => {
+  const environ = {
+    ...withProfiles(PROFILES),
+    LUTHIER_CLIENT_PROFILE: "laptop",
+    LUTHIER_CLIENT_PROJECT: "other",
+    LUTHIER_DATA_ADDRESS: "127.0.0.1:1",
+    LUTHIER_TRAINING_ADDRESS: "127.0.0.1:2",
+    LUTHIER_CLIENT_API_KEY: "of-environ",
+    LUTHIER_CLIENT_TIMEOUT_SECONDS: "9",
+  };
+  const quiet = readConfig({}, environ);
+  assert.deepEqual(
+    [quiet.apiKey, quiet.project, quiet.dataAddress, quiet.timeoutSeconds],
+    ["of-environ", "other", "127.0.0.1:1", 9],
+  );
+  const named = readConfig({ profile: "team" }, environ);
+  assert.deepEqual(
+    [named.apiKey, named.project, named.dataAddress, named.trainingAddress],
+    ["team-key", "support", "https://luthier.example.com:7601", "127.0.0.1:2"],
+  );
+  assert.equal(readConfig({ profile: "laptop" }, environ).timeoutSeconds, 5);
+  assert.equal(readConfig({ profile: "team", apiKey: "said" }, environ).apiKey, "said");
+});
+
+test("a profile that there is not is named with those there are", () => {
+  assert.throws(() => readConfig({ profile: "tean" }, withProfiles(PROFILES)), {
+    name: "NotFound",
+    message: /no profile 'tean' in .*config\.toml; there are: laptop, team/,
+  });
+});
+
+for (const [text, message] of [
+  ["[profiles.a]\nprojekt = 'x'", /profiles\.a: projekt is not known: known are project, home/],
+  ["[profiles.a]\napi_key = 'x'", /api_key does not belong here; name a file that holds the key/],
+  ["[profiles.a]\nproject = 3", /profiles\.a\.project must be a text, got '3'/],
+  ["[profiles.a]\ntimeout_seconds = '3'", /timeout_seconds must be a number, got '3'/],
+  ["default_profile = 'b'\n[profiles.a]", /default_profile must be one of a, got 'b'/],
+  ["profiles = 3", /profiles must be tables/],
+  ["profile = 'a'", /profile is not known: known are default_profile, profiles/],
+  ["= =", /must be a readable file of TOML/],
+] as const) {
+  test(`a file of profiles that says ${JSON.stringify(text)} is refused`, () => {
+    const environ = { ...withProfiles(text), LUTHIER_CLIENT_API_KEY: "k" };
+    assert.throws(() => readConfig({}, environ), { name: "InvalidArgument", message });
+  });
+}
+
+test("a file of profiles that is named must be there", () => {
+  const path = join(home, "none.toml");
+  assert.throws(() => readConfig({}, { LUTHIER_CLIENT_CONFIG: path, LUTHIER_CLIENT_API_KEY: "k" }), {
+    name: "InvalidArgument",
+    message: /LUTHIER_CLIENT_CONFIG must name a file, there is no .*none\.toml/,
+  });
 });
 
 test("unknown names of its section are refused", () => {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import http.client
 import importlib.metadata
 import os
 import platform
@@ -30,6 +32,8 @@ from luthier.runtime.server import check_loopback
 from luthier.runtime.tracing import traces_config
 from luthier.storage.disk import Disk
 from luthier.training.config import Config as TrainingConfig
+from luthier.training.executors.ranks import require_choice
+from luthier.training.worker.__main__ import chosen
 from luthier.work.device import chosen_device
 from luthier.work.machine import available_bytes, memory_bytes, num_cores, processor_name
 from luthier.work.worker_config import WorkerConfig
@@ -42,9 +46,18 @@ _HUB = "https://huggingface.co"
 _HUB_PORTS = {"https": 443, "http": 80}
 _CONFIGS = {"DATA": DataConfig, "TRAINING": TrainingConfig, "EVALUATION": EvaluationConfig}
 _UNASKED = -1
+_LAST_PORT = 65535
+_PAGE_BYTES = 16 << 20
 _TIME_ERROR = 5
 """What adjtimex says of a clock that nothing keeps right."""
 _PACKAGES = ("luthier", "luthier-client", "grpcio", "protobuf", "torch", "transformers", "torchao", "triton")
+_WAYS: Mapping[frozenset[str], str] = {
+    frozenset(): "torch, unmeasured",
+    frozenset({"cpu"}): "C++",
+    frozenset({"eager"}): "torch",
+    frozenset({"cpu", "eager"}): "either, by shape",
+}
+"""What is taken of an operator whose winners, over shapes and types, are these."""
 _OF_WORKERS = ("torch", "transformers", "torchao")
 
 
@@ -85,11 +98,13 @@ def examined(home: Path, addresses: Mapping[str, str]) -> Iterator[Finding]:
         "processor": processor,
         "kernels": kernels,
         "device": lambda: device(read(WorkerConfig, section="WORKER").device),
+        "executor": lambda: executor(read(WorkerConfig, section="WORKER")),
         "memory": memory,
         "home": partial(folder, home),
         "granted keys": lambda: granted_keys(home, projects()),
         "disk": lambda: disk(home, floor_bytes()),
         **{f"{name} service": partial(service, name, address) for name, address in addresses.items()},
+        **{f"{name} metrics": partial(_metrics_of, name, addresses) for name in addresses},
         "traces": traces,
         "clock": clock,
         "hub": lambda: hub(others().get("HF_ENDPOINT") or _HUB),
@@ -132,15 +147,20 @@ def processor() -> Finding:
 
 
 def kernels() -> Finding:
-    """Say of how many operators it was measured which implementation wins on this instruction set."""
+    """Say which implementation of each operator is taken on this instruction set, as it was measured."""
     isa = current_isa()
-    measured = [op for op in OPS if any(key.startswith(f"{isa}/") for key in entries(op))]
-    text = f"{len(measured)} of {len(OPS)} operators are measured on {isa}"
-    if not measured:
+    ways: dict[str, list[str]] = {"C++": [], "torch": [], "either, by shape": [], "torch, unmeasured": []}
+    for op in OPS:
+        won = {best for key, best in entries(op).items() if key.startswith(f"{isa}/")}
+        ways[_WAYS[frozenset(won)]].append(op)
+    num_measured = len(OPS) - len(ways["torch, unmeasured"])
+    taken = "; ".join(f"{way}: {', '.join(ops)}" for way, ops in ways.items() if ops)
+    text = f"{num_measured} of {len(OPS)} operators are measured on {isa}"
+    if not num_measured:
         return _warning(
             "kernels", f"{text}: plain torch is taken; benchmarks/kernels.py --write-tables measures them"
         )
-    return _ok("kernels", text)
+    return _ok("kernels", f"{text}; {taken}")
 
 
 def device(wanted: str) -> Finding:
@@ -148,6 +168,22 @@ def device(wanted: str) -> Finding:
     found = chosen_device(wanted)
     return _ok(
         "device", f"a worker takes {found.name} (LUTHIER_WORKER_DEVICE is {wanted}): it {found.equipment}"
+    )
+
+
+def executor(config: WorkerConfig) -> Finding:
+    """Say how a training worker with these settings runs a training; a Ray cluster is asked what it has."""
+    require_choice(config.executor, config.ranks)
+    setting = f"LUTHIER_WORKER_EXECUTOR is {config.executor}"
+    if config.executor == "inline":
+        return _ok("executor", f"a training worker runs a training in one process ({setting})")
+    found, _ = chosen(config)
+    where = (
+        "of this machine" if config.executor == "torchrun" else f"of the Ray cluster at {config.ray_address}"
+    )
+    return _ok(
+        "executor",
+        f"a training worker runs a training on up to {config.ranks} ranks {where} ({setting}): each {found.equipment}",
     )
 
 
@@ -251,6 +287,61 @@ def service(name: str, address: str) -> Finding:
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         return _warning(what, f"{address} answers that it does not serve: it starts or stops")
     return _ok(what, f"serves at {address}")
+
+
+def _metrics_of(name: str, addresses: Mapping[str, str]) -> Finding:
+    return metrics(name, _taken(addresses))
+
+
+def _taken(addresses: Mapping[str, str]) -> Mapping[str, str]:
+    """Return every address that services listen at, by the setting that says it."""
+    calls = {f"LUTHIER_{name.upper()}_ADDRESS": address for name, address in addresses.items()}
+    pages = {
+        f"LUTHIER_{section}_METRICS_ADDRESS": read(config, section=section).metrics_address
+        for section, config in _CONFIGS.items()
+    }
+    return {**calls, **pages}
+
+
+def metrics(name: str, taken: Mapping[str, str]) -> Finding:
+    """Say whether a service serves its metrics, or could: it does not start where something else has that address.
+
+    `taken` is every address that services listen at, by its setting.
+    """
+    what, setting = f"{name} metrics", f"LUTHIER_{name.upper()}_METRICS_ADDRESS"
+    address = taken[setting]
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > _LAST_PORT:
+        return _problem(what, f"{setting} must be host:port, e.g. 127.0.0.1:9601, got {address!r}")
+    if int(port) and (twins := [one for one in taken if one != setting and taken[one] == address]):
+        return _problem(what, f"{setting} and {twins[0]} are both {address}: give each a port of its own")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, int(port)), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _has_metrics(host, int(port)):
+            return _ok(what, f"are served at {address}")
+        right = "stop what has it" if error.errno == errno.EADDRINUSE else "it must be this machine's"
+        return _problem(
+            what,
+            f"{address} cannot be taken, and the service will not start ({error.strerror}): {right}, or set {setting} "
+            "to another",
+        )
+    return _ok(what, f"{address} is free: the service does not run")
+
+
+def _has_metrics(host: str, port: int) -> bool:
+    """Tell whether a service of ours serves its metrics there."""
+    reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    asked = http.client.HTTPConnection(reached, port, timeout=_ANSWER_SECONDS)
+    try:
+        asked.request("GET", "/metrics")
+        return b"luthier_build_info" in asked.getresponse().read(_PAGE_BYTES)
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asked.close()
 
 
 def traces() -> Finding:

@@ -47,6 +47,9 @@ class RowSeries:
         self._bad = work_done.BAD_RECORDS.counter(registry)
         self._completed: dict[str, int] = {}
 
+    def began(self, task: Task) -> None:
+        """Nothing is to be noted."""
+
     def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
         """Count what was done since the report before: bytes of a version's files, records of a rendering."""
         for event in events:

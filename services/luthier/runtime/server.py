@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime import tracing
+from luthier.runtime.about import about_stage
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import HEALTH_SERVICE, Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator
@@ -206,6 +207,7 @@ def _staged(
         access_log.stage,
         error_stage(refusals),
         auth_stage(authenticator, policy),
+        about_stage,
         admission.stage,
         request_stage,
     )

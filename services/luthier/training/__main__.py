@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
@@ -11,7 +12,7 @@ from luthier.storage.opening import open_stores
 from luthier.training.assembly import Allowed, assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
-from luthier.training.jobs.series import JobSeries
+from luthier.training.jobs.series import JobSeries, show_running
 from luthier.training.models import servicer as models
 from luthier.training.peers import DataRenderings
 from luthier.training.schema import MIGRATIONS
@@ -46,7 +47,8 @@ def build(parts: Parts, config: Config) -> Hosted:
     channel = parts.channel(config.data_address)
     parts.holds_at(channel, "the Data service", "renderings")
     renderings = DataRenderings(channel, parts.task_tokens, config.data_address)
-    parts.work_metrics.observers.append(JobSeries(parts.metrics.registry))
+    series = JobSeries(parts.metrics.registry)
+    parts.work_metrics.observers.append(series)
     webhook_config, targets = webhooks.read_targets()
     allowed = Allowed(rewards=RewardAddresses(config.reward_addresses), webhooks=targets)
     training = assemble(parts, renderings, allowed)
@@ -54,6 +56,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     return Hosted(
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),
+        before_serving=partial(show_running, parts.database, parts.log, series),
         chores=webhooks.chores(sender),
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -62,6 +63,14 @@ SLOTS: Mapping[TaskKind, int] = MappingProxyType(
 
 IN_SLOTS_OF: Mapping[TaskKind, TaskKind] = MappingProxyType({TaskKind.ANSWER_SHARE: TaskKind.EVALUATE})
 """Kinds that take the slots of another one: it is the same work."""
+
+
+def kinds_with_room(
+    kinds: Iterable[TaskKind], held: Iterable[TaskKind], slots: Mapping[TaskKind, int] = SLOTS
+) -> tuple[TaskKind, ...]:
+    """Return those of `kinds` that a worker may take one more task of, beside those that it holds (their kinds)."""
+    taken = Counter(IN_SLOTS_OF.get(kind, kind) for kind in held)
+    return tuple(kind for kind in kinds if taken[IN_SLOTS_OF.get(kind, kind)] < slots[kind])
 
 
 SECONDS_PER_ANSWER = 600.0

@@ -76,6 +76,11 @@ class EventLog:
         """Return at most `limit` events of a resource from `start_sequence` on, in order."""
         return [told.message for told in await self._told(connection, uid, start_sequence, limit)]
 
+    async def newest(self, connection: AsyncConnection, uid: str, limit: int) -> list[Event]:
+        """Return the last events of a resource, at most `limit`, in order."""
+        first = await self._last_sequence(connection, uid) - limit + 1
+        return await self.read(connection, uid, first, limit)
+
     async def _told(self, connection: AsyncConnection, uid: str, first: int, limit: int) -> list[Told]:
         statement = (
             select(events)

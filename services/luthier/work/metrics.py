@@ -24,6 +24,10 @@ SHOWN_OF_WORKERS: tuple[Metric, ...] = tuple(
 class TaskObserver(Protocol):
     """Hears what becomes of the tasks of its service, once it is stored. Must be quick, and must not raise."""
 
+    def began(self, task: Task) -> None:
+        """A worker was given the task: an attempt begins."""
+        ...
+
     def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
         """A worker reported events that are new, and what it measured of its work."""
         ...
@@ -48,7 +52,7 @@ class WorkMetrics:
         self.kinds = kinds
         self.observers: list[TaskObserver] = [Checkpoints(registry, kinds)]
         self.shown = Shown(registry, queue.TASKS, queue.OLDEST, queue.WAITING, *SHOWN_OF_WORKERS)
-        self.queue_wait_seconds = queue.QUEUE_WAIT.histogram(registry)
+        self._queue_wait_seconds = queue.QUEUE_WAIT.histogram(registry)
         self.leases_expired = queue.LEASES_EXPIRED.counter(registry)
         self.set_aside = queue.SET_ASIDE.counter(registry)
         self.workers = workers.UP.gauge(registry)
@@ -64,6 +68,12 @@ class WorkMetrics:
         if TaskKind.TRAIN in kinds:
             for reason in (Reason.LOSS_NOT_FINITE, Reason.OUT_OF_MEMORY):
                 self._ended.labels(TaskKind.TRAIN.value, "failed", "request", str(reason))
+
+    def attempt_began(self, task: Task, waited_seconds: float) -> None:
+        """Count an attempt that begins after so long a wait, and say so to whoever listens."""
+        self._queue_wait_seconds.labels(task.kind.value).observe(waited_seconds)
+        for observer in self.observers:
+            observer.began(task)
 
     def attempt_ended(self, task: Task, outcome: str, reason: str) -> None:
         """Count an attempt that is over: succeeded, failed, cancelled, paused or lost."""
@@ -114,6 +124,9 @@ class Checkpoints:
             seconds = work_done.CHECKPOINT_SECONDS.histogram(registry)
             sizes = work_done.CHECKPOINT_BYTES.histogram(registry)
             self._series = {kind: (seconds.labels(kind), sizes.labels(kind)) for kind in kept}
+
+    def began(self, task: Task) -> None:
+        """Nothing is to be noted."""
 
     def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
         """Nothing is to be noted."""

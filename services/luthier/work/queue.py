@@ -188,8 +188,7 @@ class Queue:
         except Exception as error:
             raise Unclaimable(task, error) from error
         spec = await self._specified(connection, task)
-        wait = self.metrics.queue_wait_seconds.labels(task.kind.value)
-        self._database.after_commit(lambda: wait.observe(waited_seconds))
+        self._database.after_commit(lambda: self.metrics.attempt_began(task, waited_seconds))
         return spec
 
     async def _specified(self, connection: AsyncConnection, task: Task) -> task_pb2.Task:

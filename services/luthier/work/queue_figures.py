@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from luthier.errors import Reason
 from luthier.runtime.catalogue import queue, workers
 from luthier.runtime.metric import largest
 from luthier.storage.database import Database
 from luthier.work.fitting import failure_of
+from luthier.work.limits import kinds_with_room
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import StandingGroup, Tasks
 from luthier.work.requirements import Requirements
@@ -18,14 +19,18 @@ from luthier.work.worker_figures import CHILD_FAILURES
 from luthier.work.workers import Worker, Workers
 
 TURN = "TURN"
-"""A worker that can do it is idle: it is about to be handed out."""
+"""A worker that can do it has room for it: it is about to be handed out."""
 BUSY = "BUSY"
-"""All workers that can do it have something to do."""
+"""All workers that can do it hold as much of its kind as they take."""
 NO_WORKER = "NO_WORKER"
 """No worker takes its kind."""
 PUT_OFF = "PUT_OFF"
 """It is kept back for a while: an attempt was lost, or could not be handed out."""
 REASONS = (TURN, BUSY, NO_WORKER, str(Reason.NO_FITTING_WORKER), PUT_OFF, str(Reason.DISK_FULL))
+_Held = Mapping[str, Sequence[TaskKind]]
+"""What each holder of leases has: the kind of each task."""
+_Idle = Mapping[TaskKind, Sequence[Worker]]
+"""Who has room for a task of a kind."""
 _UNFINISHED = (TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED)
 
 
@@ -45,7 +50,7 @@ class QueueFigures:
             held = await self._tasks.held_by(connection)
         self._show_tasks(groups)
         present = self._workers.present()
-        idle = [worker for worker in present if not held.get(worker.holder)]
+        idle = _with_room(present, held)
         self._show_waiting([group for group in groups if group.state is TaskState.QUEUED], present, idle)
         self._show_workers(present, idle, held)
 
@@ -68,26 +73,25 @@ class QueueFigures:
             ),
         )
 
-    def _show_waiting(
-        self, queued: Sequence[StandingGroup], present: Sequence[Worker], idle: Sequence[Worker]
-    ) -> None:
+    def _show_waiting(self, queued: Sequence[StandingGroup], present: Sequence[Worker], idle: _Idle) -> None:
         counts: Counter[tuple[str, str]] = Counter()
         has_room = self._database.disk.has_room()
         for group in queued:
-            why = _why(group.kind, group.required, present, idle, has_room=has_room)
+            why = _why(group.kind, group.required, present, idle.get(group.kind, ()), has_room=has_room)
             counts[group.kind.value, PUT_OFF] += group.num_put_off
             counts[group.kind.value, why] += group.number - group.num_put_off
         keys = [(kind.value, reason) for kind in self._metrics.kinds for reason in REASONS]
         self._metrics.shown.show(queue.WAITING, ((key, counts[key]) for key in keys))
 
-    def _show_workers(self, present: Sequence[Worker], idle: Sequence[Worker], held: dict[str, int]) -> None:
+    def _show_workers(self, present: Sequence[Worker], idle: _Idle, held: _Held) -> None:
         shown = self._metrics.shown
-        for metric, some in ((workers.ABLE, present), (workers.IDLE, idle)):
-            counts = Counter(kind for one in some for kind in one.kinds)
-            shown.show(metric, [((kind.value,), counts[kind]) for kind in self._metrics.kinds])
+        able = Counter(kind for one in present for kind in one.kinds)
+        shown.show(workers.ABLE, [((kind.value,), able[kind]) for kind in self._metrics.kinds])
+        free = [((kind.value,), len(idle.get(kind, ()))) for kind in self._metrics.kinds]
+        shown.show(workers.IDLE, free)
         named = sorted(present, key=lambda worker: worker.worker_id)[: workers.MOST_WORKERS]
         shown.show(workers.INFO, ((_about(one), 1) for one in named))
-        shown.show(workers.TASKS, (((one.worker_id,), held.get(one.holder, 0)) for one in named))
+        shown.show(workers.TASKS, (((one.worker_id,), len(held.get(one.holder, ()))) for one in named))
         has = [((one.worker_id,), one.equipment) for one in named]
         shown.show(workers.DEVICES, ((key, one.num_devices) for key, one in has if one.num_devices))
         shown.show(workers.CAPACITY, ((key, one.memory_bytes) for key, one in has if one.memory_bytes))
@@ -111,9 +115,19 @@ class QueueFigures:
         shown.show(workers.CHILD_ENDS, failures)
 
 
-def _about(worker: Worker) -> tuple[str, str, str, str]:
+def _with_room(present: Sequence[Worker], held: _Held) -> _Idle:
+    """Return who may take one more task of a kind, beside what it holds."""
+    idle: defaultdict[TaskKind, list[Worker]] = defaultdict(list)
+    for worker in present:
+        for kind in kinds_with_room(worker.kinds, held.get(worker.holder, ())):
+            idle[kind].append(worker)
+    return idle
+
+
+def _about(worker: Worker) -> tuple[str, str, str, str, str]:
     """Return the labels of `workers.INFO`."""
-    return worker.worker_id, worker.equipment.device, worker.equipment.device_name, worker.version
+    kinds = ",".join(sorted(kind.value for kind in worker.kinds))
+    return worker.worker_id, kinds, worker.equipment.device, worker.equipment.device_name, worker.version
 
 
 def _why(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,14 +336,13 @@ class Tasks:
             for row in await connection.execute(statement)
         ]
 
-    async def held_by(self, connection: AsyncConnection) -> dict[str, int]:
-        """Return how many tasks each holder of a lease has."""
-        statement = (
-            select(tasks.c.worker, func.count().label("number"))
-            .where(tasks.c.state == TaskState.LEASED)
-            .group_by(tasks.c.worker)
-        )
-        return {row.worker: row.number for row in await connection.execute(statement)}
+    async def held_by(self, connection: AsyncConnection) -> dict[str, list[TaskKind]]:
+        """Return the tasks that each holder of a lease has: the kind of each."""
+        statement = select(tasks.c.worker, tasks.c.kind).where(tasks.c.state == TaskState.LEASED)
+        held: defaultdict[str, list[TaskKind]] = defaultdict(list)
+        for row in await connection.execute(statement):
+            held[row.worker].append(TaskKind(row.kind))
+        return dict(held)
 
 
 def _now_us() -> int:

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import TypeVar
 from luthier.errors import LuthierError
 from luthier.runtime.tracing import traced
 from luthier.work.cache import BlobCache
-from luthier.work.limits import IN_SLOTS_OF, LIMITS, SLOTS, Limits, kind_of
+from luthier.work.limits import LIMITS, SLOTS, Limits, kind_of, kinds_with_room
 from luthier.work.link import WorkerLink
 from luthier.work.peers import aio_channel
 from luthier.work.place import taken_place
@@ -182,10 +181,7 @@ class _Bench:
 
     async def _claim_again(self) -> None:
         """Wait for the kinds that have a free slot; a claim that waits for fewer goes on under the same id."""
-        taken = Counter(IN_SLOTS_OF.get(kind, kind) for kind in self._running.values())
-        free = tuple(
-            kind for kind in self._runners if taken[IN_SLOTS_OF.get(kind, kind)] < self._settings.slots[kind]
-        )
+        free = kinds_with_room(self._runners, self._running.values(), self._settings.slots)
         if self._claim is not None:
             if free == self._claimed_kinds:
                 return

@@ -10,8 +10,11 @@ from tests.training.conftest import Bench, lengths_of
 
 from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
 from luthier.kernels.dispatch import Isa
+from luthier.lm.shape import shape_of
+from luthier.training.fitting import trained_of
 from luthier.training.jobs import fits
 from luthier.training.models import repository
+from luthier.training.recipes.footprint import Work, seconds
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_NONE,
     SHARDING_FSDP2,
@@ -88,6 +91,29 @@ async def test_a_plan_is_for_the_device_that_is_asked_for(bench: Bench) -> None:
         kind=DeviceClass.KIND_CPU, operations_per_second=2 * slow.device.operations_per_second
     )
     assert slow.total_seconds / 2 < (await planned(bench, twice)).total_seconds < slow.total_seconds
+
+
+async def test_a_plan_tells_the_time_that_the_calibrated_formula_comes_to(bench: Bench) -> None:
+    """`benchmarks/calibration.py` compares that formula with runs: a plan gives it its rows, steps and device."""
+    await give_config(bench)
+    bench.add_rendering()
+    device = DeviceClass(kind=DeviceClass.KIND_CPU, operations_per_second=1e12)
+    plan = await planned(bench, device, hyperparameters=Hyperparameters(num_epochs=3))
+    job, (row,) = plan.resolved_job, set(lengths_of(20, 10)[:1])
+    num_rows = 3 * 20
+    work = Work(
+        num_tokens=num_rows * 10,
+        num_scored=num_rows * row.num_supervised,
+        num_seen=num_rows * sum(range(1, 11)),
+        num_steps=plan.num_steps,
+    )
+    speed = fits.speed_of(device)
+    assert speed is not None
+    assert speed.operations == plan.device.operations_per_second == 1e12
+    told = seconds(trained_of(job, shape_of(CONFIG)), work, "NONE", speed)
+    assert plan.total_seconds == pytest.approx(told, rel=1e-9)
+    assert plan.seconds_per_step == pytest.approx(told / plan.num_steps, rel=1e-9)
+    assert plan.num_steps >= 1
 
 
 async def test_a_processor_unasked_is_that_of_this_machine(

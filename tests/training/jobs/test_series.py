@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics import exposition
+from tests.training.conftest import Bench, stored
 
 from luthier.errors import Failure
 from luthier.runtime.catalogue import training
-from luthier.training.jobs.series import JobSeries
+from luthier.storage.opening import open_stores
+from luthier.training.__main__ import build, settings_of
+from luthier.training.config import Config
+from luthier.training.jobs.series import _NEWEST_EVENTS, JobSeries, show_running
 from luthier.training.recipes.phases import PHASES
 from luthier.v1.event_pb2 import Event, MetricValues, Progress
-from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
+from luthier.work.host import Hosted, Parts, hosting
+from luthier.work.repository import Tasks
+from luthier.work.tasks import NewTask, Outcome, Task, TaskKind, TaskState
 from luthier.worker.v1.task_pb2 import TaskResult
 from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest, TaskFigures
 
@@ -71,6 +81,13 @@ def step(number: int, **values: float) -> list[Event]:
         Event(step=number, metrics=MetricValues(values=values or EVERYTHING)),
         Event(step=number, progress=progress),
     ]
+
+
+def of_attempt(task: Task, events: list[Event]) -> list[Event]:
+    """Events as the service keeps them of a task's attempt."""
+    for event in events:
+        event.attempt = task.attempt
+    return events
 
 
 def of_job(number: int) -> Task:
@@ -134,22 +151,38 @@ def test_a_job_has_at_most_twenty_series_whatever_its_worker_says() -> None:
     assert {name.partition(" ")[2] for name in both if "phase" in name} == set(PHASES) == set(training.PHASES)
 
 
-def test_series_are_there_from_the_first_step_to_the_end_of_the_attempt() -> None:
+def test_series_are_there_from_the_claim_to_the_end_of_the_attempt() -> None:
     board = Board()
+    board.jobs.began(TASK)
+    assert board.series() == {"luthier_training_last_step_timestamp_seconds": 1000.0}
+    board.now += 5.0
     loading = Progress(phase="loading model", unit="files")
     board.jobs.reported(TASK, [Event(progress=loading)], FIGURES)
-    assert board.series() == {}
+    shown = board.series()
+    assert shown["luthier_training_last_step_timestamp_seconds"] == 1005.0, "its preparations go on"
+    assert shown["luthier_training_memory_bytes"] == 1 << 30
+    assert "luthier_training_checkpoint_timestamp_seconds" not in shown, "nothing is to be lost yet"
+    assert "luthier_training_expected_end_timestamp_seconds" not in shown
+    board.now += 5.0
+    board.jobs.reported(TASK, step(1, train_loss=1.0), None)
+    board.now += 5.0
+    validating = Progress(phase="validating", unit="rows")
+    board.jobs.reported(TASK, [Event(progress=validating)], None)
+    assert board.series()["luthier_training_last_step_timestamp_seconds"] == 1010.0, "that is no step"
     failure = Failure(code="INTERNAL", reason="INTERNAL", message="m")
     ends = (None, Outcome(failure=failure), Outcome(cancelled=True), Outcome(result=TaskResult()))
     for end in ends:
+        board.jobs.began(TASK)
+        assert "luthier_training_step" not in board.series()
         board.jobs.reported(TASK, step(1), None)
-        assert board.series()
+        assert board.series()["luthier_training_step"] == 1.0
         board.jobs.ended(TASK, end)
         assert board.series() == {}
 
 
 def test_other_tasks_have_none() -> None:
     board = Board()
+    board.jobs.began(replace(TASK, kind=TaskKind.REGISTER_MODEL))
     board.jobs.reported(replace(TASK, kind=TaskKind.REGISTER_MODEL), step(1), FIGURES)
     assert board.series() == {}
 
@@ -157,6 +190,7 @@ def test_other_tasks_have_none() -> None:
 def test_a_flood_of_jobs_makes_no_more_series_than_the_limit() -> None:
     board = Board(most=10)
     for number in range(500):
+        board.jobs.began(of_job(number))
         board.jobs.reported(of_job(number), step(1), FIGURES)
     assert board.registry.get_sample_value("luthier_training_jobs") == 10.0
     assert board.series(of_job(10)) == {}
@@ -165,14 +199,127 @@ def test_a_flood_of_jobs_makes_no_more_series_than_the_limit() -> None:
     assert board.series(of_job(10))
 
 
-def test_two_hundred_jobs_cost_a_tenth_of_a_second() -> None:
+async def running(bench: Bench, name: str) -> Task:
+    """Create a job that a worker is given."""
+    await bench.create(name)
+    return (await bench.claim())[0]
+
+
+async def resumed(bench: Bench) -> Board:
+    """What a service shows of the jobs of a bench when it begins."""
     board = Board()
-    for number in range(200):
-        board.jobs.reported(of_job(number), step(1), FIGURES)
-    seconds = []
-    for _ in range(7):
-        began = time.thread_time()
-        page = generate_latest(board.registry)
-        seconds.append(time.thread_time() - began)
+    await show_running(bench.database, bench.log, board.jobs)
+    return board
+
+
+async def test_a_job_that_trains_is_shown_when_a_service_begins_again(bench: Bench) -> None:
+    task = await running(bench, "one")
+    steps = [event for number in (1, 2) for event in step(number, num_tokens=60.0, tokens_per_second=20.0)]
+    await bench.queue.report(task.task_id, task.epoch, list(enumerate(of_attempt(task, steps), 1)), None)
+    file = await stored(bench, "checkpoint")
+    request = CommitCheckpointRequest(task=task.task_id, epoch=task.epoch, step=2, files=[file])
+    await bench.queue.commit_checkpoint(request)
+    async with bench.database.reading() as connection:
+        told = await bench.log.read(connection, task.uid, 1, 100)
+    at = {one.WhichOneof("payload"): one.event_time.ToMicroseconds() / 1e6 for one in told}
+    shown = (await resumed(bench)).series(task)
+    assert shown["luthier_training_last_step_timestamp_seconds"] == at["metrics"]
+    assert shown["luthier_training_checkpoint_timestamp_seconds"] == at["checkpoint"]
+    assert shown["luthier_training_expected_end_timestamp_seconds"] == at["progress"] + 50.0
+    assert shown["luthier_training_step"] == 2.0
+    assert shown["luthier_training_step_seconds"] == 3.0, "without it slow steps would be late"
+    assert "luthier_training_tokens_total" not in shown, "a counter begins anew"
+
+
+async def test_a_job_that_hangs_before_its_first_step_is_shown_when_a_service_begins_again(
+    bench: Bench,
+) -> None:
+    task = await running(bench, "one")
+    shown = (await resumed(bench)).series(task)
+    assert shown.keys() == {"luthier_training_last_step_timestamp_seconds"}
+    started = (await bench.job(task.subject)).start_time.ToMicroseconds() / 1e6
+    assert abs(shown["luthier_training_last_step_timestamp_seconds"] - started) < 5.0
+
+
+async def test_what_an_attempt_before_reported_is_not_shown_of_the_next(bench: Bench) -> None:
+    first = await running(bench, "one")
+    await bench.queue.report(first.task_id, first.epoch, [(1, *of_attempt(first, step(7)[:1]))], None)
+    await bench.queue.release_worker("worker", "2")
+    second = (await bench.claim())[0]
+    assert second.attempt == 2
+    assert "luthier_training_step" not in (await resumed(bench)).series(second)
+
+
+async def test_a_job_that_no_worker_has_is_not_shown_when_a_service_begins_again(bench: Bench) -> None:
+    await running(bench, "one")
+    await bench.queue.release_worker("worker", "2")
+    await bench.create("two")
+    board = await resumed(bench)
+    assert board.registry.get_sample_value("luthier_training_jobs") == 0.0
+
+
+async def test_a_long_log_is_not_read_whole(bench: Bench) -> None:
+    task = await running(bench, "one")
+    for first in range(0, 1000, 200):
+        numbers = range(first + 1, first + 201)
+        events = of_attempt(task, [step(number, train_loss=1.0)[0] for number in numbers])
+        await bench.queue.report(task.task_id, task.epoch, list(zip(numbers, events, strict=True)), None)
+    async with bench.database.reading() as connection:
+        newest = await bench.log.newest(connection, task.uid, 3)
+        everything = await bench.log.newest(connection, task.uid, 5000)
+    assert [event.step for event in newest] == [998, 999, 1000]
+    assert len(everything) > 1000
+    oldest = everything[-_NEWEST_EVENTS].event_time.ToMicroseconds() / 1e6
+    shown = (await resumed(bench)).series(task)
+    assert shown["luthier_training_checkpoint_timestamp_seconds"] == oldest
+
+
+@asynccontextmanager
+async def hosted(home: Path) -> AsyncIterator[Parts]:
+    """The service as its process runs it."""
+    config = Config(
+        home=home,
+        log_level="INFO",
+        projects=("default",),
+        data_address="127.0.0.1:1",
+        training_address="127.0.0.1:0",
+        reward_addresses=(),
+        metrics_address="127.0.0.1:0",
+    )
+    made: list[Parts] = []
+
+    def kept(parts: Parts) -> Hosted:
+        made.append(parts)
+        return build(parts, config)
+
+    async with hosting(settings_of(config), kept, open_stores):
+        yield made[0]
+
+
+async def test_the_service_shows_at_once_what_trains_already(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as parts, parts.database.transaction() as connection:
+        new = NewTask(kind=TaskKind.TRAIN, uid="u", subject=TASK.subject, project="p", resources=())
+        task = await Tasks().add(connection, new)
+        changes = {"state": TaskState.LEASED, "attempt": 1, "epoch": 1, "worker": "w@1"}
+        await Tasks().change(connection, task.task_id, **changes)
+        event = step(3, train_loss=1.0)[0]
+        event.attempt = 1
+        await parts.log.append(connection, "u", [event])
+    async with hosted(tmp_path) as parts:
+        shown = parts.metrics.registry.get_sample_value(training.STEP.name, {"fine_tuning_job": TASK.subject})
+        assert shown == 3.0
+
+
+async def test_a_page_with_two_hundred_jobs_costs_a_tenth_of_a_second(tmp_path: Path) -> None:
+    async with hosted(tmp_path) as parts:
+        for number in range(200):
+            parts.work_metrics.reported(of_job(number), step(1), FIGURES)
+        await parts.figures.look()
+        seconds = []
+        for _ in range(7):
+            began = time.thread_time()
+            page = exposition.generate_latest(parts.metrics.registry)
+            seconds.append(time.thread_time() - began)
+    assert page.endswith(b"# EOF\n")
     assert page.count(b"fine_tuning_job=") > 200 * 18
     assert min(seconds) <= 0.1

@@ -6,11 +6,14 @@ The service knows the base by its resource's name, which is no place that transf
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 from luthier.errors import DataLoss
 from luthier.v1.model_pb2 import Model
 
 CONFIG = "adapter_config.json"
+_RESOURCE = re.compile(r"projects/[^/]+/models/[^/]+")
 
 
 def based(config: bytes, base: str, revision: str) -> bytes:
@@ -32,3 +35,18 @@ def place_of(base: Model) -> tuple[str, str]:
     if base.WhichOneof("source") == "hub":
         return base.hub.repo_id, base.hub.revision
     return "", ""
+
+
+def unplaced(folder: Path) -> str:
+    """Return the base of a downloaded adapter where it has its name here, which PEFT does not find; else empty.
+
+    Raises as `based`.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return ""
+    try:
+        base = json.loads(path.read_bytes())["base_model_name_or_path"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataLoss(f"{path} cannot be read: {error}") from error
+    return base if isinstance(base, str) and _RESOURCE.fullmatch(base) else ""

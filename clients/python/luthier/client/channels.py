@@ -73,22 +73,28 @@ def connect_async(config: ClientConfig) -> Connection:
     return _connection(config, grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
 
-def _connection(config: ClientConfig, insecure: Callable[..., C], secure: Callable[..., C]) -> Connection:
-    def open_channel(address: str) -> C:
-        if _is_secure(address):
-            target = address.removeprefix(_SECURE).removesuffix("/")
-            return secure(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
-        if not address.startswith("unix:") and not _is_loopback(address):
-            raise InvalidArgument(
-                f"address must be host:port on loopback, unix:/path or https://host:port, got {address!r}:"
-                " the API key would travel in the clear, or where nobody meant it to",
-                metadata={"address": address},
-            )
-        return insecure(address, options=_OPTIONS)
+def open_channel(address: str) -> grpc.Channel:
+    """Return a channel over `grpc` to one service. Raises as `connect`."""
+    return _opened(address, grpc.insecure_channel, grpc.secure_channel)
 
-    data = open_channel(config.data_address)
-    training = open_channel(config.training_address)
-    evaluation = open_channel(config.evaluation_address)
+
+def _opened(address: str, insecure: Callable[..., C], secure: Callable[..., C]) -> C:
+    if _is_secure(address):
+        target = address.removeprefix(_SECURE).removesuffix("/")
+        return secure(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+    if not address.startswith("unix:") and not _is_loopback(address):
+        raise InvalidArgument(
+            f"address must be host:port on loopback, unix:/path or https://host:port, got {address!r}:"
+            " the API key would travel in the clear, or where nobody meant it to",
+            metadata={"address": address},
+        )
+    return insecure(address, options=_OPTIONS)
+
+
+def _connection(config: ClientConfig, insecure: Callable[..., C], secure: Callable[..., C]) -> Connection:
+    data = _opened(config.data_address, insecure, secure)
+    training = _opened(config.training_address, insecure, secure)
+    evaluation = _opened(config.evaluation_address, insecure, secure)
     stubs = Stubs(
         data=DataServiceStub(data),
         models=ModelServiceStub(training),

@@ -1,5 +1,7 @@
 """What a client needs to know, and where it finds it: arguments, the environment, a profile, defaults."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -13,10 +15,11 @@ from luthier.errors import InvalidArgument, Reason, Unauthenticated
 DEFAULT_HOME = "~/.local/share/luthier"
 _PREFIX = "LUTHIER_CLIENT_"
 _KEY_FILE = "api-key"
+_KEY_VARIABLE = "LUTHIER_CLIENT_API_KEY"
 _KEY = re.compile(r"[\x21-\x7e]*")
 _CLIENT_VARIABLES = frozenset(
     {
-        "LUTHIER_CLIENT_API_KEY",
+        _KEY_VARIABLE,
         "LUTHIER_CLIENT_PROJECT",
         "LUTHIER_CLIENT_TIMEOUT_SECONDS",
         CONFIG_VARIABLE,
@@ -80,36 +83,63 @@ def read_config(arguments: ConfigArguments, environ: Mapping[str, str] = os.envi
         NotFound: There is no profile of the name.
         Unauthenticated: No API key was given and none lies in the home (CREDENTIALS_MISSING).
     """
+    found = sources(arguments, environ)
+    return found.config(found.key())
+
+
+def sources(arguments: ConfigArguments, environ: Mapping[str, str]) -> Sources:
+    """Return where `read_config` finds values. Raises as it does, but for the key."""
     _refuse_unknown(environ)
     profiles = read_profiles(environ)
     if arguments.profile is not None:
-        chosen = _Sources(arguments, profiles.named(arguments.profile), environ, is_profile_first=True)
+        name, by = arguments.profile, "--profile"
+    elif environ.get(PROFILE_VARIABLE):
+        name, by = environ[PROFILE_VARIABLE], PROFILE_VARIABLE
     else:
-        name = environ.get(PROFILE_VARIABLE) or profiles.default
-        profile = profiles.named(name) if name else Profile()
-        chosen = _Sources(arguments, profile, environ, is_profile_first=False)
-    defaults = ClientConfig(api_key="")
-    return ClientConfig(
-        api_key=chosen.key(),
-        project=chosen.text("project", "LUTHIER_CLIENT_PROJECT") or defaults.project,
-        data_address=chosen.text("data_address", "LUTHIER_DATA_ADDRESS") or defaults.data_address,
-        training_address=chosen.text("training_address", "LUTHIER_TRAINING_ADDRESS")
-        or defaults.training_address,
-        evaluation_address=chosen.text("evaluation_address", "LUTHIER_EVALUATION_ADDRESS")
-        or defaults.evaluation_address,
-        timeout_seconds=chosen.timeout() or defaults.timeout_seconds,
-        retry=arguments.retry or defaults.retry,
+        name, by = profiles.default, "default_profile"
+    is_named = arguments.profile is not None
+    return Sources(
+        arguments=arguments,
+        profile=profiles.named(name) if name or is_named else Profile(),
+        environ=environ,
+        profile_name=name,
+        profile_by=by,
+        is_profile_first=is_named,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """Where values come from, each in its order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where values come from, each in its order.
+
+    Attributes:
+        arguments: what the caller said.
+        profile: what the profile of `profile_name` says, which `profile_by` names; an empty name: there is none.
+        environ: what the environment says.
+        is_profile_first: whether the profile comes before it.
+    """
 
     arguments: ConfigArguments
     profile: Profile
     environ: Mapping[str, str]
+    profile_name: str
+    profile_by: str
     is_profile_first: bool
+
+    def config(self, api_key: str) -> ClientConfig:
+        """Return the configuration with a key. Raises InvalidArgument for a time, or a key, that is none."""
+        defaults = ClientConfig(api_key="")
+        return ClientConfig(
+            api_key=api_key,
+            project=self.text("project", "LUTHIER_CLIENT_PROJECT") or defaults.project,
+            data_address=self.text("data_address", "LUTHIER_DATA_ADDRESS") or defaults.data_address,
+            training_address=self.text("training_address", "LUTHIER_TRAINING_ADDRESS")
+            or defaults.training_address,
+            evaluation_address=self.text("evaluation_address", "LUTHIER_EVALUATION_ADDRESS")
+            or defaults.evaluation_address,
+            timeout_seconds=self.timeout() or defaults.timeout_seconds,
+            retry=self.arguments.retry or defaults.retry,
+        )
 
     def text(self, field: str, variable: str) -> str | None:
         """Return the first that says something of a field."""
@@ -117,19 +147,26 @@ class _Sources:
         of_environ = self.environ.get(variable)
         return said or (of_profile or of_environ if self.is_profile_first else of_environ or of_profile)
 
-    def key(self) -> str:
-        """Return the API key. Raises Unauthenticated when there is none."""
+    def key_place(self) -> Path | str:
+        """Return where the API key is: a file, or the name of what says it."""
         if self.arguments.api_key:
-            return self.arguments.api_key
-        of_environ = self.environ.get("LUTHIER_CLIENT_API_KEY")
+            return "api_key"
+        of_environ = self.environ.get(_KEY_VARIABLE)
         if self.arguments.home and not of_environ:
-            return _key_in(Path(self.arguments.home).expanduser() / _KEY_FILE)
+            return Path(self.arguments.home).expanduser() / _KEY_FILE
         own = self.profile.api_key_file or self.profile.home
         if of_environ and not (own and self.is_profile_first):
-            return of_environ
+            return _KEY_VARIABLE
         if self.profile.api_key_file:
-            return _key_in(Path(self.profile.api_key_file).expanduser())
-        return _key_in(Path(self.text("home", "LUTHIER_HOME") or DEFAULT_HOME).expanduser() / _KEY_FILE)
+            return Path(self.profile.api_key_file).expanduser()
+        return Path(self.text("home", "LUTHIER_HOME") or DEFAULT_HOME).expanduser() / _KEY_FILE
+
+    def key(self) -> str:
+        """Return the API key. Raises Unauthenticated when there is none."""
+        place = self.key_place()
+        if isinstance(place, Path):
+            return _key_in(place)
+        return self.arguments.api_key or self.environ[_KEY_VARIABLE]
 
     def timeout(self) -> float | None:
         """Return the seconds of an attempt. Raises InvalidArgument for what is no time."""

@@ -38,7 +38,8 @@ async def download(
 
     An adapter's `adapter_config.json` names its base model as `from_pretrained` takes it, so that PEFT's
     `AutoPeftModelForCausalLM` loads the folder: `base`, a folder or a Hub id; without it the Hub id and commit that the
-    base was registered from, and where it was not from the Hub its name here.
+    base was registered from, and where it was not from the Hub its name here, which PEFT does not find:
+    `luthier.client.adapter_base.unplaced` tells. Bring that model too then, and give its folder as `base`.
 
     The bytes come into `<directory>.partial` first; a download that was broken off goes on there, also in
     another process. Each file is checked against its sha256. A directory that holds these files already is

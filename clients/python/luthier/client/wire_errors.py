@@ -20,6 +20,15 @@ def from_rpc_error(error: grpc.RpcError) -> LuthierError:
     status = status_of_call(call)
     if call.code() is grpc.StatusCode.UNAVAILABLE and not status.details:
         status.message = f"the service cannot be reached: {status.message}"
+    request_id = _request_id(call)
+    return status_to_error(status, {"request_id": request_id} if request_id else {})
+
+
+def has_request_id(error: grpc.RpcError) -> bool:
+    """Tell whether a service of ours answered: gRPC itself, proxies and strangers give calls no id."""
+    return bool(_request_id(cast(FailedCall, error)))
+
+
+def _request_id(call: FailedCall) -> str:
     request_id = dict(call.trailing_metadata() or ()).get(_REQUEST_ID_KEY)
-    has_id = isinstance(request_id, str) and request_id
-    return status_to_error(status, {"request_id": str(request_id)} if has_id else {})
+    return request_id if isinstance(request_id, str) else ""

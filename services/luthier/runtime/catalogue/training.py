@@ -1,4 +1,4 @@
-"""Jobs that train. Their series have the job's name, are there while it trains, and are removed when it ends."""
+"""Jobs that train. Their series have the job's name, are there while a worker has it, and are removed when it ends."""
 
 from luthier.runtime.metric import Metric, Service
 
@@ -14,7 +14,7 @@ _IN: tuple[Service, ...] = ("training",)
 JOBS = Metric(
     name="luthier_training_jobs",
     kind="gauge",
-    help="Jobs that have series here, since they train.",
+    help="Jobs that have series here, since a worker has them.",
     question="How many jobs train just now?",
     services=_IN,
 )
@@ -98,7 +98,7 @@ PHASE_SECONDS = Metric(
 LAST_STEP = Metric(
     name="luthier_training_last_step_timestamp_seconds",
     kind="gauge",
-    help="When the last step was reported.",
+    help="When the last step was reported; before the first: when the attempt began, or last told of its preparations.",
     question="Is it stalled?",
     labels=_JOB,
     unit="timestamp",

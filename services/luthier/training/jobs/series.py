@@ -12,8 +12,11 @@ from prometheus_client.registry import Collector
 
 from luthier.runtime.catalogue import training
 from luthier.runtime.metric import Metric
+from luthier.storage.database import Database
 from luthier.training.jobs.handler import TRAINING_PHASE
 from luthier.v1.event_pb2 import Event
+from luthier.work.log import EventLog
+from luthier.work.repository import Tasks
 from luthier.work.tasks import Outcome, Task, TaskKind
 from luthier.worker.v1.worker_service_pb2 import CommitCheckpointRequest, TaskFigures
 
@@ -30,6 +33,8 @@ _ADDED: Mapping[str, Metric] = {
     "num_tokens": training.TOKENS,
     "num_supervised_tokens": training.SUPERVISED_TOKENS,
 }
+_NEWEST_EVENTS = 500
+"""Some 250 steps have no more: where none of them left a checkpoint, the first of them is old enough for an alert."""
 _OF_JOBS = tuple(
     metric
     for metric in vars(training).values()
@@ -62,18 +67,37 @@ class JobSeries(Collector):
         self._jobs: dict[str, _Series] = {}
         registry.register(self)
 
+    def began(self, task: Task) -> None:
+        """Show a job once a worker has it: one that hangs before its first step must be seen to stand still."""
+        if task.kind is TaskKind.TRAIN:
+            self._show(task)
+
+    def resumed(self, task: Task, events: Sequence[Event]) -> None:
+        """Show a job that a worker had before this process began, by the newest events of its log, in order.
+
+        A worker that hangs reports nothing any more: who waited for its next step would never say that it stands still.
+        """
+        series = self._show(task)
+        if series is not None:
+            for event in events:
+                if event.attempt == task.attempt:
+                    _take(series.values, event, event.event_time.ToMicroseconds() / 1e6)
+
     def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
-        """Take in what a step came to. A job has series from its first step on."""
+        """Take in how far it is, and what its steps came to."""
         if task.kind is not TaskKind.TRAIN:
             return
-        for event in events:
-            kind = event.WhichOneof("payload")
-            if kind == "metrics":
-                self._step(task.subject, event)
-            elif kind == "progress" and event.progress.phase == TRAINING_PHASE:
-                self._expect(task.subject, event.progress.remaining_seconds)
         series = self._jobs.get(task.subject)
-        if series is not None and figures is not None:
+        # One that found no room when it began may have found some since.
+        if series is None and any(event.HasField("metrics") for event in events):
+            series = self._show(task)
+        if series is None:
+            return
+        now = self._clock()
+        for event in events:
+            _take(series.values, event, now)
+            _count(series.values, event.metrics.values)
+        if figures is not None:
             _measure(series, figures)
 
     def checkpointed(self, task: Task, request: CommitCheckpointRequest) -> None:
@@ -109,29 +133,58 @@ class JobSeries(Collector):
                 family.add_metric((job, phase), seconds)
         yield family
 
-    def _step(self, job: str, event: Event) -> None:
-        series = self._jobs.get(job)
-        if series is None:
-            if len(self._jobs) >= self._most:
-                return
-            series = self._jobs[job] = _Series()
-        now, shown, told = self._clock(), series.values, event.metrics.values
-        shown.setdefault(training.CHECKPOINT_TIME, now)
-        shown[training.STEP], shown[training.LAST_STEP] = event.step, now
-        # Reinforcement alone draws; it validates by reward, and has no other loss.
-        for name, metric in (_DRAWN if "sampling_seconds" in told else _TAUGHT).items():
-            if name in told:
-                shown[metric] = told[name]
+    def _show(self, task: Task) -> _Series | None:
+        """Begin to show a job that has moved just now; None: there is no room."""
+        if task.subject not in self._jobs and len(self._jobs) >= self._most:
+            return None
+        series = self._jobs[task.subject] = _Series(values={training.LAST_STEP: self._clock()})
+        return series
+
+
+async def show_running(database: Database, log: EventLog, series: JobSeries) -> None:
+    """Show the jobs that workers have already: this process begins, and has heard nothing of them."""
+    async with database.reading() as connection:
+        for task in await Tasks().leased(connection):
+            if task.kind is TaskKind.TRAIN:
+                series.resumed(task, await log.newest(connection, task.uid, _NEWEST_EVENTS))
+
+
+def _take(shown: dict[Metric, float], event: Event, at: float) -> None:
+    """Take in what happened to a job at a time."""
+    match event.WhichOneof("payload"):
+        case "metrics":
+            _step(shown, event, at)
+        case "checkpoint":
+            shown[training.CHECKPOINT_TIME] = at
+        case "attempt_change":
+            shown[training.LAST_STEP] = at
+        case "progress":
+            if training.STEP not in shown:
+                shown[training.LAST_STEP] = at
+            elif event.progress.phase == TRAINING_PHASE:
+                shown[training.EXPECTED_END] = at + event.progress.remaining_seconds
+        case _:
+            pass
+
+
+def _step(shown: dict[Metric, float], event: Event, at: float) -> None:
+    told = event.metrics.values
+    shown.setdefault(training.CHECKPOINT_TIME, at)
+    shown[training.STEP], shown[training.LAST_STEP] = event.step, at
+    # Reinforcement alone draws; it validates by reward, and has no other loss.
+    for name, metric in (_DRAWN if "sampling_seconds" in told else _TAUGHT).items():
+        if name in told:
+            shown[metric] = told[name]
+    speed = told.get("tokens_per_second", 0.0)
+    if speed > 0:
+        shown[training.STEP_SECONDS] = told.get("num_tokens", 0.0) / speed
+
+
+def _count(shown: dict[Metric, float], told: Mapping[str, float]) -> None:
+    """Add what a step learnt to what this process has seen."""
+    if told:
         for name, metric in _ADDED.items():
             shown[metric] = shown.get(metric, 0.0) + told.get(name, 0.0)
-        speed = told.get("tokens_per_second", 0.0)
-        if speed > 0:
-            shown[training.STEP_SECONDS] = told.get("num_tokens", 0.0) / speed
-
-    def _expect(self, job: str, remaining_seconds: float) -> None:
-        series = self._jobs.get(job)
-        if series is not None:
-            series.values[training.EXPECTED_END] = self._clock() + remaining_seconds
 
 
 def _measure(series: _Series, figures: TaskFigures) -> None:

@@ -91,7 +91,7 @@ def made_steps(
     if pauses.now():
         return _paused(desk, course)
     metrics: Mapping[str, float] = course.metrics
-    first_step, began = course.step, time.monotonic()
+    first_step, began, step_seconds = course.step, time.monotonic(), 0.0
     for event in steps_of(loss, engine, corpus, settings, course, desk.check, rollouts):
         engine.clock.enter("checkpoint" if isinstance(event, CheckpointDue) else "waiting")
         if isinstance(event, Warned):
@@ -99,7 +99,7 @@ def made_steps(
             continue
         course = event.course
         if isinstance(event, CheckpointDue):
-            staging.take(course)
+            staging.take(course, step_seconds)
             continue
         metrics = event.metrics
         measuring.tell()
@@ -109,7 +109,7 @@ def made_steps(
         if not is_last and pauses.now():
             engine.clock.enter("checkpoint")
             engine.require_same_weights()
-            staging.take(course)
+            staging.take(course, step_seconds)
             staging.stored()
             engine.mark.close()
             return _paused(desk, course)

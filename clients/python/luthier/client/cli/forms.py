@@ -73,6 +73,11 @@ def entry(message: Message, form: Form) -> str:
     return f"---\n{_as_yaml(_as_dict(message))}" if form == "yaml" else _as_json(_as_dict(message))
 
 
+def plain(values: Any, form: Form) -> str:
+    """Return what is no message for programs: lists and tables of texts and numbers, as YAML or JSON."""
+    return _as_yaml(values) if form == "yaml" else _as_json(values, indent=2)
+
+
 def _name(message: Message) -> str:
     if "name" not in message.DESCRIPTOR.fields_by_name:
         raise click.UsageError(f"-o name is for what has a name: a {message.DESCRIPTOR.name} has none")

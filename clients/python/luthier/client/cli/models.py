@@ -153,10 +153,18 @@ def download(session: Session, name: str, directory: Path, base: str | None) -> 
 
 def _bring(session: Session, name: str, directory: Path, base: str | None = None) -> Path:
     """Download a model and return its folder."""
+    from luthier.client.adapter_base import unplaced
     from luthier.client.cli.live import transfer
 
     with transfer(session, "download") as progress:
         folder: Path = session.client.models.download(name, directory, base=base, progress=progress)
+    if unplaced_base := unplaced(folder):
+        wanted = short(unplaced_base)
+        session.note(
+            f"{folder} is an adapter whose base model {wanted} was not registered from the Hub, so PEFT does not "
+            f"find it: bring it too (luthier models download {wanted} BASE), and this into a new folder "
+            f"(luthier models download {short(name)} DIRECTORY --base BASE)"
+        )
     return folder
 
 

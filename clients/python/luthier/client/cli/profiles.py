@@ -7,15 +7,14 @@ from dataclasses import asdict
 import click
 
 from luthier.client.cli.session import Session, pass_session
-from luthier.client.escaping import escaped, escaped_json
+from luthier.client.escaping import escaped
 
 
 @click.command()
 @pass_session
 def profiles(session: Session) -> None:
     """Show the profiles of the configuration file; the one that is taken by itself has a star."""
-    import json
-
+    from luthier.client.cli.forms import plain
     from luthier.client.cli.views import table
     from luthier.client.config import environment
     from luthier.client.profiles import PROFILE_VARIABLE, read_profiles
@@ -26,9 +25,7 @@ def profiles(session: Session) -> None:
         click.echo("\n".join(escaped(name) for name in sorted(found.by_name)))
     elif session.for_programs:
         said = {name: _said(profile) for name, profile in sorted(found.by_name.items())}
-        click.echo(
-            escaped_json(json.dumps({"path": str(found.path), "taken": taken, "profiles": said}, indent=2))
-        )
+        click.echo(plain({"path": str(found.path), "taken": taken, "profiles": said}, session.form))
     elif not found.by_name:
         session.note(f"there is no profile in {found.path}")
     else:

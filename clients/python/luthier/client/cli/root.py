@@ -62,6 +62,10 @@ class _Root(LazyGroup):
         ),
         "generate": (f"{_COMMANDS}.generate:generate", "Let a model answer, word by word; --chat goes on."),
         "profiles": (f"{_COMMANDS}.profiles:profiles", "Show the profiles of the configuration file."),
+        "doctor": (
+            f"{_COMMANDS}.doctor:doctor",
+            "Look at what leads to the services: key, addresses, clocks.",
+        ),
         "completion": (f"{_COMMANDS}.completion:completion", "Have the shell complete commands and names."),
     }
 
@@ -139,11 +143,12 @@ def show_error(error: LuthierError) -> None:
 _UNREADABLE_HINT = "mend the file first: --policy skip cannot leave out what cannot be read"
 _HINTS: Mapping[str, str] = {
     Reason.SERVICE_UNAVAILABLE: "is `luthierd up` running? --data-address, --training-address and"
-    " --evaluation-address say where",
+    " --evaluation-address say where, and `luthier doctor` looks at each",
     Reason.INVALID_RECORDS: "`luthier datasets errors VERSION` lists them; --policy skip leaves them out",
     Reason.CHAT_TEMPLATE_MISSING: "continue plain text with --raw, or give a chat template with --template",
     Reason.CREDENTIALS_INVALID: "the key must be the one in the api-key file of the services' home, or one that"
-    " `luthierd grant-key` printed: services know that one once they have started again",
+    " `luthierd grant-key` printed: services know that one once they have started again; `luthier doctor` says which"
+    " key is sent",
 }
 
 

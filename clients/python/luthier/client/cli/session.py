@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from luthier.client import Client
+    from luthier.client.config import ConfigArguments
 
 R = TypeVar("R")
 _PATIENCE_SECONDS = 10.0
@@ -45,23 +46,28 @@ class Session:
     def client(self) -> Client:
         """The client for the given options. Raises as `read_config` does."""
         if self._client is None:
-            from luthier.client import Client, RetryPolicy, read_config
-            from luthier.client.config import ConfigArguments
+            from luthier.client import Client, read_config
 
-            # A person at a terminal wants to know soon that nothing answers.
-            retry = RetryPolicy(deadline_seconds=_PATIENCE_SECONDS)
-            options = self.options
-            arguments = ConfigArguments(
-                profile=options.get("profile"),
-                project=options.get("project"),
-                home=options.get("home"),
-                data_address=options.get("data_address"),
-                training_address=options.get("training_address"),
-                evaluation_address=options.get("evaluation_address"),
-                retry=retry,
-            )
-            self._client = Client(read_config(arguments))
+            self._client = Client(read_config(self.arguments))
         return self._client
+
+    @property
+    def arguments(self) -> ConfigArguments:
+        """What the given options say to a client."""
+        from luthier.client import RetryPolicy
+        from luthier.client.config import ConfigArguments
+
+        options = self.options
+        return ConfigArguments(
+            profile=options.get("profile"),
+            project=options.get("project"),
+            home=options.get("home"),
+            data_address=options.get("data_address"),
+            training_address=options.get("training_address"),
+            evaluation_address=options.get("evaluation_address"),
+            # A person at a terminal wants to know soon that nothing answers.
+            retry=RetryPolicy(deadline_seconds=_PATIENCE_SECONDS),
+        )
 
     @property
     def out(self) -> Console:
