@@ -7,13 +7,17 @@ import asyncio
 from luthier.data import schema
 from luthier.data.assembly import assemble
 from luthier.data.config import Config
+from luthier.data.datasets import repository as datasets
 from luthier.data.peers import ModelPeer
+from luthier.data.renderings import repository as renderings
 from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.row_series import RowSeries
 from luthier.data.servicer import POLICY
+from luthier.data.uploads import repository as uploads
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
+from luthier.work.purging import Purged
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 from luthier.work.text_pool import TextPool
@@ -33,6 +37,12 @@ def build(parts: Parts, config: Config) -> Hosted:
         handlers=dict(data.handlers),
         policy=POLICY,
         families=data.families,
+        purged=(
+            Purged(rows=renderings.renderings(), parts=[schema.record_errors.c.owner]),
+            Purged(rows=datasets.versions(), parts=[schema.record_errors.c.owner]),
+            Purged(rows=datasets.datasets()),
+            Purged(rows=uploads.uploads(), parts=[schema.staged_uploads.c.uid]),
+        ),
         before_serving=data.uploads.recover,
     )
 

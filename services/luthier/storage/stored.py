@@ -130,7 +130,7 @@ class Rows(Generic[M, P]):
         progress_fields: fields of the message that `report` may change; they are stored apart.
         clock_us: microseconds since 1970.
         """
-        self._table = table
+        self.table = table
         self._message_type = message_type
         self._private_type = private_type
         self._columns = columns or {}
@@ -147,7 +147,7 @@ class Rows(Generic[M, P]):
 
         Raises AlreadyExists when a resource of this name is there that is not deleted.
         """
-        revision = await self._first_revision(connection, message.name)
+        revision = await self.first_revision(connection, message.name)
         now_us = self._clock_us()
         row = self._row(
             message,
@@ -157,20 +157,20 @@ class Rows(Generic[M, P]):
             update_time_us=now_us,
             revision=revision,
         )
-        statement = sqlite.insert(self._table).values(row)
-        is_live = self._table.c.delete_time_us.is_(None)
+        statement = sqlite.insert(self.table).values(row)
+        is_live = self.table.c.delete_time_us.is_(None)
         unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
         result = await connection.execute(unless_there)
         if result.rowcount == 0:
             name = row["name"]
             raise AlreadyExists(f"{name} exists already", metadata={"name": name})
         await self._insert_labels(connection, row, message)
-        return self._stored(row)
+        return self.of_row(row)
 
     def statement(self, name: str) -> Select[Any]:
         """Return what finds the resource of a name that is not deleted."""
-        columns = self._table.c
-        return select(self._table).where(columns.name == name, columns.delete_time_us.is_(None))
+        columns = self.table.c
+        return select(self.table).where(columns.name == name, columns.delete_time_us.is_(None))
 
     async def read(self, database: Database, name: str) -> Stored[M, P]:
         """Return the resource by one cheap read. Raises NotFound."""
@@ -179,7 +179,7 @@ class Rows(Generic[M, P]):
     async def find(self, connection: AsyncConnection, name: str) -> Stored[M, P] | None:
         """Return the resource as a transaction sees it, None when there is none of this name."""
         row = (await connection.execute(self.statement(name))).mappings().one_or_none()
-        return None if row is None else self._stored(row)
+        return None if row is None else self.of_row(row)
 
     async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
         """Return the resource as a transaction sees it. Raises NotFound."""
@@ -187,9 +187,9 @@ class Rows(Generic[M, P]):
 
     async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
         """Return the resource of a uid as a transaction sees it. Raises NotFound, also when it is deleted."""
-        columns = self._table.c
+        columns = self.table.c
         mine = (columns.uid == uid, columns.delete_time_us.is_(None))
-        found = await connection.execute(select(self._table).where(*mine))
+        found = await connection.execute(select(self.table).where(*mine))
         return self._one(found.mappings().all(), f"the resource with uid {uid}")
 
     async def update(
@@ -212,10 +212,10 @@ class Rows(Generic[M, P]):
         reported = {"progress"} if row["progress"] == old._row["progress"] else set()
         await self._replace(connection, old, {key: row[key] for key in row.keys() - reported})
         if self._labels(message) != self._labels(old.message):
-            labels: Table = self._table.info[LABELS]
+            labels: Table = self.table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.uid == old.uid))
             await self._insert_labels(connection, row, message)
-        return self._stored(row)
+        return self.of_row(row)
 
     async def report(self, connection: AsyncConnection, old: Stored[M, P], message: M) -> Stored[M, P]:
         """Store the progress fields of a message and nothing else; return it as stored. Raises as `update`.
@@ -224,20 +224,23 @@ class Rows(Generic[M, P]):
         """
         changes = {"progress": self._progress(message), "update_time_us": self._clock_us()}
         await self._replace(connection, old, changes)
-        return self._stored({**old._row, **changes})
+        return self.of_row({**old._row, **changes})
 
-    async def delete(self, connection: AsyncConnection, old: Stored[M, P]) -> Stored[M, P]:
-        """Mark a resource as deleted; return it as stored. Its name may be used again, its row and uid stay.
+    async def delete(
+        self, connection: AsyncConnection, old: Stored[M, P], keep_seconds: float | None = None
+    ) -> Stored[M, P]:
+        """Mark a resource as deleted; return it as stored. Its name may be used again.
 
-        Raises as `update`.
+        All of it stays so long, and may be brought back (`DeletedRows`); None: there is no way back. Raises as `update`.
         """
         now_us = self._clock_us()
         changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
+        changes["purge_time_us"] = 0 if keep_seconds is None else now_us + round(keep_seconds * 1e6)
         await self._replace(connection, old, changes)
-        if self._has_labels:
-            labels: Table = self._table.info[LABELS]
+        if keep_seconds is None and self._has_labels:
+            labels: Table = self.table.info[LABELS]
             await connection.execute(delete(labels).where(labels.c.uid == old.uid))
-        return self._stored({**old._row, **changes})
+        return self.of_row({**old._row, **changes})
 
     def page_statement(
         self,
@@ -247,12 +250,19 @@ class Rows(Generic[M, P]):
         after: Cursor | None,
         equals: Mapping[str, Wanted],
         newest_first: bool,
+        deleted: bool = False,
     ) -> Select[Any]:
         """Return what finds a page, less what only the service knows of its resources."""
         statement = page_statement(
-            self._table, parent=parent, limit=limit, after=after, equals=equals, newest_first=newest_first
+            self.table,
+            parent=parent,
+            limit=limit,
+            after=after,
+            equals=equals,
+            newest_first=newest_first,
+            deleted=deleted,
         )
-        return statement.with_only_columns(*(one for one in self._table.c if one.name != "private"))
+        return statement.with_only_columns(*(one for one in self.table.c if one.name != "private"))
 
     def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[M]:
         """Return the page that a `page_statement` of this limit found."""
@@ -263,10 +273,10 @@ class Rows(Generic[M, P]):
     ) -> None:
         assert old.message == self._message(old._row), "a stored message is never changed in place"
         assert old.private == self._private(old._row), "a stored message is never changed in place"
-        columns = self._table.c
+        columns = self.table.c
         mine = (columns.uid == old.uid, columns.delete_time_us.is_(None))
         result = await connection.execute(
-            update(self._table).where(*mine, columns.revision == old.revision).values(changes)
+            update(self.table).where(*mine, columns.revision == old.revision).values(changes)
         )
         if result.rowcount:
             return
@@ -280,8 +290,9 @@ class Rows(Generic[M, P]):
             metadata={"name": name, "etag": f'"{revision}"'},
         )
 
-    async def _first_revision(self, connection: AsyncConnection, name: str) -> int:
-        columns = self._table.c
+    async def first_revision(self, connection: AsyncConnection, name: str) -> int:
+        """Return the revision of what has a name from now on: none that had it before had this one."""
+        columns = self.table.c
         gone = (columns.name == name, columns.delete_time_us.is_not(None))
         last = await connection.execute(select(func.max(columns.revision)).where(*gone))
         return (last.scalar_one() or 0) + 1
@@ -289,7 +300,7 @@ class Rows(Generic[M, P]):
     async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
         labels = self._labels(message)
         if labels:
-            await insert_labels(connection, self._table, row, labels)
+            await insert_labels(connection, self.table, row, labels)
 
     def _labels(self, message: Any) -> Mapping[str, str]:
         return dict(message.labels) if self._has_labels else {}
@@ -297,7 +308,7 @@ class Rows(Generic[M, P]):
     def _one(self, rows: Sequence[RowMapping], name: str) -> Stored[M, P]:
         if not rows:
             raise _missing(name)
-        return self._stored(rows[0])
+        return self.of_row(rows[0])
 
     def _row(
         self, value: M, private: P, *, uid: str, create_time_us: int, update_time_us: int, revision: int
@@ -305,7 +316,7 @@ class Rows(Generic[M, P]):
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
-        for told_by_columns in ("etag", "update_time", "delete_time", *self._progress_fields):
+        for told_by_columns in ("etag", "update_time", "delete_time", "purge_time", *self._progress_fields):
             message.ClearField(told_by_columns)
         message.uid = uid
         message.create_time.FromMicroseconds(create_time_us)
@@ -317,6 +328,7 @@ class Rows(Generic[M, P]):
             "create_time_us": create_time_us,
             "update_time_us": update_time_us,
             "delete_time_us": None,
+            "purge_time_us": None,
             "revision": revision,
             "message": message.SerializeToString(deterministic=True),
             "progress": self._progress(value),
@@ -342,7 +354,8 @@ class Rows(Generic[M, P]):
                 setattr(part, known.name, told)
         return bytes(part.SerializeToString(deterministic=True))
 
-    def _stored(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
+    def of_row(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
+        """Return the resource that a row of the family's table holds."""
         return Stored(
             uid=row["uid"],
             revision=row["revision"],
@@ -356,6 +369,8 @@ class Rows(Generic[M, P]):
         message.update_time.FromMicroseconds(row["update_time_us"])
         if row["delete_time_us"] is not None:
             message.delete_time.FromMicroseconds(row["delete_time_us"])
+        if row["purge_time_us"]:
+            message.purge_time.FromMicroseconds(row["purge_time_us"])
         message.etag = f'"{row["revision"]}"'
         return message
 

@@ -59,6 +59,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         ],
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,
+        purged=training.purged,
     )
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.training import schema
+from luthier.training.jobs import repository as job_rows
 from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.released import ReleasedBlobs
@@ -26,6 +28,7 @@ from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
 from luthier.work.pausing import PausableTasks
+from luthier.work.purging import Purged
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
@@ -70,12 +73,13 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The two servicers, who follows each kind of task, what others may hold, and the bytes to be given back."""
+    """The two servicers, who follows each kind of task, what others may hold, what is purged, and bytes to be given back."""
 
     jobs: TrainingServicer
     models: ModelServicer
     handlers: Mapping[TaskKind, TaskHandler]
     families: Mapping[str, Holdable]
+    purged: Sequence[Purged]
     released: ReleasedBlobs
 
 
@@ -118,5 +122,9 @@ def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training
         models=ModelServicer(models, making, checkpoints, parts.page_tokens, parts.projects),
         handlers=handlers,
         families={"models": model_rows.models(), "checkpoints": checkpoints},
+        purged=(
+            Purged(rows=job_rows.jobs(), parts=[table.c.job for table in schema.OF_JOBS]),
+            Purged(rows=model_rows.models()),
+        ),
         released=released,
     )

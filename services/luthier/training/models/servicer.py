@@ -69,6 +69,8 @@ class ModelServicer:
         )
         self.CancelModel = standard.cancel(family.cancel)
         self.DeleteModel = standard.delete(family.delete)
+        self.UndeleteModel = standard.undelete(family.undeleting)
+        self.PurgeModel = standard.purge(family.undeleting)
         self.WatchModel = standard.watch(family.watch)
 
     async def RegisterBaseModel(
