@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from luthier.data import schema
-from luthier.data.assembly import assemble
+from luthier.data.assembly import PURGED, assemble
 from luthier.data.config import Config
 from luthier.data.peers import ModelPeer
 from luthier.data.renderings.token_texts import TokenTexts
@@ -34,6 +34,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         handlers=dict(data.handlers),
         policy=POLICY,
         families=data.families,
+        purged=PURGED,
         before_serving=data.uploads.recover,
     )
 

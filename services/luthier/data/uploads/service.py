@@ -21,9 +21,9 @@ from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import UploadPrivate
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.families import delete_free
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
+from luthier.work.undeleting import Undeleting, delete_free
 
 _logger = logging.getLogger(__name__)
 StoredUpload = Stored[Upload, UploadPrivate]
@@ -63,6 +63,7 @@ class UploadService:
         self._staging = staging
         self._max_bytes = max_bytes
         self._uploads = repository.uploads()
+        self.undeleting = Undeleting(self._uploads, database)
         self._staged = repository.StagedUploads()
         self._lifecycle = Lifecycle(Upload.State.DESCRIPTOR, rules.TRANSITIONS)
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
