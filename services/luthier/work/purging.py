@@ -73,12 +73,16 @@ class Purging:
             failed: set[str] = set()
             # Some that cannot be purged keep no others; so many are another trouble.
             while len(failed) < _RESOURCES_AT_ONCE and (uids := await self._due(family, failed)):
-                for uid in uids:
-                    try:
-                        await self._purge(family, uid)
-                    except Exception:  # whatever it is: it is of this resource
-                        failed.add(uid)
-                        _logger.exception("%s %s cannot be purged", family.rows.table.name, uid)
+                failed |= {uid for uid in uids if not await self._is_purged(family, uid)}
+
+    async def _is_purged(self, family: Purged, uid: str) -> bool:
+        """Purge a resource; return whether nothing went wrong."""
+        try:
+            await self._purge(family, uid)
+        except Exception:  # whatever it is: it is of this resource
+            _logger.exception("%s %s cannot be purged", family.rows.table.name, uid)
+            return False
+        return True
 
     async def _due(self, family: Purged, without: Collection[str]) -> Sequence[str]:
         is_other = family.rows.table.c.uid.not_in(without)
