@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,15 @@ async def needs_of(connection: AsyncConnection, *families: Rows[Any, Any]) -> As
     for rows in families:
         after = ""
         while found := await _rows_after(connection, rows.table, after):
-            for row in found:
-                stored = rows.of_row(row)
-                for digest in rows.blobs_of(stored):
-                    name, is_certain = stored.message.name, bool(row[_CERTAIN])
-                    yield Need(owner=stored.uid, name=name, digest=digest, is_certain=is_certain)
+            for need in (need for row in found for need in _needs_of_row(rows, row)):
+                yield need
             after = found[-1]["uid"]
+
+
+def _needs_of_row(rows: Rows[Any, Any], row: RowMapping) -> Iterator[Need]:
+    stored, is_certain = rows.of_row(row), bool(row[_CERTAIN])
+    for digest in rows.blobs_of(stored):
+        yield Need(owner=stored.uid, name=stored.message.name, digest=digest, is_certain=is_certain)
 
 
 async def _rows_after(connection: AsyncConnection, table: Table, after: str) -> Sequence[RowMapping]:
