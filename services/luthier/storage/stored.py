@@ -244,7 +244,7 @@ class Rows(Generic[M, P]):
         """
         now_us = self._clock_us()
         changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
-        changes["purge_time_us"] = 0 if keep_seconds is None else now_us + round(keep_seconds * 1e6)
+        changes["purge_time_us"] = None if keep_seconds is None else now_us + round(keep_seconds * 1e6)
         await self._replace(connection, old, changes)
         if keep_seconds is None:
             await self.let_go(connection, old.uid)

@@ -91,7 +91,7 @@ class Purging:
 
     def _due_statement(self, family: Purged) -> Select[Any]:
         columns, now_us = family.rows.table.c, round(self._clock() * 1e6)
-        # What was deleted before deletions could be undone has no time of its own.
+        # What cannot come back has no time of its own: it goes with the others, for its etags count on until then.
         former = and_(
             columns.purge_time_us.is_(None), columns.delete_time_us <= now_us - round(KEEP_SECONDS * 1e6)
         )

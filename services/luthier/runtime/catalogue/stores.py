@@ -83,7 +83,7 @@ PURGED = Metric(
     help="Deleted resources that are gone for good, by the table of their kind.",
     question="Do deleted resources go when their time is over?",
     labels=("table",),
-    bound="7, those kinds that a service has",
+    bound="one a kind of resource",
 )
 FREE = Metric(
     name="luthier_disk_free_bytes",
