@@ -21,11 +21,14 @@ from tests.golden.fake_worker import FakeWorker
 from tests.golden.home_files import unpack_home
 from tests.golden.lives import BASE, DATA, EVALUATION, MODELS, PARENT, RENDERING, TRAINING, Lives, Workers
 from tests.golden.making import RestingCluster
-from tests.work.collected import collect_later
+from tests.work.collected import collect_later, purge_later
 
+from luthier.evaluation.aliases import repository as aliases
+from luthier.evaluation.schema import alias_moves
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.work.peers import error_of
+from luthier.work.purging import Purged
 from luthier.work.requests import SqlRequestLog
 from luthier.work.schema import request_log
 from luthier.worker.v1 import task_pb2
@@ -37,9 +40,10 @@ KINDS = {
     "training": (task_pb2.TASK_KIND_REGISTER_MODEL, task_pb2.TASK_KIND_TRAIN, task_pb2.TASK_KIND_MERGE),
     "evaluation": (task_pb2.TASK_KIND_EVALUATE,),
 }
-# Rows that are of no resource, and go by a policy of their own: answers by request id after seven days, blobs that
-# nothing needs once their grace period is over.
-BY_POLICY = ("request_log", "loose_blobs")
+# Rows that go by a policy of their own: answers by request id after seven days, blobs that nothing needs once their
+# grace period is over, aliases, which cannot be brought back, 30 days after their deletion.
+BY_POLICY = ("request_log", "loose_blobs", "model_aliases")
+ALIASES = Purged(rows=aliases.aliases(), parts=[alias_moves.c.owner])
 SOON_SECONDS = 120.0
 P99_SECONDS = 0.1
 MORE_DESCRIPTORS = 8
@@ -73,15 +77,17 @@ def opened(home: Path, service: str) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def tables(connection: sqlite3.Connection) -> set[str]:
+    found = connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+    return {row[0] for row in found if not row[0].startswith("sqlite_")}
+
+
 def rows(home: Path) -> dict[str, int]:
     """How many rows each table has, by service, those left out that go by a policy."""
     found = {}
     for service in SERVICES:
         with opened(home, service) as connection:
-            tables = [
-                row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-            ]
-            for table in set(tables).difference(BY_POLICY):
+            for table in tables(connection).difference(BY_POLICY):
                 number = connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]
                 found[f"{service}.{table}"] = number
     return found
@@ -140,16 +146,16 @@ async def sweep_by_policy(home: Path) -> None:
             async with database.transaction() as connection:
                 await connection.execute(update(request_log).values(created_at_us=0))
             await SqlRequestLog(database).forget_old()
+            if service == "evaluation":
+                await purge_later(database, [ALIASES])
             await collect_later(database, LocalBlobStore(home / service / "blobs"))
         finally:
             await database.close()
     for service in SERVICES:
         with opened(home, service) as connection:
-            for table in BY_POLICY:
-                assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), (
-                    service,
-                    table,
-                )
+            for table in tables(connection).intersection(BY_POLICY):
+                left = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                assert left == 0, f"{left} rows of {service}'s {table}"
 
 
 class Calls(threading.Thread):
