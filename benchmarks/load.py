@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -181,10 +182,7 @@ async def offered(call: Call, lines: list[Line], rate: float, seconds: float) ->
 
 
 async def overload(lines: list[Line], home: Path, plan: Plan) -> dict[str, Any]:
-    """Measure every kind of call at every multiple of what is sustainable, and one second after the worst.
-
-    Beside it the floor: the largest rate of all, offered to a server that does nothing but refuse.
-    """
+    """Measure every kind of call at every multiple of what is sustainable, and after; and the largest on the floor."""
     result: dict[str, Any] = {}
     for name, call in CALLS.items():
         rate = await sustainable(call, lines, plan.seconds / 2)
@@ -389,6 +387,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     arguments = parser.parse_args()
     parts = (arguments.only,) if arguments.only else PARTS
+    gc.freeze()  # a full search for garbage stands still for as long as some calls take
     text = json.dumps(asyncio.run(measured(FAST if arguments.fast else Plan(), parts)), indent=1)
     if parts == PARTS and not arguments.fast:
         RESULTS.write_text(text + "\n")

@@ -150,13 +150,15 @@ _WIRE = Row(
             ),
         ),
         Panel(
-            title="Lag of the event loop (99 %)",
+            title="Lag of the event loop (99 %), and wait of a call before it is seen",
             unit="s",
             width=6,
             queries=(
                 Query(
-                    expr=quantile(0.99, "luthier_event_loop_lag_seconds", "instance"), legend="{{instance}}"
+                    expr=quantile(0.99, "luthier_event_loop_lag_seconds", "instance"),
+                    legend="{{instance}} lag",
                 ),
+                Query(expr="luthier_calls_intake_wait_seconds", legend="{{instance}} wait"),
             ),
         ),
         Panel(

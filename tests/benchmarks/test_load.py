@@ -38,8 +38,6 @@ def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None
 def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -> None:
     """Wanted are 250 and 50 ms: four times as long on a machine that does other things too, in the best of three runs.
 
-    At 4x a second is allowed for both: of the smallest call that is 3,000 a second on two cores of 2026, which a server
-    that only refuses (`floor`) is 17 ms late with, and ours 260 to 450.
     A machine that has hardly a processor to spare says nothing of the service: 4x of what it could do a moment ago
     is then 20x of what it can do now.
     """
@@ -53,8 +51,7 @@ def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -
         for name, part in product(load.CALLS, ("2x", "4x")):
             seen = found[name][part]
             assert seen["others"] == {}, (name, part, seen)
-            refused_ms = 4 * 50 if part == "2x" else 1000
-            if seen["admitted_ms_p99"] > 4 * 250 or (seen["refused_ms_p99"] or 0) > refused_ms:
+            if seen["admitted_ms_p99"] > 4 * 250 or (seen["refused_ms_p99"] or 0) > 4 * 50:
                 late.append(f"{name} {part}: {seen}")
         if not late:
             return

@@ -20,7 +20,6 @@ from tests.runtime.test_server import metrics_of, refusal
 from luthier.errors import NotFound, Reason, ResourceExhausted
 from luthier.runtime import admission, calls
 from luthier.runtime.admission import Gate, Limits, Slots
-from luthier.runtime.pacing import Paced, StepAside, Traffic
 
 HOME = "ipv4:127.0.0.1"
 FEW = Limits(
@@ -134,62 +133,6 @@ async def test_one_address_cannot_take_every_slot() -> None:
     gate.leave(await gate.enter("ipv4:10.0.0.1"))
     gate.leave(tickets.pop())
     await gate.enter(HOME)
-
-
-async def test_a_paced_coroutine_returns_raises_and_is_cancelled_like_any_other() -> None:
-    seen: list[str] = []
-
-    async def work(outcome: str) -> str:
-        try:
-            await asyncio.sleep(0.001)
-            async with asyncio.timeout(None):
-                await asyncio.sleep(30 if outcome == "cancelled" else 0)
-        except asyncio.CancelledError:
-            seen.append("cancelled")
-            raise
-        if outcome == "raises":
-            raise LookupError(outcome)
-        return outcome
-
-    def three_turns(turn: int) -> bool:
-        return turn < 3
-
-    assert await Paced(work("returns"), three_turns) == "returns"
-    with pytest.raises(LookupError):
-        await Paced(work("raises"), three_turns)
-
-    async def paced() -> None:
-        await Paced(work("cancelled"), three_turns)
-
-    task = asyncio.create_task(paced())
-    await asyncio.sleep(0.05)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert seen == ["cancelled"]
-
-
-def turns_of(steps_aside: StepAside, traffic: Traffic, came: int) -> int:
-    """Turns left to others, of which `came` bring a call each."""
-    turn = 0
-    while steps_aside(turn):
-        turn += 1
-        traffic.arrivals += turn <= came
-    return turn
-
-
-def test_turns_are_left_to_those_who_come_only_while_they_come() -> None:
-    clock = Clock()
-    traffic = Traffic(probed_at=clock.now)
-    steps_aside = StepAside(traffic, clock)
-    assert turns_of(steps_aside, traffic, came=0) == 0, "in quiet times none"
-    clock.now += 1.0
-    assert turns_of(steps_aside, traffic, came=1) == 12, "a probe"
-    assert turns_of(steps_aside, traffic, came=9) == 0, "the next probe is not yet due"
-    clock.now += 1.0
-    assert turns_of(steps_aside, traffic, came=2) > 12, "two in two chains: more wait outside"
-    assert turns_of(steps_aside, traffic, came=0) == 6, "now a chain each time"
-    assert turns_of(steps_aside, traffic, came=10_000) == 36, "and a limit, so that calls that run do end"
 
 
 @pytest.fixture

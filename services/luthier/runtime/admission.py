@@ -26,8 +26,8 @@ from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, current_principal
 from luthier.runtime.calls import Call, CallType
 from luthier.runtime.catalogue import calls
+from luthier.runtime.intake import Intake
 from luthier.runtime.metric import reason_label
-from luthier.runtime.pacing import StepAside, Traffic
 
 Pool = Literal["probes", "probe_streams", "workers", "reads", "writes", "streams"]
 
@@ -79,9 +79,9 @@ class Limits:
     probe_streams: Slots = Slots(running=64, per_address=32)
     workers: Slots = Slots(running=1024)
     reads: Slots = Slots(
-        running=4,
+        running=2,
         wait_seconds=0.15,
-        overload_wait_seconds=0.03,
+        overload_wait_seconds=0.005,
         patience_seconds=0.15,
         lingering=128,
     )
@@ -109,6 +109,7 @@ class AdmissionMetrics:
         self._overloaded: dict[str, Series] = {}
         self.running = calls.RUNNING.gauge(registry)
         self.waiting = calls.WAITING.gauge(registry)
+        self.intake = calls.INTAKE.gauge(registry)
 
     def refused(self, pool: str, reason: str) -> None:
         """Count a refusal at the door of a pool, or by whoever answers a call that came in (no pool)."""
@@ -147,12 +148,12 @@ class Gate:
         self,
         pool: Pool,
         slots: Slots,
-        traffic: Traffic | None = None,
+        intake: Intake | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.pool = pool
         self._slots = slots
-        self._traffic = traffic or Traffic()
+        self._intake = intake
         self._clock = clock
         # In order of beginning: the first has run longest.
         self._running: dict[_Ticket, None] = {}
@@ -187,15 +188,16 @@ class Gate:
         """Tell whether who comes now is refused: no slot is free, nor will one be in time."""
         now = self._clock()
         # Whoever runs takes turns of the loop from those that wait outside, unseen: in a flood nobody else begins.
-        if self._slots.overload_wait_seconds and self._traffic.is_flooded(now):
-            self._traffic.crowded_at = self._refused_at = now
-            return True
+        if self._slots.overload_wait_seconds and self._intake is not None and self._intake.is_flooded(now):
+            return self._crowd(now)
         if not self._waiters and self._has_room(now):
             return False
-        self._traffic.crowded_at = now
-        if self._expected_wait() <= self._longest_wait(now):
-            return False
+        return self._expected_wait() > self._longest_wait(now) and self._crowd(now)
+
+    def _crowd(self, now: float) -> Literal[True]:
         self._refused_at = now
+        if self._intake is not None:
+            self._intake.crowded(now)
         return True
 
     def leave(self, ticket: _Ticket) -> None:
@@ -308,8 +310,9 @@ class Admission:
             "writes": limits.writes,
             "streams": limits.streams,
         }
-        self._traffic = Traffic()
-        self._gates = {pool: Gate(pool, one, self._traffic) for pool, one in slots.items()}
+        self.intake = Intake()
+        metrics.intake.set_function(lambda: self.intake.wait_seconds(monotonic()))
+        self._gates = {pool: Gate(pool, one, self.intake) for pool, one in slots.items()}
         for pool, gate in self._gates.items():
             metrics.follow(pool, gate)
 
@@ -319,7 +322,7 @@ class Admission:
 
     def arrived(self) -> None:
         """Count a call that came."""
-        self._traffic.arrivals += 1
+        self.intake.arrived()
 
     def refused(self, gate: Gate) -> None:
         """Count a refusal that no stage of a call sees."""
@@ -335,8 +338,6 @@ class Admission:
         except ResourceExhausted:
             call.shed_by = gate.pool
             raise
-        if gate.pool in ("reads", "writes"):
-            call.steps_aside = StepAside(self._traffic)
         try:
             yield
         finally:

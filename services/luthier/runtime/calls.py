@@ -1,7 +1,8 @@
 """One RPC as the server sees it, whichever of the four kinds it is, and the stages that it passes through.
 
 A stage is an async context manager around the rest of the call. grpc.aio's own interceptors wrap handlers, and
-each would have to know the four kinds and both ways to write a stream; here only `StagedInterceptor` does.
+each would have to know the four kinds and both ways to write a stream; here only `StagedMethods` does. It is a
+handler and no interceptor: a chain of those is coroutines more for each call that is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from grpc import aio
 
 from luthier.errors import DeadlineExceeded, InvalidArgument
 from luthier.runtime.door import admit
-from luthier.runtime.pacing import Paced, StepsAside
 
 BODY_SECONDS = 20.0
 
@@ -65,7 +65,6 @@ class Call:
     sent: int = 0
     interrupted: bool = False
     shed_by: str = ""
-    steps_aside: StepsAside | None = None
     measure_received: Measure = lambda _: None
     measure_sent: Measure = lambda _: None
     examine: Callable[[Any], None] | None = None
@@ -145,34 +144,48 @@ Stage = Callable[[Call], AbstractAsyncContextManager[None]]
 Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]]
 """Around the handler of a unary call: may answer in its place."""
 
-Refusal = Callable[[aio.ServicerContext[Any, Any]], Awaitable[None]]
+Refusal = Callable[[object, aio.ServicerContext[Any, Any]], Coroutine[Any, Any, None]]
+"""In place of a method: ends a call without a look at its messages."""
 Shed = Callable[[str, CallType, Metadata], Refusal | None]
 """By method, kind and metadata: how to end a call that need not come to the stages; None: let it come."""
 
 
-class StagedInterceptor(aio.ServerInterceptor):
-    """Runs every call through the stages, the first one outermost. Handlers must be asynchronous."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Method:
+    name: str
+    type: CallType
+    handler: grpc.RpcMethodHandler[Any, Any]
+    behavior: Callable[..., Any]
+
+
+class StagedMethods(grpc.GenericRpcHandler):
+    """Runs every call through the stages, the first one outermost. Methods must be asynchronous."""
 
     def __init__(self, stages: Sequence[Stage], answer: Answer, shed: Shed = lambda *_: None) -> None:
         self._stages = tuple(stages)
         self._answer = answer
         self._shed = shed
+        self._methods: dict[str, _Method] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return the method's handler with the stages around it; gRPC's own UNIMPLEMENTED for no such method."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
+    def add(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+        """Take a method, `/luthier.v1.DataService/GetDataset`, with the handler that was generated for it."""
         type_ = call_type(handler)
-        method = handler_call_details.method
-        refuse = self._shed(method, type_, handler_call_details.invocation_metadata or ())
+        self._methods[name] = _Method(name, type_, handler, _behavior(handler, type_))
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return how to answer a call that came; None where there is no such method, which gRPC then says."""
+        method = self._methods.get(handler_call_details.method)
+        if method is None:
+            return None
+        refuse = self._shed(method.name, method.type, handler_call_details.invocation_metadata or ())
         if refuse is not None:
-            return _refused(refuse)
-        behavior = _behavior(handler, type_)
+            return grpc.stream_unary_rpc_method_handler(refuse)
+        return self._staged(method)
+
+    def _staged(self, method: _Method) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = method.handler
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
@@ -180,8 +193,8 @@ class StagedInterceptor(aio.ServerInterceptor):
 
         async def staged(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> Any:
             call = Call(
-                method=method,
-                type=type_,
+                method=method.name,
+                type=method.type,
                 context=context,
                 messages=messages,
                 streams_requests=handler.request_streaming,
@@ -189,7 +202,7 @@ class StagedInterceptor(aio.ServerInterceptor):
                 task=asyncio.current_task(),
             )
             serializer.call = call
-            return await run(call, behavior)
+            return await run(call, method.behavior)
 
         # To gRPC every request is a stream: on the wire it is, and the stages come before the first message.
         wrap = (
@@ -208,8 +221,7 @@ class StagedInterceptor(aio.ServerInterceptor):
             for stage in self._stages:
                 await stack.enter_async_context(stage(call))
             if call.type == "unary":
-                work = self._answer(call, lambda: behavior(call.request, call.context))
-                response = await (work if call.steps_aside is None else Paced(work, call.steps_aside))
+                response = await self._answer(call, lambda: behavior(call.request, call.context))
             else:
                 response = await behavior(call.requests(), call.context)
             call.sent = 1
@@ -229,13 +241,6 @@ class StagedInterceptor(aio.ServerInterceptor):
             async with aclosing(behavior(request, call.context)) as responses:
                 async for response in responses:
                     await writing.write(response)
-
-
-def _refused(refuse: Refusal) -> grpc.RpcMethodHandler[Any, Any]:
-    async def ended(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> None:  # noqa: ARG001
-        await refuse(context)
-
-    return grpc.stream_unary_rpc_method_handler(ended)
 
 
 class _Writing:

@@ -111,14 +111,19 @@ class AccessLog:
             else:
                 self._write(call, started)
 
-    def shed(self, method: str, principal: str, now: float) -> None:
+    def shed(self, method: str, principal: object, now: float) -> None:
         """Write or count a call that no slot was free for; `now` is of `time.perf_counter`."""
         if now < self._quiet_until:
             self._shed += 1
             return
         self._quiet_until = now + _SHED_LINE_SECONDS
         code = grpc.StatusCode.RESOURCE_EXHAUSTED.name
-        fields = {"method": method, "code": code, "reason": str(Reason.OVERLOADED), "principal": principal}
+        fields = {
+            "method": method,
+            "code": code,
+            "reason": str(Reason.OVERLOADED),
+            "principal": str(principal),
+        }
         _access.info("%s %s", method, code, extra={**fields, "shed_before": self._shed})
         self._shed = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -22,10 +22,11 @@ from luthier.runtime import tracing
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import HEALTH_SERVICE, Admission, AdmissionMetrics, Limits
 from luthier.runtime.auth import Authenticator, Policy
-from luthier.runtime.calls import CallType, StagedInterceptor, call_type
+from luthier.runtime.calls import CallType, StagedMethods, call_type
 from luthier.runtime.granted_keys import KEY_ROLES
 from luthier.runtime.health import Health
 from luthier.runtime.idempotency import Idempotency, RequestLog
+from luthier.runtime.intake import Intake
 from luthier.runtime.interceptors import (
     AccessLog,
     InFlight,
@@ -126,15 +127,15 @@ async def serving(
     check_loopback(options.address)
     in_flight = InFlight()
     policy = {**policy, _REFLECTION: frozenset(KEY_ROLES)}
-    interceptor = _interceptor(options, in_flight, metrics, authenticator, policy, request_log)
+    staged, intake = _staged(options, in_flight, metrics, authenticator, policy, request_log)
     server = aio.server(
-        interceptors=[interceptor],
+        handlers=[staged, intake],
         options=_OPTIONS,
         # Never what refuses: it cannot tell callers apart and gives no reason.
         maximum_concurrent_rpcs=_SPARE * options.limits.most,
     )
     health = Health()
-    methods = _Methods(server)
+    methods = _Methods(staged)
     names = [registration.name for registration in registrations]
     # Not by `enable_server_reflection`, which takes our `_Methods` for a server of threads.
     reflecting = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
@@ -149,6 +150,8 @@ async def serving(
         metrics_port = await stack.enter_async_context(metrics.serving())
         port = _bind(server, options.address)
         await server.start()
+        host = options.address.rpartition(":")[0]
+        await stack.enter_async_context(intake.measured(f"{host}:{port}"))
         for name in ("", *names):
             await health.set(name, health_pb2.HealthCheckResponse.SERVING)
         _logger.info("serving", extra={"port": port, "metrics_port": metrics_port})
@@ -181,14 +184,14 @@ def check_loopback(address: str) -> None:
         )
 
 
-def _interceptor(
+def _staged(
     options: ServerOptions,
     in_flight: InFlight,
     metrics: MetricsServer,
     authenticator: Authenticator,
     policy: Policy,
     request_log: RequestLog,
-) -> StagedInterceptor:
+) -> tuple[StagedMethods, Intake]:
     access_log = AccessLog()
     refusals = AdmissionMetrics(metrics.registry)
     admission = Admission(options.limits, refusals)
@@ -204,7 +207,7 @@ def _interceptor(
         request_stage,
     )
     shed = Shedding(authenticator, admission, metrics.calls, access_log)
-    return StagedInterceptor(stages, Idempotency(request_log).answer, shed)
+    return StagedMethods(stages, Idempotency(request_log).answer, shed), admission.intake
 
 
 async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -> None:
@@ -216,45 +219,44 @@ async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -
 
 
 class _Methods:
-    """A server that servicers are added to, knowing of which kind each method is, and that each has a policy."""
+    """What generated functions add services to, in place of a server: it knows each method, and that each has a policy.
 
-    def __init__(self, server: aio.Server) -> None:
-        self._server = server
-        self._handlers: list[grpc.GenericRpcHandler] = []
-        self._methods: dict[str, list[str]] = {}
+    No method is registered with gRPC, which would wait for the next call of each by itself, and hang a callback on
+    every one of these waits, and take it off again, for each call of any.
+    """
+
+    def __init__(self, staged: StagedMethods) -> None:
+        self._staged = staged
+        self._types: dict[str, CallType] = {}
+        self._num_services = 0
+        self._num_told = 0
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        self._handlers += handlers
-        self._server.add_generic_rpc_handlers(handlers)
+        self._num_services += len(handlers)
 
-    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        self._methods[service] = [f"/{service}/{method}" for method in handlers]
-        self._server.add_registered_method_handlers(service, handlers)
+    def add_registered_method_handlers(
+        self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        self._num_told += 1
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
+            self._types[method] = call_type(handler)
+            self._staged.add(method, handler)
 
     def require_policies(self, policy: Policy) -> None:
         """Raise AssertionError for a method without a policy, and for a service that does not tell its methods."""
-        named = [method for methods in self._methods.values() for method in methods]
         without = sorted(
-            method for method in named if method not in policy and not method.startswith(HEALTH_SERVICE)
+            method for method in self._types if method not in policy and not method.startswith(HEALTH_SERVICE)
         )
-        if without or len(self._methods) != len(self._handlers):
+        if without or self._num_told != self._num_services:
             raise AssertionError(
-                f"every method must have a policy, without one are {without}; of {len(self._handlers)} services "
-                f"{len(self._methods)} tell their methods"
+                f"every method must have a policy, without one are {without}; of {self._num_services} services "
+                f"{self._num_told} tell their methods"
             )
 
     def type_of(self, method: str) -> CallType:
-        details = _Details(method)
-        found = (handler.service(details) for handler in self._handlers)
-        handler = next((one for one in found if one is not None), None)
-        assert handler is not None, f"the policy names {method}, which no servicer has"
-        return call_type(handler)
-
-
-@dataclass(slots=True)
-class _Details:
-    method: str
-    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
+        assert method in self._types, f"the policy names {method}, which no servicer has"
+        return self._types[method]
 
 
 def _bind(server: aio.Server, address: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import grpc
@@ -22,7 +22,7 @@ from luthier.runtime.calls import CallType, Metadata, Refusal, first_value
 from luthier.runtime.interceptors import AccessLog
 from luthier.runtime.status import printable, to_trailer
 
-_RETRY_TENTHS = (2, 10)
+_RETRY_TENTHS = range(2, 11)
 
 
 class Shedding:
@@ -51,17 +51,17 @@ class Shedding:
         if principal.kind != "key":
             return None
 
-        async def refuse(context: aio.ServicerContext[Any, Any]) -> None:
+        async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:
             self._admission.refused(gate)
             self._metrics.shed(method, call_type)
-            self._log.shed(method, str(principal), time.perf_counter())
-            message, trailers = _ready(gate.pool, random.randint(*_RETRY_TENTHS))
+            self._log.shed(method, principal, time.perf_counter())
+            message, trailers = random.choice(_ready(gate.pool))
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message, trailers)
 
         return refuse
 
 
-@lru_cache(maxsize=256)
-def _ready(pool: Pool, retry_tenths: int) -> tuple[str, tuple[tuple[str, bytes], ...]]:
-    error = overloaded(pool, retry_tenths / 10)
-    return printable(error.message), (to_trailer(error),)
+@cache
+def _ready(pool: Pool) -> tuple[tuple[str, tuple[tuple[str, bytes], ...]], ...]:
+    errors = (overloaded(pool, tenths / 10) for tenths in _RETRY_TENTHS)
+    return tuple((printable(error.message), (to_trailer(error),)) for error in errors)

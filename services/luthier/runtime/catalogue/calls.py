@@ -119,3 +119,10 @@ WAITING = Metric(
     labels=("pool",),
     bound="one a pool",
 )
+INTAKE = Metric(
+    name="luthier_calls_intake_wait_seconds",
+    kind="gauge",
+    unit="seconds",
+    help="How long a call waits inside gRPC before any stage sees it, measured by one of the service's own; 0 in calm.",
+    question="Do calls wait where nobody can refuse them?",
+)

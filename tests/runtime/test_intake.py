@@ -1,0 +1,156 @@
+"""How long calls wait inside gRPC is measured by the server's own, and nobody begins while they wait long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from tests.runtime.conftest import Site
+from tests.runtime.test_admission import HOME, Clock
+from tests.runtime.test_server import metrics_of
+
+from luthier.errors import ResourceExhausted
+from luthier.runtime import intake as module
+from luthier.runtime.admission import Gate, Slots
+from luthier.runtime.intake import Intake
+
+
+def wait(intake: Intake, clock: Clock, seconds: float) -> None:
+    """Let the server's own call wait so long."""
+    intake._sent_at = clock.now
+    clock.now += seconds
+    intake.service(called(intake.method))
+
+
+def called(method: str) -> Any:
+    return SimpleNamespace(method=method, invocation_metadata=())
+
+
+def test_a_flood_begins_with_two_long_waits_and_ends_with_a_short_one() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    wait(intake, clock, 0.04)
+    assert not intake.is_flooded(clock.now), "once is a stall"
+    wait(intake, clock, 0.001)
+    wait(intake, clock, 0.04)
+    assert not intake.is_flooded(clock.now), "twice, but not running"
+    wait(intake, clock, 0.01)
+    assert intake.is_flooded(clock.now)
+    wait(intake, clock, 0.005)
+    assert intake.is_flooded(clock.now), "shorter than what a flood begins with, and not yet short"
+    wait(intake, clock, 0.001)
+    assert not intake.is_flooded(clock.now)
+
+
+def test_who_still_waits_counts_by_now() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    wait(intake, clock, 0.02)
+    intake._sent_at = clock.now
+    assert not intake.is_flooded(clock.now + 0.005)
+    assert intake.is_flooded(clock.now + 0.009)
+    assert intake.wait_seconds(clock.now + 0.03) == pytest.approx(0.03)
+
+
+def test_one_wait_that_is_very_long_is_enough() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    intake._sent_at = clock.now
+    assert not intake.is_flooded(clock.now + 0.04)
+    assert intake.is_flooded(clock.now + 0.06)
+
+
+def test_nobody_else_ends_the_wait() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    intake._sent_at = clock.now
+    clock.now += 0.5
+    intake.service(called("/luthier.Intake/0123"))
+    assert intake.wait_seconds(clock.now) == pytest.approx(0.5)
+    assert Intake().method != intake.method
+
+
+async def test_in_a_flood_nobody_begins_but_those_whose_slots_are_their_own() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    users = Gate("reads", Slots(running=4, wait_seconds=1.0, overload_wait_seconds=0.1), intake, clock)
+    workers = Gate("workers", Slots(running=4), intake, clock)
+    ticket = await users.enter(HOME)
+    for _ in range(2):
+        wait(intake, clock, 0.02)
+    with pytest.raises(ResourceExhausted):
+        await users.enter(HOME)
+    workers.leave(await workers.enter(HOME))
+    users.leave(ticket)
+    wait(intake, clock, 0.001)
+    users.leave(await users.enter(HOME))
+
+
+async def test_a_server_measures_while_calls_come_and_rests_when_none_do(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[float] = []
+    over = Intake._over
+
+    def seen(self: Intake, seconds: float) -> None:
+        sent.append(seconds)
+        over(self, seconds)
+
+    monkeypatch.setattr(Intake, "_over", seen)
+    await asyncio.sleep(0.2)
+    assert sent == [], "nobody calls"
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        await site.create()
+    assert len(sent) >= 3
+    assert all(0 < seconds < 5 for seconds in sent)
+    await asyncio.sleep(0.3)
+    before = len(sent)
+    await asyncio.sleep(0.3)
+    assert len(sent) == before
+    # It is no call of anybody's.
+    assert "luthier.Intake" not in await metrics_of(site)
+
+
+async def test_a_server_that_stands_still_is_flooded_by_those_who_came_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call that begins takes 30 ms of the loop, as nothing should: those that wait behind it are told to go."""
+    monkeypatch.setattr(module, "_CALM_SECONDS", 0.01)
+
+    async def stand_still() -> None:
+        time.sleep(0.03)  # noqa: ASYNC251 - the loop is to stand still
+
+    site.echo.behave = stand_still
+    codes: list[Any] = []
+
+    async def call() -> None:
+        try:
+            await site.create()
+        except aio.AioRpcError as error:
+            codes.append(error.code())
+
+    await asyncio.gather(*(call() for _ in range(200)))
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+    site.echo.behave = lambda: None
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await site.create()
+            except aio.AioRpcError:
+                await asyncio.sleep(0.02)
+            else:
+                break
+
+
+async def test_a_method_that_is_not_there_is_unimplemented_to_everybody(site: Site) -> None:
+    for method in ("/luthier.Intake/0123", "/luthier.v1.DataService/NoSuchMethod"):
+        call: Any = site.wire.unary_unary(method)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await call(b"")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
