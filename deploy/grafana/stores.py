@@ -106,6 +106,17 @@ _DISK = Row(
             ),
         ),
         Panel(
+            title="Resources purged",
+            width=12,
+            queries=(
+                Query(
+                    expr=gained("luthier_purged_resources_total", "instance, table"),
+                    legend="{{instance}} {{table}}",
+                ),
+            ),
+            about="30 days after their deletion, or when somebody does not want to wait.",
+        ),
+        Panel(
             title="Free, and the floor",
             unit="bytes",
             width=12,

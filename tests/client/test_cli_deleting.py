@@ -18,6 +18,7 @@ from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_alias_pb2 import ModelAlias
 from luthier.v1.model_pb2 import Model
+from luthier.v1.model_service_pb2 import ListModelsResponse
 from luthier.v1.rendering_pb2 import Rendering
 
 Run = Callable[..., Result]
@@ -56,6 +57,61 @@ def test_delete_asks_for_the_resource_and_says_that_it_is_gone(
     assert run(command, "delete", short, "--etag", '"3"').exit_code == 0
     assert run(command, "delete", short, "--etag=3", "--yes").exit_code == 0
     assert [request.etag for request in requests[2:]] == ['"3"', '"3"'], "a shell takes the quotes away"
+
+
+@pytest.mark.parametrize(
+    ("command", "short", "kind", "name", "message"),
+    [
+        ("datasets", "mine", "Dataset", "projects/default/datasets/mine", Dataset),
+        ("datasets", "mine/v1", "DatasetVersion", VERSION, DatasetVersion),
+        ("renderings", "r1", "Rendering", "projects/default/renderings/r1", Rendering),
+        ("models", "m", "Model", "projects/default/models/m", Model),
+        ("jobs", "j", "FineTuningJob", "projects/default/fineTuningJobs/j", FineTuningJob),
+        ("evaluations", "e", "Evaluation", "projects/default/evaluations/e", Evaluation),
+    ],
+)
+def test_undelete_and_purge_ask_for_the_resource_and_say_what_became_of_it(
+    services: Any, run: Run, command: str, short: str, kind: str, name: str, message: Any
+) -> None:
+    requests = []
+
+    def answer(request: Any, context: Any) -> Any:
+        requests.append(request)
+        return message(name=request.name, uid="u")
+
+    services.answers |= {f"Undelete{kind}": answer, f"Purge{kind}": answer}
+    assert run(command, "undelete", short).stdout == f"{name} is back\n"
+    assert run(command, "purge", short, "--uid", "u7").stdout == f"{name} is purged\n"
+    services.answers[f"Delete{kind}"] = answer
+    assert run(command, "delete", short, "--now", "--etag=3").stdout == f"{name} is purged\n"
+    assert [(type(one).__name__, one.name, getattr(one, "uid", "")) for one in requests] == [
+        (f"Undelete{kind}Request", name, ""),
+        (f"Purge{kind}Request", name, "u7"),
+        (f"Delete{kind}Request", name, ""),
+        (f"Purge{kind}Request", name, "u"),
+    ]
+    assert [one.etag for one in requests] == ["", "", '"3"', ""]
+    assert all(one.request_id for one in requests)
+
+
+def test_list_shows_until_when_what_is_deleted_comes_back(services: Any, run: Run) -> None:
+    asked = []
+    gone = Model(name="projects/default/models/old", state=Model.STATE_READY)
+    gone.delete_time.FromSeconds(1_700_000_000)
+    gone.purge_time.FromSeconds(1_702_592_000)
+
+    def models(request: Any, context: Any) -> ListModelsResponse:
+        asked.append(request.show_deleted)
+        return ListModelsResponse(models=[gone] if request.show_deleted else [])
+
+    services.answers["ListModels"] = models
+    assert "nothing found" in run("models", "list").stderr
+    assert "DELETED until" in run("models", "list", "--deleted").stdout
+    assert (
+        json.loads(run("--json", "models", "list", "--deleted").stdout)[0]["purgeTime"]
+        == "2023-12-14T22:13:20Z"
+    )
+    assert asked == [False, True, True]
 
 
 def at_a_terminal(arguments: list[str], *words: str, answer: str) -> tuple[int, str, str]:

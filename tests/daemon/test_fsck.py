@@ -29,6 +29,7 @@ from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage import blob_refs
 from luthier.storage.blobs import Owner
 from luthier.storage.database import Database
+from luthier.storage.deleted import DeletedRows
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.stored.v1.data_pb2 import DatasetVersionPrivate
@@ -140,6 +141,49 @@ async def test_what_no_row_keeps_is_found_before_it_is_collected(data: State) ->
     assert await data.faults() == [("unrecorded", source.sha256, VERSION)]
     await data.write(lambda connection: blob_refs.refer(connection, uid, [source.sha256]))
     assert await data.faults() == []
+
+
+async def test_what_may_come_back_needs_its_bytes_and_what_is_purged_does_not(data: State) -> None:
+    source, rows = await data.put("source"), await data.put("rows")
+    uid = await add_version(data, source, rows)
+    versions = datasets.versions()
+
+    async def remove(connection: AsyncConnection) -> None:
+        await versions.delete(connection, await versions.of_uid(connection, uid), 60.0)
+
+    await data.write(remove)
+    assert await data.faults() == []
+    data.path(rows.sha256).unlink()
+    assert await data.faults() == [("missing", rows.sha256, VERSION)]
+    await data.write(lambda connection: DeletedRows(versions).give_up(connection, uid))
+    for _ in (source, rows):
+        # As it stands between any two transactions of a purge.
+        assert await data.faults() == []
+        await data.write(lambda connection: blob_refs.drop_whole(connection, uid, 1))
+    assert await data.faults() == []
+    await data.write(lambda connection: DeletedRows(versions).purge(connection, uid))
+    assert await data.faults() == []
+
+
+async def test_parts_of_what_is_deleted_need_their_bytes_until_it_is_purged(tmp_path: Path) -> None:
+    training = await opened(tmp_path, "training")
+    rows = jobs.jobs()
+
+    async def add_and_delete(connection: AsyncConnection) -> str:
+        message = FineTuningJob(name=JOB, state=FineTuningJob.STATE_FAILED)
+        job = await rows.insert(connection, message, FineTuningJobPrivate())
+        files = CheckpointPrivate(files=[BlobFile(path="c", sha256="1" * 64)])
+        checkpoint = jobs.StoredCheckpoint(message=Checkpoint(step=5), private=files)
+        await jobs.Checkpoints().add(connection, job.uid, checkpoint)
+        await rows.delete(connection, job, 60.0)
+        return job.uid
+
+    uid = await training.write(add_and_delete)
+    assert await training.faults() == [("missing", "1" * 64, f"{JOB}/checkpoints/step-5")]
+    await training.write(lambda connection: DeletedRows(rows).give_up(connection, uid))
+    await training.write(lambda connection: blob_refs.drop_whole(connection, uid, 1))
+    assert await training.faults() == []
+    await training.database.close()
 
 
 async def test_a_row_of_nobody_is_found(data: State) -> None:

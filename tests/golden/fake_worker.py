@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ _KINDS = {
 class FakeWorker:
     """One worker id of a service; each claim is made by a new process, as after a crash."""
 
-    def __init__(self, home: Path, service: str, address: str, name: str) -> None:
-        self._service = service
+    def __init__(
+        self, home: Path, service: str, address: str, name: str, kinds: Sequence[Any] | None = None
+    ) -> None:
+        """`kinds` are those of the tasks that it takes; None: all that there were at first."""
+        self._kinds = _KINDS[service] if kinds is None else kinds
         self._name = name
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(grpc.insecure_channel(address))
         self._metadata = [("authorization", f"Bearer {(home / 'worker-key').read_text().strip()}")]
@@ -32,7 +36,7 @@ class FakeWorker:
         """Register a new process in the place of the former one, whose tasks are lost with it."""
         self._processes += 1
         request = worker_service_pb2.RegisterWorkerRequest(
-            worker=self._name, kinds=_KINDS[self._service], instance=f"{self._name}{self._processes}"
+            worker=self._name, kinds=self._kinds, instance=f"{self._name}{self._processes}"
         )
         if "lock" in request.DESCRIPTOR.fields_by_name:
             request.lock = f"lock{self._name}"
@@ -53,13 +57,34 @@ class FakeWorker:
             "FinishTask", worker_service_pb2.FinishTaskRequest(task=task.task, epoch=task.epoch, error=error)
         )
 
+    def finish(self, task: Any, result: Any) -> None:
+        """Hand in a result."""
+        request = worker_service_pb2.FinishTaskRequest(task=task.task, epoch=task.epoch, result=result)
+        self._call("FinishTask", request)
+
+    def put(self, task: Any, path: str, data: bytes) -> task_pb2.BlobFile:
+        """Send a file."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        request = worker_service_pb2.PutBlobRequest(
+            task=task.task, epoch=task.epoch, sha256=sha256, data=data
+        )
+        self._call("PutBlob", iter([request]))
+        return task_pb2.BlobFile(path=path, sha256=sha256, size_bytes=len(data))
+
+    def report(self, task: Any, events: Sequence[Any]) -> None:
+        """Tell of events, for the first time under this lease."""
+        told = [
+            worker_service_pb2.LocalEvent(local_number=number, event=event)
+            for number, event in enumerate(events, start=1)
+        ]
+        request = worker_service_pb2.ReportEventsRequest(task=task.task, epoch=task.epoch, events=told)
+        self._call("ReportEvents", request)
+
     def commit(self, task: Any, step: int, path: str, data: bytes) -> None:
         """Commit a checkpoint of one file."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        lease = {"task": task.task, "epoch": task.epoch}
-        self._call("PutBlob", iter([worker_service_pb2.PutBlobRequest(**lease, sha256=sha256, data=data)]))
-        file = task_pb2.BlobFile(path=path, sha256=sha256, size_bytes=len(data))
-        request = worker_service_pb2.CommitCheckpointRequest(**lease, step=step, files=[file])
+        request = worker_service_pb2.CommitCheckpointRequest(
+            task=task.task, epoch=task.epoch, step=step, files=[self.put(task, path, data)]
+        )
         self._call("CommitCheckpoint", request)
 
     def _call(self, name: str, request: Any) -> Any:

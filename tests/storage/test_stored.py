@@ -14,6 +14,7 @@ from tests.stores import open_database
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage import blob_refs
 from luthier.storage.database import Database
+from luthier.storage.deleted import DeletedRows
 from luthier.storage.message_tables import message_table
 from luthier.storage.pages import Cursor
 from luthier.storage.stored import Rows, Stored, require_etag
@@ -361,7 +362,13 @@ async def test_what_a_resource_needs_is_kept_from_its_first_to_its_last_transact
     assert await kept(database) == {(one.uid, b), (one.uid, c), (other.uid, b)}
     async with database.transaction() as connection:
         await jobs.rows.delete(connection, one)
-    assert await kept(database) == {(other.uid, b)}
+        await jobs.rows.delete(connection, other, 60.0)
+    assert await kept(database) == {(other.uid, b)}, "it may come back"
+    async with database.transaction() as connection:
+        deleted = DeletedRows(jobs.rows)
+        await deleted.give_up(connection, other.uid)
+        await deleted.purge(connection, other.uid)
+    assert await kept(database) == set()
 
 
 async def test_a_change_that_is_undone_changes_nothing_that_is_kept(database: Database, jobs: Jobs) -> None:

@@ -1,14 +1,18 @@
-"""Collecting as if a long time had passed."""
+"""Collecting and purging as if a long time had passed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
+from sqlalchemy import select
 
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, CollectionMetrics, Collector
+from luthier.work.purging import Purged, PurgeMetrics, Purging
+from luthier.work.undeleting import KEEP_SECONDS
 
 
 def collector_of(database: Database, blobs: BlobStore, seconds_later: float = 0.0) -> Collector:
@@ -23,6 +27,16 @@ async def collect_later(database: Database, blobs: BlobStore) -> None:
     later = collector_of(database, blobs, STRAY_SECONDS + 4 * GRACE_SECONDS)
     await later.collect_loose()
     await later.look()
+
+
+async def purge_later(database: Database, families: Sequence[Purged]) -> None:
+    """Purge what was deleted, as it is done when its time is over; all of it goes."""
+    clock, metrics = lambda: time.time() + KEEP_SECONDS + 1, PurgeMetrics(CollectorRegistry())
+    await Purging(database, families, metrics, clock).sweep()
+    for family in families:
+        columns = family.rows.table.c
+        left = await database.rows(select(columns.uid).where(columns.delete_time_us.is_not(None)))
+        assert left == [], f"{family.rows.table.name}: something that was deleted is left"
 
 
 async def digests_of(blobs: BlobStore) -> set[str]:

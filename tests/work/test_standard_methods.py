@@ -40,6 +40,8 @@ class ThingsServicer:
         )
         self.CancelEvaluation = standard.cancel(family.cancel)
         self.DeleteEvaluation = standard.delete(family.delete)
+        self.UndeleteEvaluation = standard.undelete(family.undeleting)
+        self.PurgeEvaluation = standard.purge(family.undeleting)
         self.WatchEvaluation = standard.watch(family.watch)
         self.ListEvents = standard.events(
             family,
@@ -83,9 +85,16 @@ async def test_a_declared_family_is_read_listed_stopped_and_deleted(
     stopped = await servicer.CancelEvaluation(api.CancelEvaluationRequest(name=NAME), CONTEXT)
     assert stopped.state == State.STATE_CANCELLED
     delete = api.DeleteEvaluationRequest(name=NAME, etag=stopped.etag)
-    assert (await servicer.DeleteEvaluation(delete, CONTEXT)).HasField("delete_time")
+    deleted = await servicer.DeleteEvaluation(delete, CONTEXT)
+    assert deleted.HasField("delete_time")
     with pytest.raises(NotFound):
         await servicer.GetEvaluation(api.GetEvaluationRequest(name=NAME), CONTEXT)
+    undelete = api.UndeleteEvaluationRequest(name=NAME, uid=deleted.uid, etag=deleted.etag)
+    assert (await servicer.UndeleteEvaluation(undelete, CONTEXT)).uid == deleted.uid
+    await servicer.DeleteEvaluation(api.DeleteEvaluationRequest(name=NAME), CONTEXT)
+    await servicer.PurgeEvaluation(api.PurgeEvaluationRequest(name=NAME, uid=deleted.uid), CONTEXT)
+    with pytest.raises(NotFound):
+        await servicer.UndeleteEvaluation(api.UndeleteEvaluationRequest(name=NAME), CONTEXT)
 
 
 async def test_a_page_of_great_resources_holds_fewer(things: Things, servicer: ThingsServicer) -> None:
@@ -105,6 +114,8 @@ async def test_names_and_parents_of_others_are_refused(servicer: ThingsServicer)
             await servicer.CancelEvaluation(api.CancelEvaluationRequest(name=name), CONTEXT)
         with pytest.raises(InvalidArgument):
             await servicer.DeleteEvaluation(api.DeleteEvaluationRequest(name=name), CONTEXT)
+        with pytest.raises(InvalidArgument):
+            await servicer.UndeleteEvaluation(api.UndeleteEvaluationRequest(name=name), CONTEXT)
         with pytest.raises(InvalidArgument):
             await servicer.ListEvents(ListFineTuningJobEventsRequest(parent=name), CONTEXT)
         async with watched(servicer, api.WatchEvaluationRequest(name=name)) as events:

@@ -3,7 +3,7 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { VersionFailed } from "./failures.js";
-import { call, type ListOptions, owned, pages } from "./flows.js";
+import { call, type ListDeletableOptions, type ListOptions, owned, pages } from "./flows.js";
 import { DataService } from "./gen/luthier/v1/data_service_pb.js";
 import {
   type Dataset,
@@ -25,6 +25,11 @@ import { type UploadOptions, type UploadSource, upload } from "./uploads.js";
 /** What a change takes beside what it changes: with `etag` it is refused if somebody else was quicker. */
 export interface ChangeOptions extends CallOptions {
   readonly etag?: string;
+}
+
+/** Options of calls about what was deleted. `uid`: which of several that had the name; empty: the last one. */
+export interface DeletedOptions extends ChangeOptions {
+  readonly uid?: string;
 }
 
 /** What a version is built from: a complete upload, whose records are split by their hash, or a source that says more. */
@@ -66,8 +71,26 @@ export class Datasets {
     return call(this.scope.of(options), DataService.method.deleteDataset, request);
   }
 
+  /** Bring back a dataset that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Dataset> {
+    const request = { name: this.name("datasets", name), uid, etag };
+    return call(this.scope.of(options), DataService.method.undeleteDataset, request);
+  }
+
+  /** Purge a dataset that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Dataset> {
+    const request = { name: this.name("datasets", name), uid, etag };
+    return call(this.scope.of(options), DataService.method.purgeDataset, request);
+  }
+
   /** Go through the datasets of the project, newest first. */
-  list({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Dataset, void, undefined> {
+  list({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<Dataset, void, undefined> {
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(
       this.scope.of({ signal }),
@@ -88,7 +111,7 @@ export class Datasets {
   }
 
   /** Go through the uploads of the project, newest first; `state = "RECEIVING"` finds those that go on. */
-  listUploads({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Upload, void, undefined> {
+  listUploads({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<Upload, void, undefined> {
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(this.scope.of({ signal }), DataService.method.listUploads, request, (page) => page.uploads);
   }
@@ -103,6 +126,24 @@ export class Datasets {
   async deleteUpload(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<Upload> {
     const request = { name: this.name("uploads", name), etag };
     return call(this.scope.of(options), DataService.method.deleteUpload, request);
+  }
+
+  /** Bring back an upload that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undeleteUpload(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Upload> {
+    const request = { name: this.name("uploads", name), uid, etag };
+    return call(this.scope.of(options), DataService.method.undeleteUpload, request);
+  }
+
+  /** Purge an upload that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purgeUpload(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Upload> {
+    const request = { name: this.name("uploads", name), uid, etag };
+    return call(this.scope.of(options), DataService.method.purgeUpload, request);
   }
 
   /**
@@ -150,7 +191,7 @@ export class Versions {
   /** Go through the versions of a dataset, newest first. */
   list(
     dataset: string,
-    { signal, ...asked }: ListOptions = {},
+    { signal, ...asked }: ListDeletableOptions = {},
   ): AsyncGenerator<DatasetVersion, void, undefined> {
     const parent = names.child(this.scope.project, "datasets", dataset);
     const { listDatasetVersions } = DataService.method;
@@ -172,6 +213,24 @@ export class Versions {
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<DatasetVersion> {
     const request = { name: this.name(name), etag };
     return call(this.scope.of(options), DataService.method.deleteDatasetVersion, request);
+  }
+
+  /** Bring back a version that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<DatasetVersion> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), DataService.method.undeleteDatasetVersion, request);
+  }
+
+  /** Purge a version that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<DatasetVersion> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), DataService.method.purgeDatasetVersion, request);
   }
 
   /** Follow a version's events, each once and in order, until it is READY, FAILED or CANCELLED. */

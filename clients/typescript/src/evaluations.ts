@@ -1,11 +1,11 @@
 /** Evaluations, graders tried on samples, and text from a model. */
 
 import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
-import type { ChangeOptions } from "./datasets.js";
+import type { ChangeOptions, DeletedOptions } from "./datasets.js";
 import { DataLoss } from "./errors.js";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { EvaluationFailed } from "./failures.js";
-import { call, type ListOptions, owned, pages, ResumedStream, waitOrThrow } from "./flows.js";
+import { call, type ListDeletableOptions, type ListOptions, owned, pages, ResumedStream, waitOrThrow } from "./flows.js";
 import { type ChatMessageSchema, ConversationSchema } from "./gen/luthier/v1/chat_pb.js";
 import { type Evaluation, EvaluationSchema, type Prediction } from "./gen/luthier/v1/evaluation_pb.js";
 import {
@@ -78,7 +78,7 @@ export class Evaluations {
   }
 
   /** Go through the evaluations of the project, newest first. */
-  list({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Evaluation, void, undefined> {
+  list({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<Evaluation, void, undefined> {
     const { listEvaluations } = EvaluationService.method;
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(this.scope.of({ signal }), listEvaluations, request, (page) => page.evaluations);
@@ -94,6 +94,24 @@ export class Evaluations {
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<Evaluation> {
     const request = { name: this.name(name), etag };
     return call(this.scope.of(options), EvaluationService.method.deleteEvaluation, request);
+  }
+
+  /** Bring back an evaluation that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Evaluation> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), EvaluationService.method.undeleteEvaluation, request);
+  }
+
+  /** Purge an evaluation that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Evaluation> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), EvaluationService.method.purgeEvaluation, request);
   }
 
   /** Follow an evaluation's events, each once and in order, until its final state. */

@@ -22,6 +22,12 @@ export interface ListOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Options of lists of what can be deleted. */
+export interface ListDeletableOptions extends ListOptions {
+  /** Also what is deleted and not purged; a name may then come more than once. */
+  readonly showDeleted?: boolean;
+}
+
 /**
  * Make a unary call, again while `isRetryable`.
  *

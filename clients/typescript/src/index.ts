@@ -1,12 +1,12 @@
 /** The client of the Luthier services, without a transport: see `luthier-client/node` and `luthier-client/web`. */
 
 export { Client, type ClientOptions } from "./client.js";
-export type { ChangeOptions, VersionSource } from "./datasets.js";
+export type { ChangeOptions, DeletedOptions, VersionSource } from "./datasets.js";
 export * from "./errors.js";
 export type { GenerateOptions, Prompt } from "./evaluations.js";
 export type { WaitOptions, WatchOptions } from "./events.js";
 export * from "./failures.js";
-export type { ListOptions } from "./flows.js";
+export type { ListDeletableOptions, ListOptions } from "./flows.js";
 export type { MakeOptions, ReadFileOptions } from "./models.js";
 export * as names from "./names.js";
 export type { PreviewOptions } from "./renderings.js";

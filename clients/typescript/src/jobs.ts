@@ -1,10 +1,10 @@
 /** Fine-tuning jobs, their events, metrics, checkpoints and rollouts. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { ChangeOptions } from "./datasets.js";
+import type { ChangeOptions, DeletedOptions } from "./datasets.js";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { JobFailed } from "./failures.js";
-import { call, type ListOptions, owned, pages } from "./flows.js";
+import { call, type ListDeletableOptions, type ListOptions, owned, pages } from "./flows.js";
 import type { Event } from "./gen/luthier/v1/event_pb.js";
 import {
   type Checkpoint,
@@ -71,7 +71,7 @@ export class Jobs {
   }
 
   /** Go through the jobs of the project, newest first. */
-  list({ signal, ...asked }: ListOptions = {}): AsyncGenerator<FineTuningJob, void, undefined> {
+  list({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<FineTuningJob, void, undefined> {
     const { listFineTuningJobs } = TrainingService.method;
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(this.scope.of({ signal }), listFineTuningJobs, request, (page) => page.fineTuningJobs);
@@ -104,6 +104,24 @@ export class Jobs {
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<FineTuningJob> {
     const request = { name: this.name(name), etag };
     return call(this.scope.of(options), TrainingService.method.deleteFineTuningJob, request);
+  }
+
+  /** Bring back a job that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<FineTuningJob> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), TrainingService.method.undeleteFineTuningJob, request);
+  }
+
+  /** Purge a job that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<FineTuningJob> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), TrainingService.method.purgeFineTuningJob, request);
   }
 
   /** Follow a job's events, each once and in order, until its final state. */

@@ -1,11 +1,11 @@
 /** Models: base models and the adapters tuned on them. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { ChangeOptions } from "./datasets.js";
+import type { ChangeOptions, DeletedOptions } from "./datasets.js";
 import { DataLoss } from "./errors.js";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { ModelFailed } from "./failures.js";
-import { call, type ListOptions, pages, ResumedStream } from "./flows.js";
+import { call, type ListDeletableOptions, type ListOptions, pages, ResumedStream } from "./flows.js";
 import type { Event } from "./gen/luthier/v1/event_pb.js";
 import { ExportFormat, type Model, type ModelFile, type ModelSchema } from "./gen/luthier/v1/model_pb.js";
 import { ModelService } from "./gen/luthier/v1/model_service_pb.js";
@@ -79,7 +79,7 @@ export class Models {
   }
 
   /** Go through the models of the project, newest first. */
-  list({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Model, void, undefined> {
+  list({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<Model, void, undefined> {
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(this.scope.of({ signal }), ModelService.method.listModels, request, (page) => page.models);
   }
@@ -92,6 +92,24 @@ export class Models {
   /** Delete a model that nothing stands on. Its name may be used again. */
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<Model> {
     return call(this.scope.of(options), ModelService.method.deleteModel, { name: this.name(name), etag });
+  }
+
+  /** Bring back a model that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Model> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), ModelService.method.undeleteModel, request);
+  }
+
+  /** Purge a model that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Model> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), ModelService.method.purgeModel, request);
   }
 
   /** Follow a model's events, each once and in order, until it is READY, FAILED or CANCELLED. */

@@ -1,10 +1,10 @@
 /** Renderings: the exact tokens and loss masks that a job trains on. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { ChangeOptions } from "./datasets.js";
+import type { ChangeOptions, DeletedOptions } from "./datasets.js";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { RenderingFailed } from "./failures.js";
-import { call, type ListOptions, owned, pages } from "./flows.js";
+import { call, type ListDeletableOptions, type ListOptions, owned, pages } from "./flows.js";
 import { DataService } from "./gen/luthier/v1/data_service_pb.js";
 import { type RecordError, Split } from "./gen/luthier/v1/dataset_pb.js";
 import type { Event } from "./gen/luthier/v1/event_pb.js";
@@ -53,7 +53,7 @@ export class Renderings {
   }
 
   /** Go through the renderings of the project, newest first. */
-  list({ signal, ...asked }: ListOptions = {}): AsyncGenerator<Rendering, void, undefined> {
+  list({ signal, ...asked }: ListDeletableOptions = {}): AsyncGenerator<Rendering, void, undefined> {
     const request = { parent: names.project(this.scope.project), ...asked };
     return pages(
       this.scope.of({ signal }),
@@ -73,6 +73,24 @@ export class Renderings {
   async delete(name: string, { etag = "", ...options }: ChangeOptions = {}): Promise<Rendering> {
     const request = { name: this.name(name), etag };
     return call(this.scope.of(options), DataService.method.deleteRendering, request);
+  }
+
+  /** Bring back a rendering that was deleted, until it is purged; `uid`: which of several that had the name. */
+  async undelete(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Rendering> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), DataService.method.undeleteRendering, request);
+  }
+
+  /** Purge a rendering that was deleted, at once and for good; `uid` as in `undelete`. */
+  async purge(
+    name: string,
+    { uid = "", etag = "", ...options }: DeletedOptions = {},
+  ): Promise<Rendering> {
+    const request = { name: this.name(name), uid, etag };
+    return call(this.scope.of(options), DataService.method.purgeRendering, request);
   }
 
   /** Follow a rendering's events, each once and in order, until it is READY, FAILED or CANCELLED. */

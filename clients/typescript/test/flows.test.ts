@@ -219,6 +219,34 @@ test("what a service aborts is no broken connection", async () => {
   assert.equal(at.services.count("deleteDataset"), 1);
 });
 
+test("what is deleted is listed, brought back and purged by its name, and a uid says which of several", async () => {
+  await using at = await stage();
+  const asked: string[] = [];
+  at.services.answers.listModels = (request) => {
+    asked.push(`list ${request.showDeleted}`);
+    return { models: [] };
+  };
+  at.services.answers.undeleteModel = (request) => {
+    asked.push(`undelete ${request.name} ${request.uid}`);
+    assert.match(request.requestId, UUID4);
+    return { name: request.name };
+  };
+  at.services.answers.purgeModel = (request) => {
+    asked.push(`purge ${request.name} ${request.uid} ${request.etag}`);
+    return { name: request.name };
+  };
+  await all(at.client.models.list());
+  await all(at.client.models.list({ showDeleted: true }));
+  assert.equal((await at.client.models.undelete("m")).name, "projects/default/models/m");
+  await at.client.models.purge("m", { uid: "u7", etag: "3" });
+  assert.deepEqual(asked, [
+    "list false",
+    "list true",
+    "undelete projects/default/models/m ",
+    "purge projects/default/models/m u7 3",
+  ]);
+});
+
 test("a call sends the API key", async () => {
   await using at = await stage();
   at.services.answers.getDataset = (request) => ({ name: request.name });

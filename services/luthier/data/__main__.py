@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from luthier.data import schema
-from luthier.data.assembly import assemble
+from luthier.data.assembly import PURGED, assemble
 from luthier.data.config import Config
 from luthier.data.peers import ModelPeer
 from luthier.data.renderings.token_texts import TokenTexts
@@ -37,6 +37,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         policy=POLICY,
         families=data.families,
         chores=[Chore(work=data.uploads.finish_left, interval_seconds=FINISH_SECONDS)],
+        purged=PURGED,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from luthier.data import schema
 from luthier.data.datasets import repository as dataset_rows
 from luthier.data.datasets.service import DatasetService
 from luthier.data.datasets.servicer import BuildVersionHandler, DatasetsServicer
@@ -15,6 +16,7 @@ from luthier.data.renderings.servicer import RenderHandler, RenderingsServicer
 from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.servicer import registration
 from luthier.data.shard_files import ShardReader
+from luthier.data.uploads import repository as upload_rows
 from luthier.data.uploads.service import UploadService
 from luthier.data.uploads.servicer import UploadsServicer
 from luthier.runtime.paging import PageTokens
@@ -27,7 +29,16 @@ from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
 from luthier.work.log import EventLog
+from luthier.work.purging import Purged
 from luthier.work.tasks import TaskKind
+
+PURGED = (
+    Purged(rows=rendering_rows.renderings(), parts=[schema.record_errors.c.owner]),
+    Purged(rows=dataset_rows.versions(), parts=[schema.record_errors.c.owner]),
+    Purged(rows=dataset_rows.datasets()),
+    Purged(rows=upload_rows.uploads()),
+)
+"""What is purged, what holds others before those. Bytes that a crash left staged of an upload go by themselves."""
 
 
 class Parts(Protocol):

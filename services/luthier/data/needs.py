@@ -13,5 +13,5 @@ from luthier.work.blob_needs import Need, needs_of
 
 
 def needs(connection: AsyncConnection) -> AsyncIterator[Need]:
-    """Yield all that versions, uploads and renderings need."""
+    """Yield all that versions, uploads and renderings need, deleted ones too."""
     return needs_of(connection, datasets.versions(), uploads.uploads(), renderings.renderings())

@@ -6,9 +6,11 @@ import asyncio
 
 from luthier.evaluation import schema
 from luthier.evaluation.access import Access
+from luthier.evaluation.aliases import repository as alias_rows
 from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
+from luthier.evaluation.evaluations import repository as evaluation_rows
 from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
@@ -27,6 +29,7 @@ from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.purging import Purged
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
@@ -63,6 +66,12 @@ def build(parts: Parts, config: Config) -> Hosted:
             TaskKind.ANSWER_SHARE: ShareHandler(evaluations, parts.blobs),
         },
         policy=POLICY,
+        purged=(
+            Purged(rows=alias_rows.aliases(), parts=[schema.alias_moves.c.owner]),
+            Purged(
+                rows=evaluation_rows.evaluations(), parts=[table.c.owner for table in schema.OF_EVALUATIONS]
+            ),
+        ),
         generations=exchange,
         chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
     )

@@ -49,3 +49,6 @@ shares = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("share", LargeBinary, nullable=False),
 )
+
+OF_EVALUATIONS = (predictions, answer_files, shares)
+"""Tables with rows of evaluations, whose uid is in the column `owner`."""

@@ -28,6 +28,8 @@ POLICY = policy_of(
         "CreateEvaluation",
         "CancelEvaluation",
         "DeleteEvaluation",
+        "UndeleteEvaluation",
+        "PurgeEvaluation",
         "CreateModelAlias",
         "MoveModelAlias",
         "DeleteModelAlias",

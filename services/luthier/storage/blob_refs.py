@@ -108,10 +108,13 @@ async def drop_some(connection: AsyncConnection, owner: str, digests: Iterable[s
     await refer_instead(connection, owner, set(digests), ())
 
 
-async def drop_whole(connection: AsyncConnection, uid: str) -> None:
-    """Let go all blobs of a resource and of its parts."""
-    owner = blob_refs.c.owner
-    await _drop(connection, or_(owner == uid, and_(owner > f"{uid}/", owner < uid + _AFTER_SLASH)))
+async def drop_whole(connection: AsyncConnection, uid: str, most: int | None = None) -> int:
+    """Let go blobs of a resource and of its parts: all, or so many references at most; return how many those were."""
+    owner, keys = blob_refs.c.owner, (blob_refs.c.owner, blob_refs.c.digest)
+    mine = or_(owner == uid, and_(owner > f"{uid}/", owner < uid + _AFTER_SLASH))
+    if most is None:
+        return await _drop(connection, mine)
+    return await _drop(connection, tuple_(*keys).in_(select(*keys).where(mine).limit(most)))
 
 
 async def referred(connection: AsyncConnection, owner: str, digests: Collection[str]) -> bool:
@@ -174,11 +177,13 @@ async def forget_loose(connection: AsyncConnection, digests: Sequence[str]) -> N
     await connection.execute(delete(loose_blobs).where(loose_blobs.c.digest.in_(digests)))
 
 
-async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> None:
-    dropped = await connection.execute(delete(blob_refs).where(which).returning(blob_refs.c.digest))
-    for some in _in_parts(sorted(set(dropped.scalars()))):
+async def _drop(connection: AsyncConnection, which: ColumnElement[bool]) -> int:
+    statement = delete(blob_refs).where(which).returning(blob_refs.c.digest)
+    dropped = (await connection.execute(statement)).scalars().all()
+    for some in _in_parts(sorted(set(dropped))):
         still = await needed(connection, some)
         await note_loose(connection, (digest for digest in some if digest not in still))
+    return len(dropped)
 
 
 def _in_parts(digests: Sequence[str]) -> Iterator[Sequence[str]]:

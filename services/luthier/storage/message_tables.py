@@ -28,6 +28,7 @@ def message_table(
         Column("create_time_us", BigInteger, nullable=False),
         Column("update_time_us", BigInteger, nullable=False),
         Column("delete_time_us", BigInteger),
+        Column("purge_time_us", BigInteger),
         Column("revision", Integer, nullable=False),
         Column("message", LargeBinary, nullable=False),
         Column("progress", LargeBinary, nullable=False),
@@ -40,6 +41,8 @@ def message_table(
     Index(f"ix_{name}_page", table.c.parent, table.c.create_time_us, table.c.name, **live)
     gone = index_of(table.c.delete_time_us.is_not(None))
     Index(f"ix_{name}_deleted", table.c.name, table.c.revision, **gone)
+    Index(f"ix_{name}_gone", table.c.parent, table.c.create_time_us, table.c.name, **gone)
+    Index(f"ix_{name}_purge", table.c.purge_time_us, **gone)
     for column in filters:
         in_order = (table.c.parent, table.c[column], table.c.create_time_us, table.c.name)
         Index(f"ix_{name}_{column}", *in_order, **live)

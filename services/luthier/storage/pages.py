@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     String,
     Table,
+    delete,
     exists,
     insert,
     select,
@@ -97,6 +98,12 @@ async def insert_labels(
         await connection.execute(insert(table.info[LABELS]), rows)
 
 
+async def delete_labels(connection: AsyncConnection, table: Table, uid: str) -> None:
+    """Delete the labels of the resource of a uid."""
+    labels: Table = table.info[LABELS]
+    await connection.execute(delete(labels).where(labels.c.uid == uid))
+
+
 def page_statement(
     table: Table,
     *,
@@ -105,12 +112,13 @@ def page_statement(
     after: Cursor | None,
     equals: Mapping[str, Wanted],
     newest_first: bool,
+    deleted: bool = False,
 ) -> Select[Any]:
     """Return what finds a page of the resources directly below `parent`: one row more, which tells of a next page.
 
-    They are ordered by creation time and name; deleted ones are left out. `equals` filters by `labels.<key>` and
-    by the table's own columns for it; another name raises ValueError. Of several values, any will do. With one field to
-    filter by, the rows read
+    They are ordered by creation time and name; deleted ones are left out, or where `deleted` they alone are found that
+    are not being purged. `equals` filters by `labels.<key>` and by the table's own columns for it; another name raises
+    ValueError. Of several values, any will do. With one field to filter by, the rows read
     are those of the page; with several, those that the first label, or one of the columns, leaves.
     """
     labels = {
@@ -121,7 +129,9 @@ def page_statement(
     first, *others = labels.items() or [None]
     ordered = table if first is None else table.info[LABELS].alias("ordered")
     statement = select(table).where(ordered.c.parent == parent)
-    if "delete_time_us" in table.c:
+    if deleted:
+        statement = statement.where(table.c.delete_time_us.is_not(None), table.c.purge_time_us > 0)
+    elif "delete_time_us" in table.c:
         statement = statement.where(table.c.delete_time_us.is_(None))
     if first is not None:
         statement = statement.where(

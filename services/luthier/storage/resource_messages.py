@@ -33,6 +33,10 @@ class ResourceMessage(Protocol):
     def delete_time(self) -> Timestamp:
         """When it was deleted."""
 
+    @property
+    def purge_time(self) -> Timestamp:
+        """When it goes for good."""
+
     def CopyFrom(self, other_msg: Self) -> None:
         """As a message's."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Select, Table, delete, func, select, update
+from sqlalchemy import Select, Table, func, select, update
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,10 +23,10 @@ from luthier.storage import blob_refs, dialect
 from luthier.storage.blob_refs import digests_in
 from luthier.storage.database import Database
 from luthier.storage.pages import (
-    LABELS,
     Cursor,
     Page,
     Wanted,
+    delete_labels,
     insert_labels,
     page_of,
     page_statement,
@@ -134,7 +134,7 @@ class Rows(Generic[M, P]):
         blobs: the digests of the blobs that a resource needs as long as it is there, by what the service knows of it.
         clock_us: microseconds since 1970.
         """
-        self._table = table
+        self.table = table
         self._message_type = message_type
         self._private_type = private_type
         self._columns = columns or {}
@@ -152,7 +152,7 @@ class Rows(Generic[M, P]):
 
         Raises AlreadyExists when a resource of this name is there that is not deleted.
         """
-        revision = await self._first_revision(connection, message.name)
+        revision = await self.first_revision(connection, message.name)
         now_us = self._clock_us()
         row = self._row(
             message,
@@ -162,8 +162,8 @@ class Rows(Generic[M, P]):
             update_time_us=now_us,
             revision=revision,
         )
-        statement = dialect.insert(self._table).values(row)
-        is_live = self._table.c.delete_time_us.is_(None)
+        statement = dialect.insert(self.table).values(row)
+        is_live = self.table.c.delete_time_us.is_(None)
         unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
         result = await connection.execute(unless_there)
         if result.rowcount == 0:
@@ -171,12 +171,12 @@ class Rows(Generic[M, P]):
             raise AlreadyExists(f"{name} exists already", metadata={"name": name})
         await blob_refs.refer(connection, row["uid"], self._blobs(private))
         await self._insert_labels(connection, row, message)
-        return self._stored(row)
+        return self.of_row(row)
 
     def statement(self, name: str) -> Select[Any]:
         """Return what finds the resource of a name that is not deleted."""
-        columns = self._table.c
-        return select(self._table).where(columns.name == name, columns.delete_time_us.is_(None))
+        columns = self.table.c
+        return select(self.table).where(columns.name == name, columns.delete_time_us.is_(None))
 
     async def read(self, database: Database, name: str) -> Stored[M, P]:
         """Return the resource by one cheap read. Raises NotFound."""
@@ -185,7 +185,7 @@ class Rows(Generic[M, P]):
     async def find(self, connection: AsyncConnection, name: str) -> Stored[M, P] | None:
         """Return the resource as a transaction sees it, None when there is none of this name."""
         row = (await connection.execute(self.statement(name))).mappings().one_or_none()
-        return None if row is None else self._stored(row)
+        return None if row is None else self.of_row(row)
 
     async def get(self, connection: AsyncConnection, name: str) -> Stored[M, P]:
         """Return the resource as a transaction sees it. Raises NotFound."""
@@ -193,9 +193,9 @@ class Rows(Generic[M, P]):
 
     async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
         """Return the resource of a uid as a transaction sees it. Raises NotFound, also when it is deleted."""
-        columns = self._table.c
+        columns = self.table.c
         mine = (columns.uid == uid, columns.delete_time_us.is_(None))
-        found = await connection.execute(select(self._table).where(*mine))
+        found = await connection.execute(select(self.table).where(*mine))
         return self._one(found.mappings().all(), f"the resource with uid {uid}")
 
     async def update(
@@ -221,10 +221,9 @@ class Rows(Generic[M, P]):
             before, after = self.blobs_of(old), frozenset(self._blobs(private))
             await blob_refs.refer_instead(connection, old.uid, before, after)
         if self._labels(message) != self._labels(old.message):
-            labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
+            await delete_labels(connection, self.table, old.uid)
             await self._insert_labels(connection, row, message)
-        return self._stored(row)
+        return self.of_row(row)
 
     async def report(self, connection: AsyncConnection, old: Stored[M, P], message: M) -> Stored[M, P]:
         """Store the progress fields of a message and nothing else; return it as stored. Raises as `update`.
@@ -233,34 +232,33 @@ class Rows(Generic[M, P]):
         """
         changes = {"progress": self._progress(message), "update_time_us": self._clock_us()}
         await self._replace(connection, old, changes)
-        return self._stored({**old._row, **changes})
+        return self.of_row({**old._row, **changes})
 
-    async def delete(self, connection: AsyncConnection, old: Stored[M, P]) -> Stored[M, P]:
-        """Mark a resource as deleted; return it as stored. Its name may be used again, its row and uid stay.
+    async def delete(
+        self, connection: AsyncConnection, old: Stored[M, P], keep_seconds: float | None = None
+    ) -> Stored[M, P]:
+        """Mark a resource as deleted; return it as stored. Its name may be used again.
 
-        What it and its parts referred to is let go.
-
-        Raises as `update`.
+        All of it stays so long, its blobs too, and may be brought back (`DeletedRows`). None: there is no way back, and
+        what it and its parts referred to is let go. Raises as `update`.
         """
         now_us = self._clock_us()
         changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
+        changes["purge_time_us"] = None if keep_seconds is None else now_us + round(keep_seconds * 1e6)
         await self._replace(connection, old, changes)
-        await blob_refs.drop_whole(connection, old.uid)
+        if keep_seconds is None:
+            await self.let_go(connection, old.uid)
+        return self.of_row({**old._row, **changes})
+
+    async def let_go(self, connection: AsyncConnection, uid: str) -> None:
+        """Drop the labels of a resource that is gone for good, and all that it and its parts refer to."""
+        await blob_refs.drop_whole(connection, uid)
         if self._has_labels:
-            labels: Table = self._table.info[LABELS]
-            await connection.execute(delete(labels).where(labels.c.uid == old.uid))
-        return self._stored({**old._row, **changes})
+            await delete_labels(connection, self.table, uid)
 
     def blobs_of(self, stored: Stored[M, P]) -> frozenset[str]:
         """Return the digests of the blobs that a resource needs."""
         return frozenset(self._blobs(stored.private))
-
-    async def all(self, connection: AsyncConnection, after: str, limit: int) -> Sequence[Stored[M, P]]:
-        """Return at most `limit` resources that are not deleted, of all parents, after a uid in order of uids."""
-        columns = self._table.c
-        live = (columns.uid > after, columns.delete_time_us.is_(None))
-        statement = select(self._table).where(*live).order_by(columns.uid).limit(limit)
-        return [self._stored(row) for row in (await connection.execute(statement)).mappings()]
 
     def page_statement(
         self,
@@ -270,12 +268,19 @@ class Rows(Generic[M, P]):
         after: Cursor | None,
         equals: Mapping[str, Wanted],
         newest_first: bool,
+        deleted: bool = False,
     ) -> Select[Any]:
         """Return what finds a page, less what only the service knows of its resources."""
         statement = page_statement(
-            self._table, parent=parent, limit=limit, after=after, equals=equals, newest_first=newest_first
+            self.table,
+            parent=parent,
+            limit=limit,
+            after=after,
+            equals=equals,
+            newest_first=newest_first,
+            deleted=deleted,
         )
-        return statement.with_only_columns(*(one for one in self._table.c if one.name != "private"))
+        return statement.with_only_columns(*(one for one in self.table.c if one.name != "private"))
 
     def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[M]:
         """Return the page that a `page_statement` of this limit found."""
@@ -286,10 +291,10 @@ class Rows(Generic[M, P]):
     ) -> None:
         assert old.message == self._message(old._row), "a stored message is never changed in place"
         assert old.private == self._private(old._row), "a stored message is never changed in place"
-        columns = self._table.c
+        columns = self.table.c
         mine = (columns.uid == old.uid, columns.delete_time_us.is_(None))
         result = await connection.execute(
-            update(self._table).where(*mine, columns.revision == old.revision).values(changes)
+            update(self.table).where(*mine, columns.revision == old.revision).values(changes)
         )
         if result.rowcount:
             return
@@ -303,8 +308,9 @@ class Rows(Generic[M, P]):
             metadata={"name": name, "etag": f'"{revision}"'},
         )
 
-    async def _first_revision(self, connection: AsyncConnection, name: str) -> int:
-        columns = self._table.c
+    async def first_revision(self, connection: AsyncConnection, name: str) -> int:
+        """Return the revision of what has a name from now on: none that had it before had this one."""
+        columns = self.table.c
         gone = (columns.name == name, columns.delete_time_us.is_not(None))
         last = await connection.execute(select(func.max(columns.revision)).where(*gone))
         return (last.scalar_one() or 0) + 1
@@ -312,7 +318,7 @@ class Rows(Generic[M, P]):
     async def _insert_labels(self, connection: AsyncConnection, row: Mapping[str, Any], message: M) -> None:
         labels = self._labels(message)
         if labels:
-            await insert_labels(connection, self._table, row, labels)
+            await insert_labels(connection, self.table, row, labels)
 
     def _labels(self, message: Any) -> Mapping[str, str]:
         return dict(message.labels) if self._has_labels else {}
@@ -320,7 +326,7 @@ class Rows(Generic[M, P]):
     def _one(self, rows: Sequence[RowMapping], name: str) -> Stored[M, P]:
         if not rows:
             raise _missing(name)
-        return self._stored(rows[0])
+        return self.of_row(rows[0])
 
     def _row(
         self, value: M, private: P, *, uid: str, create_time_us: int, update_time_us: int, revision: int
@@ -328,7 +334,7 @@ class Rows(Generic[M, P]):
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
-        for told_by_columns in ("etag", "update_time", "delete_time", *self._progress_fields):
+        for told_by_columns in ("etag", "update_time", "delete_time", "purge_time", *self._progress_fields):
             message.ClearField(told_by_columns)
         message.uid = uid
         message.create_time.FromMicroseconds(create_time_us)
@@ -340,6 +346,7 @@ class Rows(Generic[M, P]):
             "create_time_us": create_time_us,
             "update_time_us": update_time_us,
             "delete_time_us": None,
+            "purge_time_us": None,
             "revision": revision,
             "message": message.SerializeToString(deterministic=True),
             "progress": self._progress(value),
@@ -365,7 +372,8 @@ class Rows(Generic[M, P]):
                 setattr(part, known.name, told)
         return bytes(part.SerializeToString(deterministic=True))
 
-    def _stored(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
+    def of_row(self, row: Mapping[str, Any] | RowMapping) -> Stored[M, P]:
+        """Return the resource that a row of the family's table holds."""
         return Stored(
             uid=row["uid"],
             revision=row["revision"],
@@ -379,6 +387,8 @@ class Rows(Generic[M, P]):
         message.update_time.FromMicroseconds(row["update_time_us"])
         if row["delete_time_us"] is not None:
             message.delete_time.FromMicroseconds(row["delete_time_us"])
+        if row["purge_time_us"]:
+            message.purge_time.FromMicroseconds(row["purge_time_us"])
         message.etag = f'"{row["revision"]}"'
         return message
 

@@ -9,7 +9,7 @@ from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
-from luthier.training.assembly import Allowed, assemble
+from luthier.training.assembly import PURGED, Allowed, assemble
 from luthier.training.config import Config
 from luthier.training.jobs import servicer as jobs
 from luthier.training.jobs.series import JobSeries, show_running
@@ -60,6 +60,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         chores=webhooks.chores(sender),
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,
+        purged=PURGED,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Protocol
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.training import schema
+from luthier.training.jobs import repository as job_rows
 from luthier.training.jobs.checkpoint_models import CheckpointModels
 from luthier.training.jobs.handler import TrainHandler
 from luthier.training.jobs.service import JobService, Outside, Renderings
@@ -24,10 +26,17 @@ from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
 from luthier.work.log import EventLog
 from luthier.work.pausing import PausableTasks
+from luthier.work.purging import Purged
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.waiting import Present
 from luthier.work.webhooks.targets import Targets
+
+PURGED = (
+    Purged(rows=model_rows.models()),
+    Purged(rows=job_rows.jobs(), parts=[table.c.job for table in schema.OF_JOBS]),
+)
+"""What is purged, what holds others before those."""
 
 
 class Parts(Protocol):

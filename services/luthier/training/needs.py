@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.storage.blob_refs import digests_in
+from luthier.storage.deleted import is_kept
 from luthier.stored.v1.training_pb2 import CheckpointPrivate
 from luthier.training.jobs import repository as jobs
 from luthier.training.models import repository as models
@@ -16,16 +17,16 @@ from luthier.work.blob_needs import Need, needs_of
 
 
 async def needs(connection: AsyncConnection) -> AsyncIterator[Need]:
-    """Yield all that models, jobs, their checkpoints and their rollouts need."""
+    """Yield all that models, jobs, their checkpoints and their rollouts need, deleted ones too."""
     async for need in needs_of(connection, models.models(), jobs.jobs()):
         yield need
-    job, live = fine_tuning_jobs.c, fine_tuning_jobs.c.delete_time_us.is_(None)
-    kept = select(job.name, checkpoints.c.job, checkpoints.c.step, checkpoints.c.private).where(live)
+    job, certain = fine_tuning_jobs.c, is_kept(fine_tuning_jobs).label("is_certain")
+    kept = select(job.name, checkpoints.c.job, checkpoints.c.step, checkpoints.c.private, certain)
     async for row in await connection.stream(kept.join(checkpoints, checkpoints.c.job == job.uid)):
         owner, name = jobs.checkpoint_owner(row.job, row.step), f"{row.name}/checkpoints/step-{row.step}"
         for digest in dict.fromkeys(digests_in(CheckpointPrivate.FromString(row.private))):
-            yield Need(owner=owner, name=name, digest=digest)
-    drawn = select(job.name, rollouts.c.job, rollouts.c.step, rollouts.c.digest).where(live)
+            yield Need(owner=owner, name=name, digest=digest, is_certain=row.is_certain)
+    drawn = select(job.name, rollouts.c.job, rollouts.c.step, rollouts.c.digest, certain)
     async for row in await connection.stream(drawn.join(rollouts, rollouts.c.job == job.uid)):
         owner, name = jobs.rollouts_owner(row.job, row.step), f"rollouts of step {row.step} of {row.name}"
-        yield Need(owner=owner, name=name, digest=row.digest)
+        yield Need(owner=owner, name=name, digest=row.digest, is_certain=row.is_certain)

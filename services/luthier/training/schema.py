@@ -57,3 +57,6 @@ metric_points = Table(
     Column("step", BigInteger, primary_key=True, autoincrement=False),
     Column("message", LargeBinary, nullable=False),
 )
+
+OF_JOBS = (checkpoints, metric_points, rollouts)
+"""Tables with rows of jobs, whose uid is in the column `job`."""

@@ -101,6 +101,9 @@ class BlobCheck:
             leased = select(tasks.c.task_id).where(tasks.c.state == TaskState.LEASED)
             owners = {blob_refs.task_owner(one) for one in (await connection.execute(leased)).scalars()}
             async for need in self.needs(connection):
+                if not need.is_certain:
+                    rows.discard((need.owner, need.digest))
+                    continue
                 self.checked.num_needs += 1
                 names.setdefault(need.digest, need.name)
                 if (need.owner, need.digest) not in rows:

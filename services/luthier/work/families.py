@@ -28,10 +28,10 @@ from luthier.work.listing import ListRequest, Live, list_page, told_apart
 from luthier.work.log import EventLog
 from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
+from luthier.work.undeleting import Undeleting, delete_free
 from luthier.work.webhooks import outbox
 
 M = TypeVar("M", bound=StatefulMessage)
-R = TypeVar("R", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
 WAITING = "waiting"
 """Field that says why nobody works for a resource. Rows keep it as they keep progress: it comes and goes likewise."""
@@ -39,14 +39,6 @@ WAITING = "waiting"
 
 PartUids = Callable[[AsyncConnection, str], Awaitable[Sequence[str]]]
 """What goes with a resource of a uid, by uids."""
-
-
-Departure = Callable[[AsyncConnection, str], Awaitable[None]]
-"""Does what else is to be done when the resource of a uid is deleted, in the same transaction."""
-
-
-async def _nothing(_connection: AsyncConnection, _uid: str) -> None:
-    """Do nothing."""
 
 
 async def _none(_connection: AsyncConnection, _uid: str) -> Sequence[str]:
@@ -138,6 +130,7 @@ class Family(Generic[M, P]):
         self, rows: Rows[M, P], lifecycle: Lifecycle, database: Database, log: EventLog, tasks: Tasks
     ) -> None:
         self.lifecycle = lifecycle
+        self.undeleting = Undeleting(rows, database)
         self._rows = rows
         self._database = database
         self._log = log
@@ -305,9 +298,7 @@ class Family(Generic[M, P]):
                 stored = await self.move(connection, stored, lifecycle.cancelled, why="its work was given up")
             return stored.message
 
-    async def delete(
-        self, name: str, etag: str, parts: PartUids = _none, departed: Departure = _nothing
-    ) -> M:
+    async def delete(self, name: str, etag: str, parts: PartUids = _none) -> M:
         """Delete a resource that has ended and that nothing needs, nor what goes with it.
 
         Raises NotFound, Aborted ETAG_MISMATCH, FailedPrecondition WRONG_STATE and RESOURCE_IN_USE.
@@ -323,9 +314,7 @@ class Family(Generic[M, P]):
                     metadata={"name": name, "state": now},
                 )
             uids = await parts(connection, stored.uid)
-            deleted = await delete_free(connection, self._rows, stored, uids)
-            await departed(connection, stored.uid)
-            return deleted.message
+            return (await delete_free(connection, self._rows, stored, uids)).message
 
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0
@@ -346,18 +335,3 @@ class Family(Generic[M, P]):
         await outbox.record(
             connection, ended.uid, ended.message, webhooks, self.lifecycle.name(ended.message.state)
         )
-
-
-async def delete_free(
-    connection: AsyncConnection, rows: Rows[R, P], stored: Stored[R, P], parts: Sequence[str] = ()
-) -> Stored[R, P]:
-    """Delete a resource that nothing needs, and free what it needed. Raises FailedPrecondition RESOURCE_IN_USE.
-
-    `parts` are uids of what goes with it, and must not be needed either.
-    """
-    holds = Holds()
-    await holds.require_free(connection, stored, parts)
-    deleted = await rows.delete(connection, stored)
-    await holds.drop(connection, stored.uid)
-    await elsewhere.release_all(connection, stored.uid)
-    return deleted

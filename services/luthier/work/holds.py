@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import Column, ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
@@ -28,6 +28,7 @@ class Holds:
 
     A resource of the same service holds by its uid: until it has ended, or as long as it is there when its hold is
     `lasting`. One of another service holds by an id of its own choice, for a time that it sets anew and again.
+    What is deleted and not purged holds on: it keeps what it needs from being purged, and not from being deleted.
     """
 
     def __init__(self, clock_us: Callable[[], int] = _now_us) -> None:
@@ -71,6 +72,27 @@ class Holds:
         """Let go what a resource held until it ended."""
         await connection.execute(delete(holds).where(holds.c.hold == hold, holds.c.lasting.is_(False)))
 
+    def keep(self, column: Column[Any]) -> ColumnElement[bool]:
+        """Return what says that something holds the resource whose uid is in a column."""
+        return exists().where(holds.c.held == column, self._lives())
+
+    async def rest(self, connection: AsyncConnection, uid: str) -> None:
+        """Note that the resource of a uid is deleted, as a holder and as what is held."""
+        await self._mark(connection, uid, deleted=True)
+
+    async def wake(self, connection: AsyncConnection, uid: str) -> None:
+        """Note that a deleted resource is back."""
+        await self._mark(connection, uid, deleted=False)
+
+    async def _mark(self, connection: AsyncConnection, uid: str, *, deleted: bool) -> None:
+        for column, mark in ((holds.c.hold, holds.c.holder_deleted), (holds.c.held, holds.c.held_deleted)):
+            await connection.execute(update(holds).where(column == uid).values({mark.name: deleted}))
+
+    async def missing(self, connection: AsyncConnection, hold: str) -> Sequence[str]:
+        """Return the uids of what a resource needs and is deleted."""
+        statement = select(holds.c.held).where(holds.c.hold == hold, holds.c.held_deleted)
+        return (await connection.execute(statement)).scalars().all()
+
     async def drop(self, connection: AsyncConnection, hold: str) -> None:
         """Let go all that the resource of this uid held."""
         await connection.execute(delete(holds).where(holds.c.hold == hold))
@@ -92,21 +114,29 @@ class Holds:
         return frozenset((await connection.execute(statement)).scalars())
 
     async def require_free(
-        self, connection: AsyncConnection, stored: Stored[Any, Any], parts: Sequence[str] = ()
+        self,
+        connection: AsyncConnection,
+        stored: Stored[Any, Any],
+        parts: Sequence[str] = (),
+        *,
+        for_good: bool = False,
     ) -> None:
         """Raise FailedPrecondition RESOURCE_IN_USE, with who needs it, while a resource or one of its parts is held.
 
-        `parts` are uids of what goes with it.
+        `parts` are uids of what goes with it. `for_good`: what is deleted and may come back counts as well.
         """
-        mine = holds.c.held.in_((stored.uid, *parts))
-        statement = select(holds.c.holder).where(mine, self._lives()).order_by(holds.c.holder).distinct()
+        mine = [holds.c.held.in_((stored.uid, *parts)), self._lives()]
+        if not for_good:
+            mine.append(holds.c.holder_deleted.is_(False))
+        statement = select(holds.c.holder).where(*mine).order_by(holds.c.holder).distinct()
         holders = list((await connection.execute(statement)).scalars())
         if not holders:
             return
         name = stored.message.name
         more = f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""
         raise FailedPrecondition(
-            f"{name} is needed by {', '.join(holders[:_NAMED])}{more}, until they have ended or are deleted",
+            f"{name} is needed by {', '.join(holders[:_NAMED])}{more}, until they "
+            f"{'are purged' if for_good else 'have ended or are deleted'}",
             reason=Reason.RESOURCE_IN_USE,
             metadata={"name": name, "holder": holders[0], "holders": str(len(holders))},
         )

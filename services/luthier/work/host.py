@@ -50,6 +50,7 @@ from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStag
 from luthier.work.metrics import WorkMetrics
 from luthier.work.ownership import own_blobs
 from luthier.work.peers import aio_channel
+from luthier.work.purging import Purged, PurgeMetrics, Purging
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.queue_figures import QueueFigures
 from luthier.work.requests import SqlRequestLog
@@ -65,6 +66,7 @@ _EXPIRY_SECONDS = 1.0
 _HOLDS_SECONDS = 2.0
 _ABSENCE_SECONDS = 30.0
 _FORGET_SECONDS = 3600.0
+_PURGE_SECONDS = 5.0
 _LEAST_FLOOR_BYTES = 64 << 20
 """Who gives less of a floor than this has no room to keep for cancelling either."""
 _logger = logging.getLogger(__name__)
@@ -194,13 +196,15 @@ class Chore:
 class Hosted:
     """What a service brings: its servicers, who follows its tasks, what it does while it serves.
 
-    `families` holds what other services may hold, by the id of its collection.
+    `families` holds what other services may hold, by the id of its collection; `purged` are those whose deleted
+    resources go for good in the end, what holds others before those.
     """
 
     registrations: Sequence[Registration]
     handlers: dict[TaskKind, TaskHandler]
     policy: Policy
     families: Mapping[str, Holdable] = field(default_factory=dict)
+    purged: Sequence[Purged] = ()
     generations: Generations | None = None
     chores: Sequence[Chore] = ()
 
@@ -238,8 +242,10 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         request_log = SqlRequestLog(database)
         waiting = WaitingTasks(database, parts.log, hosted.handlers, parts.workers)
         waits = Chore(work=waiting.look, interval_seconds=_EXPIRY_SECONDS)
+        purging = Purging(database, hosted.purged, PurgeMetrics(parts.metrics.registry))
+        purges = Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
         collecting = _collecting(parts.collector, settings.blob_grace_seconds)
-        for chore in (*_chores(parts, request_log), *collecting, waits, *hosted.chores):
+        for chore in (*_chores(parts, request_log), *collecting, waits, purges, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
             stack.push_async_callback(_ended, task)
         running = await stack.enter_async_context(

@@ -97,8 +97,9 @@ class Listed(Protocol[Value]):
         after: Cursor | None,
         equals: Mapping[str, Wanted],
         newest_first: bool,
+        deleted: bool = False,
     ) -> Select[Any]:
-        """Return what finds a page."""
+        """Return what finds a page, of those that are deleted or of the others."""
         ...
 
     def page_of(self, rows: Sequence[RowMapping], limit: int) -> Page[Value]:
@@ -127,18 +128,41 @@ async def list_page(
     equals, meant = await _by_uid(parse_filter(request.filter, filters), request.parent, live or {})
     newest_first = parse_order_by(request.order_by)
     scope = parent_uid or request.parent
-    bound = fingerprint(type(request).__name__, scope, request.filter, request.order_by, *meant)
+    bound = fingerprint(
+        type(request).__name__, scope, request.filter, request.order_by, *meant, *_words(request)
+    )
     parts = tokens.decode(request.page_token, bound)
     limit = page_size(request.page_size)
-    statement = resources.page_statement(
-        parent=request.parent,
-        limit=limit,
-        after=Cursor.of(parts) if parts is not None else None,
-        equals=equals,
-        newest_first=newest_first,
-    )
-    page = resources.page_of(await database.rows(statement), limit)
+    found = [
+        await database.rows(
+            resources.page_statement(
+                parent=request.parent,
+                limit=limit,
+                after=Cursor.of(parts) if parts is not None else None,
+                equals=equals,
+                newest_first=newest_first,
+                deleted=deleted,
+            )
+        )
+        for deleted in ((False, True) if _shows_deleted(request) else (False,))
+    ]
+    rows = found[0]
+    if len(found) > 1:
+        # Each has an index of its own: together they are a page.
+        keyed = (*found[0], *found[1])
+        rows = sorted(keyed, key=lambda row: (row["create_time_us"], row["name"]), reverse=newest_first)
+        rows = rows[: limit + 1]
+    page = resources.page_of(rows, limit)
     return page.values, tokens.encode(page.next.parts(), bound) if page.next is not None else ""
+
+
+def _shows_deleted(request: Any) -> bool:
+    """Return whether a request asks for deleted resources too; that of a kind that has none cannot."""
+    return bool(getattr(request, "show_deleted", False))
+
+
+def _words(request: Any) -> Sequence[str]:
+    return ["show_deleted"] if _shows_deleted(request) else []
 
 
 async def _by_uid(

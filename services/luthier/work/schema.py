@@ -81,6 +81,8 @@ holds = Table(
     Column("holder", String, nullable=False),
     Column("lasting", Boolean, nullable=False),
     Column("expire_time_us", BigInteger),
+    Column("holder_deleted", Boolean, nullable=False, server_default=false()),
+    Column("held_deleted", Boolean, nullable=False, server_default=false()),
     Index("ix_holds_hold", "hold"),
 )
 

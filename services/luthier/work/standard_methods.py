@@ -25,6 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M")
 Q = TypeVar("Q")
 A = TypeVar("A", bound=Message)
+A_co = TypeVar("A_co", covariant=True)
 Unary = Callable[[Q, Context], Coroutine[Any, Any, A]]
 ServerStream = Callable[[Q, Context], AsyncIterator[A]]
 Page = tuple[tuple[M, ...], str]
@@ -44,6 +45,26 @@ class ChangeRequest(NameRequest, Protocol):
     @property
     def etag(self) -> str:
         """As it was last seen; empty: however it is."""
+
+
+class DeletedRequest(ChangeRequest, Protocol):
+    """Names a resource that was deleted."""
+
+    @property
+    def uid(self) -> str:
+        """Which of several that had the name; empty: the one that was deleted last."""
+
+
+class Undeletable(Protocol[A_co]):
+    """A family whose deleted resources can be brought back: `work.undeleting.Undeleting`."""
+
+    async def undelete(self, name: str, uid: str, etag: str) -> A_co:
+        """Bring a deleted resource back."""
+        ...
+
+    async def purge(self, name: str, uid: str, etag: str) -> A_co:
+        """Give a deleted resource up."""
+        ...
 
 
 class WatchRequest(NameRequest, Protocol):
@@ -138,6 +159,21 @@ class StandardMethods:
     def delete(self, delete: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
         """Return a method that deletes a resource."""
         return self.change(delete)
+
+    def undelete(self, family: Undeletable[A]) -> Unary[DeletedRequest, A]:
+        """Return a method that brings a deleted resource back."""
+        return self._deleted(family.undelete)
+
+    def purge(self, family: Undeletable[A]) -> Unary[DeletedRequest, A]:
+        """Return a method that gives a deleted resource up for good."""
+        return self._deleted(family.purge)
+
+    def _deleted(self, change: Callable[[str, str, str], Awaitable[A]]) -> Unary[DeletedRequest, A]:
+        async def changed(request: DeletedRequest, context: Context) -> A:  # noqa: ARG001
+            self.check(request.name)
+            return await change(request.name, request.uid, request.etag)
+
+        return changed
 
     def change(self, change: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
         """Return a method that changes a resource, given its name and the etag that it is to have."""

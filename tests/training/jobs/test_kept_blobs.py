@@ -7,8 +7,9 @@ from typing import Any
 
 from tests.training.conftest import stored
 from tests.work.checkpoints import checkpoint_of
-from tests.work.collected import collect_later
+from tests.work.collected import collect_later, purge_later
 
+from luthier.training.assembly import PURGED
 from luthier.training.jobs import repository
 from luthier.work.tasks import Outcome
 
@@ -66,7 +67,7 @@ async def test_the_same_step_again_leaves_nothing_behind(bench: Any) -> None:
     assert await there(bench, first.sha256, again.sha256) == [True, False]
 
 
-async def test_a_deleted_job_gives_back_its_checkpoints(bench: Any) -> None:
+async def test_a_deleted_job_gives_back_its_checkpoints_when_it_is_purged(bench: Any) -> None:
     job = await bench.create("one")
     task, _ = await bench.claim()
     file = await stored(bench, "state")
@@ -75,7 +76,25 @@ async def test_a_deleted_job_gives_back_its_checkpoints(bench: Any) -> None:
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     assert await there(bench, file.sha256) == [True]
     await bench.jobs.delete(job.name, "")
+    assert await there(bench, file.sha256) == [True], "it may come back"
+    await purge_later(bench.database, PURGED)
     assert await there(bench, file.sha256) == [False]
+
+
+async def test_what_only_a_deleted_job_needs_is_there_when_it_comes_back(bench: Any) -> None:
+    job = await bench.create("one")
+    task, _ = await bench.claim()
+    file = await stored(bench, "state")
+    await bench.queue.commit_checkpoint(checkpoint_of(task, 1, [file]))
+    await bench.cancel(job.name)
+    await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
+    await bench.jobs.delete(job.name, "")
+    await collect_later(bench.database, bench.blobs)
+    await bench.jobs.family.undeleting.undelete(job.name, "", "")
+    await purge_later(bench.database, PURGED)
+    assert await there(bench, file.sha256) == [True]
+    name = f"{job.name}/checkpoints/step-1"
+    assert (await bench.jobs.checkpoint(name)).name == name
 
 
 async def test_a_template_stays_with_the_job_that_teaches_by_it(bench: Any) -> None:
@@ -85,4 +104,5 @@ async def test_a_template_stays_with_the_job_that_teaches_by_it(bench: Any) -> N
     assert await there(bench, digest) == [True]
     await bench.cancel(job.name)
     await bench.jobs.delete(job.name, "")
+    await purge_later(bench.database, PURGED)
     assert await there(bench, digest) == [False]

@@ -9,10 +9,11 @@ import pytest
 from tests.training.conftest import stored
 from tests.training.jobs.rollouts import commit, committed, create, drawn
 from tests.work.checkpoints import checkpoint_of
-from tests.work.collected import collect_later
+from tests.work.collected import collect_later, purge_later
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, NotFound, Reason
 from luthier.runtime.paging import PageTokens
+from luthier.training.assembly import PURGED
 from luthier.training.jobs import servicer as jobs_servicer
 from luthier.training.jobs.servicer import TrainingServicer
 from luthier.v1.rollout_pb2 import Rollout
@@ -255,6 +256,9 @@ async def test_bytes_stay_while_the_job_is_there_and_go_with_it(bench: Any) -> N
     await bench.cancel(JOB)
     await bench.queue.finish(task.task_id, task.epoch, Outcome(cancelled=True))
     await bench.jobs.delete(JOB, "")
+    await collect_later(bench.database, bench.blobs)
+    assert await bench.blobs.has(digest), "the job may come back"
+    await purge_later(bench.database, PURGED)
     assert await bench.blobs.has(digest), "who reads them still does for a while"
     await collect_later(bench.database, bench.blobs)
     assert not await bench.blobs.has(digest)

@@ -72,16 +72,35 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Dataset]:
     return call(scope, lambda stubs: stubs.data.DeleteDataset, request)
 
 
+def undelete(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Dataset]:
+    """Bring back a dataset that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteDatasetRequest(
+        name=names.child(scope.project, "datasets", name), uid=uid, etag=etag
+    )
+    return call(scope, lambda stubs: stubs.data.UndeleteDataset, request)
+
+
+def purge(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Dataset]:
+    """Purge a dataset that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeDatasetRequest(name=names.child(scope.project, "datasets", name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.data.PurgeDataset, request)
+
+
 def list_all(
     scope: Scope,
     *,
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[Dataset]:
-    """Go through the datasets of the project, newest first."""
+    """Go through the datasets of the project, newest first; with `show_deleted` what is deleted and not purged too."""
     request = api.ListDatasetsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(scope, lambda stubs: stubs.data.ListDatasets, request, lambda page: page.datasets)
 
@@ -98,10 +117,18 @@ def list_uploads(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[Upload]:
-    """Go through the uploads of the project, newest first; `state = "RECEIVING"` finds those that go on."""
+    """Go through the uploads of the project, newest first; `state = "RECEIVING"` finds those that go on.
+
+    With `show_deleted` what is deleted and not purged comes too.
+    """
     request = api.ListUploadsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(scope, lambda stubs: stubs.data.ListUploads, request, lambda page: page.uploads)
 
@@ -116,6 +143,18 @@ def delete_upload(scope: Scope, name: str, *, etag: str = "") -> Flow[Upload]:
     """Delete an upload that is complete or cancelled. Versions built from it stay."""
     request = api.DeleteUploadRequest(name=names.child(scope.project, "uploads", name), etag=etag)
     return call(scope, lambda stubs: stubs.data.DeleteUpload, request)
+
+
+def undelete_upload(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Upload]:
+    """Bring back an upload that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteUploadRequest(name=names.child(scope.project, "uploads", name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.data.UndeleteUpload, request)
+
+
+def purge_upload(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Upload]:
+    """Purge an upload that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeUploadRequest(name=names.child(scope.project, "uploads", name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.data.PurgeUpload, request)
 
 
 def create_version(
@@ -162,13 +201,15 @@ def list_versions(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[DatasetVersion]:
-    """Go through the versions of a dataset, newest first."""
+    """Go through the versions of a dataset, newest first; with `show_deleted` what is deleted and not purged too."""
     request = api.ListDatasetVersionsRequest(
         parent=names.child(scope.project, "datasets", dataset),
         filter=filter,
         order_by=order_by,
         page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(
         scope, lambda stubs: stubs.data.ListDatasetVersions, request, lambda page: page.dataset_versions
@@ -185,6 +226,18 @@ def delete_version(scope: Scope, name: str, *, etag: str = "") -> Flow[DatasetVe
     """Delete a version that has ended. Its name may be used again."""
     request = api.DeleteDatasetVersionRequest(name=names.version(scope.project, name), etag=etag)
     return call(scope, lambda stubs: stubs.data.DeleteDatasetVersion, request)
+
+
+def undelete_version(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[DatasetVersion]:
+    """Bring back a version that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteDatasetVersionRequest(name=names.version(scope.project, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.data.UndeleteDatasetVersion, request)
+
+
+def purge_version(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[DatasetVersion]:
+    """Purge a version that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeDatasetVersionRequest(name=names.version(scope.project, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.data.PurgeDatasetVersion, request)
 
 
 def watch_version(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
@@ -269,6 +322,8 @@ class Versions(SyncResource):
     list = stream_method(list_versions)
     cancel = method(cancel_version)
     delete = method(delete_version)
+    undelete = method(undelete_version)
+    purge = method(purge_version)
     watch = stream_method(watch_version)
     wait = method(wait_for_version)
     errors = stream_method(list_errors)
@@ -282,12 +337,16 @@ class Datasets(SyncResource):
     create = method(create)
     get = method(get)
     delete = method(delete)
+    undelete = method(undelete)
+    purge = method(purge)
     list = stream_method(list_all)
     upload = method(upload)
     get_upload = method(get_upload)
     list_uploads = stream_method(list_uploads)
     cancel_upload = method(cancel_upload)
     delete_upload = method(delete_upload)
+    undelete_upload = method(undelete_upload)
+    purge_upload = method(purge_upload)
     create_version = method(create_version)
 
     def __init__(self, driver: SyncDriver) -> None:
@@ -302,6 +361,8 @@ class AsyncVersions(AsyncResource):
     list = async_stream_method(list_versions)
     cancel = async_method(cancel_version)
     delete = async_method(delete_version)
+    undelete = async_method(undelete_version)
+    purge = async_method(purge_version)
     watch = async_stream_method(watch_version)
     wait = async_method(wait_for_version)
     errors = async_stream_method(list_errors)
@@ -315,12 +376,16 @@ class AsyncDatasets(AsyncResource):
     create = async_method(create)
     get = async_method(get)
     delete = async_method(delete)
+    undelete = async_method(undelete)
+    purge = async_method(purge)
     list = async_stream_method(list_all)
     upload = async_method(upload)
     get_upload = async_method(get_upload)
     list_uploads = async_stream_method(list_uploads)
     cancel_upload = async_method(cancel_upload)
     delete_upload = async_method(delete_upload)
+    undelete_upload = async_method(undelete_upload)
+    purge_upload = async_method(purge_upload)
     create_version = async_method(create_version)
 
     def __init__(self, driver: AsyncDriver) -> None:

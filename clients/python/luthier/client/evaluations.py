@@ -64,10 +64,15 @@ def list_all(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[Evaluation]:
-    """Go through the evaluations of the project, newest first."""
+    """Go through the evaluations of the project, newest first; `show_deleted`: what is deleted and not purged too."""
     request = api.ListEvaluationsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(
         scope, lambda stubs: stubs.evaluation.ListEvaluations, request, lambda page: page.evaluations
@@ -84,6 +89,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Evaluation]:
     """Delete an evaluation that has ended, with its predictions."""
     request = api.DeleteEvaluationRequest(name=_name(scope, name), etag=etag)
     return call(scope, lambda stubs: stubs.evaluation.DeleteEvaluation, request)
+
+
+def undelete(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Evaluation]:
+    """Bring back an evaluation that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteEvaluationRequest(name=_name(scope, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.evaluation.UndeleteEvaluation, request)
+
+
+def purge(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Evaluation]:
+    """Purge an evaluation that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeEvaluationRequest(name=_name(scope, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.evaluation.PurgeEvaluation, request)
 
 
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
@@ -266,6 +283,8 @@ class Evaluations(SyncResource):
     list = stream_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
+    undelete = method(undelete)
+    purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     predictions = stream_method(list_predictions)
@@ -282,6 +301,8 @@ class AsyncEvaluations(AsyncResource):
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
     delete = async_method(delete)
+    undelete = async_method(undelete)
+    purge = async_method(purge)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     predictions = async_stream_method(list_predictions)

@@ -60,10 +60,15 @@ def list_all(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[FineTuningJob]:
-    """Go through the jobs of the project, newest first."""
+    """Go through the jobs of the project, newest first; with `show_deleted` what is deleted and not purged too."""
     request = api.ListFineTuningJobsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(
         scope, lambda stubs: stubs.training.ListFineTuningJobs, request, lambda page: page.fine_tuning_jobs
@@ -95,6 +100,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[FineTuningJob]:
     """Delete a job that has ended; its model stays. Its name may be used again."""
     request = api.DeleteFineTuningJobRequest(name=_name(scope, name), etag=etag)
     return call(scope, lambda stubs: stubs.training.DeleteFineTuningJob, request)
+
+
+def undelete(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[FineTuningJob]:
+    """Bring back a job that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteFineTuningJobRequest(name=_name(scope, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.training.UndeleteFineTuningJob, request)
+
+
+def purge(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[FineTuningJob]:
+    """Purge a job that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeFineTuningJobRequest(name=_name(scope, name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.training.PurgeFineTuningJob, request)
 
 
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
@@ -207,6 +224,8 @@ class Jobs(SyncResource):
     pause = method(pause)
     resume = method(resume)
     delete = method(delete)
+    undelete = method(undelete)
+    purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
     events = stream_method(list_events)
@@ -237,6 +256,8 @@ class AsyncJobs(AsyncResource):
     pause = async_method(pause)
     resume = async_method(resume)
     delete = async_method(delete)
+    undelete = async_method(undelete)
+    purge = async_method(purge)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_done)
     events = async_stream_method(list_events)

@@ -89,10 +89,15 @@ def list_all(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[Model]:
-    """Go through the models of the project, newest first."""
+    """Go through the models of the project, newest first; with `show_deleted` what is deleted and not purged too."""
     request = api.ListModelsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(scope, lambda stubs: stubs.models.ListModels, request, lambda page: page.models)
 
@@ -107,6 +112,18 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Model]:
     """Delete a model that nothing stands on. Its name may be used again."""
     request = api.DeleteModelRequest(name=names.child(scope.project, "models", name), etag=etag)
     return call(scope, lambda stubs: stubs.models.DeleteModel, request)
+
+
+def undelete(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Model]:
+    """Bring back a model that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteModelRequest(name=names.child(scope.project, "models", name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.models.UndeleteModel, request)
+
+
+def purge(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Model]:
+    """Purge a model that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeModelRequest(name=names.child(scope.project, "models", name), uid=uid, etag=etag)
+    return call(scope, lambda stubs: stubs.models.PurgeModel, request)
 
 
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
@@ -159,6 +176,8 @@ class Models(SyncResource):
     list = stream_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
+    undelete = method(undelete)
+    purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
     files = stream_method(list_files)
@@ -175,6 +194,8 @@ class AsyncModels(AsyncResource):
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
     delete = async_method(delete)
+    undelete = async_method(undelete)
+    purge = async_method(purge)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
     files = async_stream_method(list_files)

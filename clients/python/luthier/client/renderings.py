@@ -51,10 +51,15 @@ def list_all(
     filter: str = "",  # noqa: A002 - the name on the wire
     order_by: str = "",
     page_size: int = 0,
+    show_deleted: bool = False,
 ) -> StreamFlow[Rendering]:
-    """Go through the renderings of the project, newest first."""
+    """Go through the renderings of the project, newest first; `show_deleted`: what is deleted and not purged too."""
     request = api.ListRenderingsRequest(
-        parent=names.project(scope.project), filter=filter, order_by=order_by, page_size=page_size
+        parent=names.project(scope.project),
+        filter=filter,
+        order_by=order_by,
+        page_size=page_size,
+        show_deleted=show_deleted,
     )
     return pages(scope, lambda stubs: stubs.data.ListRenderings, request, lambda page: page.renderings)
 
@@ -69,6 +74,22 @@ def delete(scope: Scope, name: str, *, etag: str = "") -> Flow[Rendering]:
     """Delete a rendering that has ended. Its name may be used again."""
     request = api.DeleteRenderingRequest(name=names.child(scope.project, "renderings", name), etag=etag)
     return call(scope, lambda stubs: stubs.data.DeleteRendering, request)
+
+
+def undelete(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Rendering]:
+    """Bring back a rendering that was deleted, until it is purged; `uid`: which of several that had the name."""
+    request = api.UndeleteRenderingRequest(
+        name=names.child(scope.project, "renderings", name), uid=uid, etag=etag
+    )
+    return call(scope, lambda stubs: stubs.data.UndeleteRendering, request)
+
+
+def purge(scope: Scope, name: str, *, uid: str = "", etag: str = "") -> Flow[Rendering]:
+    """Purge a rendering that was deleted, at once and for good; `uid` as in `undelete`."""
+    request = api.PurgeRenderingRequest(
+        name=names.child(scope.project, "renderings", name), uid=uid, etag=etag
+    )
+    return call(scope, lambda stubs: stubs.data.PurgeRendering, request)
 
 
 def watch_events(scope: Scope, name: str, *, start_sequence: int = 0, uid: str = "") -> StreamFlow[Event]:
@@ -167,6 +188,8 @@ class Renderings(SyncResource):
     list = stream_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
+    undelete = method(undelete)
+    purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
     errors = stream_method(list_errors)
@@ -182,6 +205,8 @@ class AsyncRenderings(AsyncResource):
     list = async_stream_method(list_all)
     cancel = async_method(cancel)
     delete = async_method(delete)
+    undelete = async_method(undelete)
+    purge = async_method(purge)
     watch = async_stream_method(watch_events)
     wait = async_method(wait_until_ready)
     errors = async_stream_method(list_errors)

@@ -61,6 +61,16 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
                 _registered_method=True)
+        self.UndeleteDataset = channel.unary_unary(
+                '/luthier.v1.DataService/UndeleteDataset',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                _registered_method=True)
+        self.PurgeDataset = channel.unary_unary(
+                '/luthier.v1.DataService/PurgeDataset',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.PurgeDatasetRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
+                _registered_method=True)
         self.StartUpload = channel.unary_unary(
                 '/luthier.v1.DataService/StartUpload',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.StartUploadRequest.SerializeToString,
@@ -91,6 +101,16 @@ class DataServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteUploadRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
                 _registered_method=True)
+        self.UndeleteUpload = channel.unary_unary(
+                '/luthier.v1.DataService/UndeleteUpload',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.UndeleteUploadRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+                _registered_method=True)
+        self.PurgeUpload = channel.unary_unary(
+                '/luthier.v1.DataService/PurgeUpload',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.PurgeUploadRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+                _registered_method=True)
         self.CreateDatasetVersion = channel.unary_unary(
                 '/luthier.v1.DataService/CreateDatasetVersion',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.CreateDatasetVersionRequest.SerializeToString,
@@ -114,6 +134,16 @@ class DataServiceStub(object):
         self.DeleteDatasetVersion = channel.unary_unary(
                 '/luthier.v1.DataService/DeleteDatasetVersion',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+                _registered_method=True)
+        self.UndeleteDatasetVersion = channel.unary_unary(
+                '/luthier.v1.DataService/UndeleteDatasetVersion',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetVersionRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+                _registered_method=True)
+        self.PurgeDatasetVersion = channel.unary_unary(
+                '/luthier.v1.DataService/PurgeDatasetVersion',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.PurgeDatasetVersionRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
                 _registered_method=True)
         self.WatchDatasetVersion = channel.unary_stream(
@@ -159,6 +189,16 @@ class DataServiceStub(object):
         self.DeleteRendering = channel.unary_unary(
                 '/luthier.v1.DataService/DeleteRendering',
                 request_serializer=luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+                _registered_method=True)
+        self.UndeleteRendering = channel.unary_unary(
+                '/luthier.v1.DataService/UndeleteRendering',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.UndeleteRenderingRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+                _registered_method=True)
+        self.PurgeRendering = channel.unary_unary(
+                '/luthier.v1.DataService/PurgeRendering',
+                request_serializer=luthier_dot_v1_dot_data__service__pb2.PurgeRenderingRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
                 _registered_method=True)
         self.WatchRendering = channel.unary_stream(
@@ -224,6 +264,26 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UndeleteDataset(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeDataset(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartUpload(self, request, context):
         """Announce a file. Send its bytes with WriteUpload.
 
@@ -281,6 +341,26 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UndeleteUpload(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeUpload(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateDatasetVersion(self, request, context):
         """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -323,6 +403,26 @@ class DataServiceServicer(object):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteDatasetVersion(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeDatasetVersion(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -414,6 +514,26 @@ class DataServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UndeleteRendering(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeRendering(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRendering(self, request, context):
         """Stream a rendering's events from a number on; ends after the event of a final state.
 
@@ -481,6 +601,16 @@ def add_DataServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
             ),
+            'UndeleteDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteDataset,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+            ),
+            'PurgeDataset': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeDataset,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.PurgeDatasetRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.Dataset.SerializeToString,
+            ),
             'StartUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.StartUpload,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.StartUploadRequest.FromString,
@@ -511,6 +641,16 @@ def add_DataServiceServicer_to_server(servicer, server):
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteUploadRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
             ),
+            'UndeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteUpload,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.UndeleteUploadRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
+            ),
+            'PurgeUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeUpload,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.PurgeUploadRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_upload__pb2.Upload.SerializeToString,
+            ),
             'CreateDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDatasetVersion,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.CreateDatasetVersionRequest.FromString,
@@ -534,6 +674,16 @@ def add_DataServiceServicer_to_server(servicer, server):
             'DeleteDatasetVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDatasetVersion,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
+            ),
+            'UndeleteDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteDatasetVersion,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetVersionRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
+            ),
+            'PurgeDatasetVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeDatasetVersion,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.PurgeDatasetVersionRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
             ),
             'WatchDatasetVersion': grpc.unary_stream_rpc_method_handler(
@@ -579,6 +729,16 @@ def add_DataServiceServicer_to_server(servicer, server):
             'DeleteRendering': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRendering,
                     request_deserializer=luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
+            ),
+            'UndeleteRendering': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteRendering,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.UndeleteRenderingRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
+            ),
+            'PurgeRendering': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeRendering,
+                    request_deserializer=luthier_dot_v1_dot_data__service__pb2.PurgeRenderingRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_rendering__pb2.Rendering.SerializeToString,
             ),
             'WatchRendering': grpc.unary_stream_rpc_method_handler(
@@ -711,6 +871,60 @@ class DataService(object):
             target,
             '/luthier.v1.DataService/DeleteDataset',
             luthier_dot_v1_dot_data__service__pb2.DeleteDatasetRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/UndeleteDataset',
+            luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeDataset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/PurgeDataset',
+            luthier_dot_v1_dot_data__service__pb2.PurgeDatasetRequest.SerializeToString,
             luthier_dot_v1_dot_dataset__pb2.Dataset.FromString,
             options,
             channel_credentials,
@@ -885,6 +1099,60 @@ class DataService(object):
             _registered_method=True)
 
     @staticmethod
+    def UndeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/UndeleteUpload',
+            luthier_dot_v1_dot_data__service__pb2.UndeleteUploadRequest.SerializeToString,
+            luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/PurgeUpload',
+            luthier_dot_v1_dot_data__service__pb2.PurgeUploadRequest.SerializeToString,
+            luthier_dot_v1_dot_upload__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateDatasetVersion(request,
             target,
             options=(),
@@ -1008,6 +1276,60 @@ class DataService(object):
             target,
             '/luthier.v1.DataService/DeleteDatasetVersion',
             luthier_dot_v1_dot_data__service__pb2.DeleteDatasetVersionRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/UndeleteDatasetVersion',
+            luthier_dot_v1_dot_data__service__pb2.UndeleteDatasetVersionRequest.SerializeToString,
+            luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/PurgeDatasetVersion',
+            luthier_dot_v1_dot_data__service__pb2.PurgeDatasetVersionRequest.SerializeToString,
             luthier_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
             options,
             channel_credentials,
@@ -1251,6 +1573,60 @@ class DataService(object):
             target,
             '/luthier.v1.DataService/DeleteRendering',
             luthier_dot_v1_dot_data__service__pb2.DeleteRenderingRequest.SerializeToString,
+            luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteRendering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/UndeleteRendering',
+            luthier_dot_v1_dot_data__service__pb2.UndeleteRenderingRequest.SerializeToString,
+            luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeRendering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.DataService/PurgeRendering',
+            luthier_dot_v1_dot_data__service__pb2.PurgeRenderingRequest.SerializeToString,
             luthier_dot_v1_dot_rendering__pb2.Rendering.FromString,
             options,
             channel_credentials,

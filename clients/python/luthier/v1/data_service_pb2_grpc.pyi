@@ -60,6 +60,18 @@ class DataServiceStub:
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
     """
+    UndeleteDataset: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteDatasetRequest, _dataset_pb2.Dataset]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeDataset: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PurgeDatasetRequest, _dataset_pb2.Dataset]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     StartUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.StartUploadRequest, _upload_pb2.Upload]
     """Announce a file. Send its bytes with WriteUpload.
 
@@ -93,6 +105,18 @@ class DataServiceStub:
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
     is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
     """
+    UndeleteUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteUploadRequest, _upload_pb2.Upload]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeUpload: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PurgeUploadRequest, _upload_pb2.Upload]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     CreateDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]
     """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -119,6 +143,18 @@ class DataServiceStub:
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
+    """
+    UndeleteDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteDatasetVersionRequest, _dataset_pb2.DatasetVersion]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeDatasetVersion: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PurgeDatasetVersionRequest, _dataset_pb2.DatasetVersion]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchDatasetVersion: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]
     """Stream a version's events from a number on; ends after the event of a final state.
@@ -169,6 +205,18 @@ class DataServiceStub:
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
+    """
+    UndeleteRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteRenderingRequest, _rendering_pb2.Rendering]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeRendering: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.PurgeRenderingRequest, _rendering_pb2.Rendering]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchRendering: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -226,6 +274,18 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: it has versions; delete them first.
     """
+    UndeleteDataset: _aio.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeDataset: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PurgeDatasetRequest, _dataset_pb2.Dataset]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     StartUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.StartUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
     """Announce a file. Send its bytes with WriteUpload.
 
@@ -259,6 +319,18 @@ class DataServiceAsyncStub(DataServiceStub):
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a version
     is being built from it. FAILED_PRECONDITION WRONG_STATE: it is being received; cancel it first.
     """
+    UndeleteUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeUpload: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PurgeUploadRequest, _upload_pb2.Upload]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     CreateDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.CreateDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
     """Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
 
@@ -285,6 +357,18 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
+    """
+    UndeleteDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeDatasetVersion: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PurgeDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchDatasetVersion: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a version's events from a number on; ends after the event of a final state.
@@ -335,6 +419,18 @@ class DataServiceAsyncStub(DataServiceStub):
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
+    """
+    UndeleteRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.UndeleteRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeRendering: _aio.UnaryUnaryMultiCallable[_data_service_pb2.PurgeRenderingRequest, _rendering_pb2.Rendering]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchRendering: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchRenderingRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a rendering's events from a number on; ends after the event of a final state.
@@ -415,6 +511,30 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UndeleteDataset(
+        self,
+        request: _data_service_pb2.UndeleteDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Dataset, _abc.Awaitable[_dataset_pb2.Dataset]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeDataset(
+        self,
+        request: _data_service_pb2.PurgeDatasetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Dataset, _abc.Awaitable[_dataset_pb2.Dataset]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+
+    @_abc_1.abstractmethod
     def StartUpload(
         self,
         request: _data_service_pb2.StartUploadRequest,
@@ -484,6 +604,30 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UndeleteUpload(
+        self,
+        request: _data_service_pb2.UndeleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_upload_pb2.Upload, _abc.Awaitable[_upload_pb2.Upload]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeUpload(
+        self,
+        request: _data_service_pb2.PurgeUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_upload_pb2.Upload, _abc.Awaitable[_upload_pb2.Upload]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+
+    @_abc_1.abstractmethod
     def CreateDatasetVersion(
         self,
         request: _data_service_pb2.CreateDatasetVersionRequest,
@@ -538,6 +682,30 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         rendering or an evaluation that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being built; cancel it first.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteDatasetVersion(
+        self,
+        request: _data_service_pb2.UndeleteDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeDatasetVersion(
+        self,
+        request: _data_service_pb2.PurgeDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
 
     @_abc_1.abstractmethod
@@ -642,6 +810,30 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         job that has not ended reads it. FAILED_PRECONDITION WRONG_STATE: it is being made; cancel it first.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteRendering(
+        self,
+        request: _data_service_pb2.UndeleteRenderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rendering_pb2.Rendering, _abc.Awaitable[_rendering_pb2.Rendering]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeRendering(
+        self,
+        request: _data_service_pb2.PurgeRenderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rendering_pb2.Rendering, _abc.Awaitable[_rendering_pb2.Rendering]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
 
     @_abc_1.abstractmethod

@@ -165,6 +165,7 @@ class Dataset(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/datasets/{dataset}."""
     uid: _builtins.str
@@ -187,7 +188,11 @@ class Dataset(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     def __init__(
         self,
@@ -200,10 +205,11 @@ class Dataset(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "purge_time", b"purge_time", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +440,7 @@ class DatasetVersion(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/datasets/{dataset}/versions/{version}."""
@@ -485,7 +492,11 @@ class DatasetVersion(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
@@ -512,11 +523,12 @@ class DatasetVersion(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "split_settings", b"split_settings", "statistics", b"statistics", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "purge_time", b"purge_time", "split_settings", b"split_settings", "statistics", b"statistics", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "error", b"error", "etag", b"etag", "invalid_record_policy", b"invalid_record_policy", "labels", b"labels", "name", b"name", "purge_time", b"purge_time", "references", b"references", "sources", b"sources", "split_settings", b"split_settings", "state", b"state", "statistics", b"statistics", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

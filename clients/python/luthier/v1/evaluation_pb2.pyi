@@ -1129,6 +1129,7 @@ class Evaluation(_message.Message):
     CONTAMINATION_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     MAX_WORKERS_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     DRIFT_FIELD_NUMBER: _builtins.int
@@ -1260,7 +1261,11 @@ class Evaluation(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
@@ -1340,6 +1345,7 @@ class Evaluation(_message.Message):
         contamination: Global___Contamination | None = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         max_workers: _builtins.int = ...,
         waiting: _status_pb2.Status | None = ...,
         drift: Global___DriftProbe | None = ...,
@@ -1353,9 +1359,9 @@ class Evaluation(_message.Message):
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
         webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["contamination", b"contamination", "create_time", b"create_time", "delete_time", b"delete_time", "drift", b"drift", "end_time", b"end_time", "error", b"error", "progress", b"progress", "purge_time", b"purge_time", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "choices", b"choices", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "references", b"references", "reward_model", b"reward_model", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_results", b"arm_results", "arms", b"arms", "base_precision", b"base_precision", "candidate_arm_id", b"candidate_arm_id", "choices", b"choices", "comparisons", b"comparisons", "contamination", b"contamination", "create_time", b"create_time", "dataset_digest", b"dataset_digest", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "display_name", b"display_name", "drift", b"drift", "drift_results", b"drift_results", "end_time", b"end_time", "error", b"error", "etag", b"etag", "grader_results", b"grader_results", "graders", b"graders", "guards", b"guards", "judge_results", b"judge_results", "judges", b"judges", "labels", b"labels", "max_new_tokens", b"max_new_tokens", "max_records", b"max_records", "max_workers", b"max_workers", "metrics", b"metrics", "model_digests", b"model_digests", "name", b"name", "num_records", b"num_records", "primary_score", b"primary_score", "progress", b"progress", "purge_time", b"purge_time", "references", b"references", "reward_model", b"reward_model", "seed", b"seed", "smallest_difference", b"smallest_difference", "split", b"split", "state", b"state", "uid", b"uid", "update_time", b"update_time", "verdict", b"verdict", "waiting", b"waiting", "warnings", b"warnings", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,16 @@ class EvaluationServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
                 _registered_method=True)
+        self.UndeleteEvaluation = channel.unary_unary(
+                '/luthier.v1.EvaluationService/UndeleteEvaluation',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.UndeleteEvaluationRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+                _registered_method=True)
+        self.PurgeEvaluation = channel.unary_unary(
+                '/luthier.v1.EvaluationService/PurgeEvaluation',
+                request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.PurgeEvaluationRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+                _registered_method=True)
         self.WatchEvaluation = channel.unary_stream(
                 '/luthier.v1.EvaluationService/WatchEvaluation',
                 request_serializer=luthier_dot_v1_dot_evaluation__service__pb2.WatchEvaluationRequest.SerializeToString,
@@ -175,6 +185,26 @@ class EvaluationServiceServicer(object):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
         it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteEvaluation(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeEvaluation(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,6 +364,16 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
             'DeleteEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEvaluation,
                     request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
+            ),
+            'UndeleteEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteEvaluation,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.UndeleteEvaluationRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
+            ),
+            'PurgeEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeEvaluation,
+                    request_deserializer=luthier_dot_v1_dot_evaluation__service__pb2.PurgeEvaluationRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_evaluation__pb2.Evaluation.SerializeToString,
             ),
             'WatchEvaluation': grpc.unary_stream_rpc_method_handler(
@@ -533,6 +573,60 @@ class EvaluationService(object):
             target,
             '/luthier.v1.EvaluationService/DeleteEvaluation',
             luthier_dot_v1_dot_evaluation__service__pb2.DeleteEvaluationRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/UndeleteEvaluation',
+            luthier_dot_v1_dot_evaluation__service__pb2.UndeleteEvaluationRequest.SerializeToString,
+            luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.EvaluationService/PurgeEvaluation',
+            luthier_dot_v1_dot_evaluation__service__pb2.PurgeEvaluationRequest.SerializeToString,
             luthier_dot_v1_dot_evaluation__pb2.Evaluation.FromString,
             options,
             channel_credentials,

@@ -67,6 +67,18 @@ class EvaluationServiceStub:
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
     it first.
     """
+    UndeleteEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.UndeleteEvaluationRequest, _evaluation_pb2.Evaluation]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.PurgeEvaluationRequest, _evaluation_pb2.Evaluation]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
 
@@ -183,6 +195,18 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
     it first.
+    """
+    UndeleteEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.UndeleteEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.PurgeEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
@@ -327,6 +351,30 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
         it first.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteEvaluation(
+        self,
+        request: _evaluation_service_pb2.UndeleteEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeEvaluation(
+        self,
+        request: _evaluation_service_pb2.PurgeEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.Evaluation, _abc.Awaitable[_evaluation_pb2.Evaluation]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
 
     @_abc_1.abstractmethod

@@ -1292,6 +1292,7 @@ class FineTuningJob(_message.Message):
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
     WEBHOOKS_FIELD_NUMBER: _builtins.int
@@ -1432,7 +1433,11 @@ class FineTuningJob(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
@@ -1494,15 +1499,16 @@ class FineTuningJob(_message.Message):
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
         requirements: _device_pb2.Requirements | None = ...,
         webhooks: _abc.Iterable[_webhook_pb2.Webhook] | None = ...,
         pause_time: _timestamp_pb2.Timestamp | None = ...,
         paused_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "pause_time", b"pause_time", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "error", b"error", "full", b"full", "hyperparameters", b"hyperparameters", "lora", b"lora", "method", b"method", "pause_time", b"pause_time", "preference", b"preference", "progress", b"progress", "purge_time", b"purge_time", "ranks", b"ranks", "reinforcement", b"reinforcement", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "start_time", b"start_time", "supervised", b"supervised", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "pause_time", b"pause_time", "paused_seconds", b"paused_seconds", "preference", b"preference", "progress", b"progress", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting", "webhooks", b"webhooks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "base_model", b"base_model", "base_precision", b"base_precision", "best_step", b"best_step", "checkpoint_interval_steps", b"checkpoint_interval_steps", "create_time", b"create_time", "delete_time", b"delete_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "etag", b"etag", "full", b"full", "hyperparameters", b"hyperparameters", "labels", b"labels", "latest_metrics", b"latest_metrics", "lora", b"lora", "max_checkpoints", b"max_checkpoints", "method", b"method", "mixed_renderings", b"mixed_renderings", "name", b"name", "num_attempts", b"num_attempts", "pause_time", b"pause_time", "paused_seconds", b"paused_seconds", "preference", b"preference", "progress", b"progress", "purge_time", b"purge_time", "ranks", b"ranks", "references", b"references", "reinforcement", b"reinforcement", "rendering", b"rendering", "rendering_share", b"rendering_share", "requirements", b"requirements", "reward_model", b"reward_model", "run_record", b"run_record", "selection", b"selection", "sharding", b"sharding", "start_from", b"start_from", "start_time", b"start_time", "state", b"state", "supervised", b"supervised", "tuned_model", b"tuned_model", "tuned_model_id", b"tuned_model_id", "uid", b"uid", "update_time", b"update_time", "validation_interval_steps", b"validation_interval_steps", "waiting", b"waiting", "webhooks", b"webhooks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_adaptation: _TypeAlias = _typing.Literal["lora", "full"]  # noqa: Y015
     _WhichOneofArgType_adaptation: _TypeAlias = _typing.Literal["adaptation", b"adaptation"]  # noqa: Y015

@@ -345,6 +345,7 @@ class Model(_message.Message):
     EXPORT_FORMAT_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -438,7 +439,11 @@ class Model(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
@@ -479,12 +484,13 @@ class Model(_message.Message):
         export_format: Global___ExportFormat.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "source", b"source", "taught", b"taught", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "create_time", b"create_time", "delete_time", b"delete_time", "directory", b"directory", "error", b"error", "gguf_path", b"gguf_path", "hub", b"hub", "purge_time", b"purge_time", "source", b"source", "taught", b"taught", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "base_precision", b"base_precision", "check", b"check", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "export_format", b"export_format", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "references", b"references", "source", b"source", "start_from", b"start_from", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "base_model", b"base_model", "base_precision", b"base_precision", "check", b"check", "context_length", b"context_length", "create_time", b"create_time", "delete_time", b"delete_time", "digest", b"digest", "directory", b"directory", "display_name", b"display_name", "eos_token_ids", b"eos_token_ids", "error", b"error", "etag", b"etag", "export_format", b"export_format", "fine_tuning_job", b"fine_tuning_job", "gguf_path", b"gguf_path", "has_chat_template", b"has_chat_template", "hub", b"hub", "kind", b"kind", "labels", b"labels", "name", b"name", "num_parameters", b"num_parameters", "purge_time", b"purge_time", "references", b"references", "source", b"source", "start_from", b"start_from", "state", b"state", "step", b"step", "taught", b"taught", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["hub", "directory", "gguf_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

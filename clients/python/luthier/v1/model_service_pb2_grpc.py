@@ -73,6 +73,16 @@ class ModelServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
                 _registered_method=True)
+        self.UndeleteModel = channel.unary_unary(
+                '/luthier.v1.ModelService/UndeleteModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.UndeleteModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
+        self.PurgeModel = channel.unary_unary(
+                '/luthier.v1.ModelService/PurgeModel',
+                request_serializer=luthier_dot_v1_dot_model__service__pb2.PurgeModelRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_model__pb2.Model.FromString,
+                _registered_method=True)
         self.WatchModel = channel.unary_stream(
                 '/luthier.v1.ModelService/WatchModel',
                 request_serializer=luthier_dot_v1_dot_model__service__pb2.WatchModelRequest.SerializeToString,
@@ -169,6 +179,26 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UndeleteModel(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeModel(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchModel(self, request, context):
         """Stream a model's events from a number on; ends after the event of a final state.
 
@@ -234,6 +264,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
             'DeleteModel': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModel,
                     request_deserializer=luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'UndeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.UndeleteModelRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
+            ),
+            'PurgeModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeModel,
+                    request_deserializer=luthier_dot_v1_dot_model__service__pb2.PurgeModelRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_model__pb2.Model.SerializeToString,
             ),
             'WatchModel': grpc.unary_stream_rpc_method_handler(
@@ -442,6 +482,60 @@ class ModelService(object):
             target,
             '/luthier.v1.ModelService/DeleteModel',
             luthier_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/UndeleteModel',
+            luthier_dot_v1_dot_model__service__pb2.UndeleteModelRequest.SerializeToString,
+            luthier_dot_v1_dot_model__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.ModelService/PurgeModel',
+            luthier_dot_v1_dot_model__service__pb2.PurgeModelRequest.SerializeToString,
             luthier_dot_v1_dot_model__pb2.Model.FromString,
             options,
             channel_credentials,

@@ -83,6 +83,18 @@ class ModelServiceStub:
     tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
     WRONG_STATE: it is being registered or made; cancel it first.
     """
+    UndeleteModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UndeleteModelRequest, _model_pb2.Model]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.PurgeModelRequest, _model_pb2.Model]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     WatchModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]
     """Stream a model's events from a number on; ends after the event of a final state.
 
@@ -153,6 +165,18 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
     tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
     WRONG_STATE: it is being registered or made; cancel it first.
+    """
+    UndeleteModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UndeleteModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.PurgeModelRequest, _model_pb2.Model]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a model's events from a number on; ends after the event of a final state.
@@ -263,6 +287,30 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_IN_USE: a
         tuned model stands on it, or a rendering, job, evaluation, merge or export that has not ended needs it. FAILED_PRECONDITION
         WRONG_STATE: it is being registered or made; cancel it first.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteModel(
+        self,
+        request: _model_service_pb2.UndeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeModel(
+        self,
+        request: _model_service_pb2.PurgeModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.Model, _abc.Awaitable[_model_pb2.Model]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
 
     @_abc_1.abstractmethod

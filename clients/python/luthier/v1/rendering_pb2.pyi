@@ -589,6 +589,7 @@ class Rendering(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, projects/{project}/renderings/{rendering}."""
@@ -682,7 +683,11 @@ class Rendering(_message.Message):
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was deleted. Unset while it is not: only the answer to its deletion has it."""
+        """When it was deleted. Unset while it is not."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted."""
 
     @_builtins.property
     def waiting(self) -> _status_pb2.Status:
@@ -723,11 +728,12 @@ class Rendering(_message.Message):
         kind: Global___RenderingKind.ValueType = ...,
         references: _abc.Iterable[_reference_pb2.Reference] | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "error", b"error", "purge_time", b"purge_time", "update_time", b"update_time", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "kind", b"kind", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "references", b"references", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "create_time", b"create_time", "dataset_version", b"dataset_version", "delete_time", b"delete_time", "digest", b"digest", "effective_chat_template", b"effective_chat_template", "error", b"error", "etag", b"etag", "findings", b"findings", "kind", b"kind", "labels", b"labels", "length_policy", b"length_policy", "mask_mode", b"mask_mode", "max_tokens", b"max_tokens", "model", b"model", "name", b"name", "num_errors", b"num_errors", "prefix_token_ids", b"prefix_token_ids", "purge_time", b"purge_time", "references", b"references", "split_statistics", b"split_statistics", "split_turns", b"split_turns", "state", b"state", "stop_token_ids", b"stop_token_ids", "template_date", b"template_date", "template_error_policy", b"template_error_policy", "tokenizer_digest", b"tokenizer_digest", "uid", b"uid", "unsupervised_records", b"unsupervised_records", "update_time", b"update_time", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,6 +78,16 @@ class TrainingServiceStub(object):
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.SerializeToString,
                 response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
                 _registered_method=True)
+        self.UndeleteFineTuningJob = channel.unary_unary(
+                '/luthier.v1.TrainingService/UndeleteFineTuningJob',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.UndeleteFineTuningJobRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+                _registered_method=True)
+        self.PurgeFineTuningJob = channel.unary_unary(
+                '/luthier.v1.TrainingService/PurgeFineTuningJob',
+                request_serializer=luthier_dot_v1_dot_training__service__pb2.PurgeFineTuningJobRequest.SerializeToString,
+                response_deserializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+                _registered_method=True)
         self.WatchFineTuningJob = channel.unary_stream(
                 '/luthier.v1.TrainingService/WatchFineTuningJob',
                 request_serializer=luthier_dot_v1_dot_training__service__pb2.WatchFineTuningJobRequest.SerializeToString,
@@ -206,6 +216,26 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UndeleteFineTuningJob(self, request, context):
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeFineTuningJob(self, request, context):
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchFineTuningJob(self, request, context):
         """Stream a job's events from a number on; ends after the event of a final state.
 
@@ -312,6 +342,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'DeleteFineTuningJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteFineTuningJob,
                     request_deserializer=luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
+            ),
+            'UndeleteFineTuningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteFineTuningJob,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.UndeleteFineTuningJobRequest.FromString,
+                    response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
+            ),
+            'PurgeFineTuningJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeFineTuningJob,
+                    request_deserializer=luthier_dot_v1_dot_training__service__pb2.PurgeFineTuningJobRequest.FromString,
                     response_serializer=luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.SerializeToString,
             ),
             'WatchFineTuningJob': grpc.unary_stream_rpc_method_handler(
@@ -567,6 +607,60 @@ class TrainingService(object):
             target,
             '/luthier.v1.TrainingService/DeleteFineTuningJob',
             luthier_dot_v1_dot_training__service__pb2.DeleteFineTuningJobRequest.SerializeToString,
+            luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteFineTuningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/UndeleteFineTuningJob',
+            luthier_dot_v1_dot_training__service__pb2.UndeleteFineTuningJobRequest.SerializeToString,
+            luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeFineTuningJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/luthier.v1.TrainingService/PurgeFineTuningJob',
+            luthier_dot_v1_dot_training__service__pb2.PurgeFineTuningJobRequest.SerializeToString,
             luthier_dot_v1_dot_fine__tuning__job__pb2.FineTuningJob.FromString,
             options,
             channel_credentials,

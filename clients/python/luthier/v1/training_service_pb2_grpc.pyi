@@ -91,6 +91,18 @@ class TrainingServiceStub:
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
     it first.
     """
+    UndeleteFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.UndeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PurgeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+    """
     WatchFineTuningJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]
     """Stream a job's events from a number on; ends after the event of a final state.
 
@@ -189,6 +201,18 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
 
     Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
     it first.
+    """
+    UndeleteFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.UndeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
+    """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+    deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+    """
+    PurgeFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PurgeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
+    """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+    Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+    it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
     """
     WatchFineTuningJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a job's events from a number on; ends after the event of a final state.
@@ -333,6 +357,30 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND: none has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has not ended; cancel
         it first.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteFineTuningJob(
+        self,
+        request: _training_service_pb2.UndeleteFineTuningJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
+        """Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+        deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeFineTuningJob(
+        self,
+        request: _training_service_pb2.PurgeFineTuningJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
+        """Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+
+        Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+        it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17luthier/v1/upload.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x05\n\x06Upload\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x18.luthier.v1.Upload.StateB\x04\xe2\x41\x01\x03R\x05state\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x66ilename\x12#\n\nsize_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x01R\tsizeBytes\x12\x1c\n\x06sha256\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\x06sha256\x12\x36\n\x14persisted_size_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x12persistedSizeBytes\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\n \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12\x41\n\x0b\x64\x65lete_time\x18) \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\"\\\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x12\n\x0eSTATE_COMPLETE\x10\x02\x12\x13\n\x0fSTATE_CANCELLED\x10\x03:M\xea\x41J\n\x12luthier.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06uploadb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17luthier/v1/upload.proto\x12\nluthier.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x05\n\x06Upload\x12\x18\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08R\x04name\x12\x16\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03R\x03uid\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32\x18.luthier.v1.Upload.StateB\x04\xe2\x41\x01\x03R\x05state\x12 \n\x08\x66ilename\x18\x04 \x01(\tB\x04\xe2\x41\x01\x02R\x08\x66ilename\x12#\n\nsize_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x01R\tsizeBytes\x12\x1c\n\x06sha256\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01R\x06sha256\x12\x36\n\x14persisted_size_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03R\x12persistedSizeBytes\x12\x41\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ncreateTime\x12\x41\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\nupdateTime\x12\x18\n\x04\x65tag\x18\n \x01(\tB\x04\xe2\x41\x01\x03R\x04\x65tag\x12\x41\n\x0b\x64\x65lete_time\x18) \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\ndeleteTime\x12@\n\npurge_time\x18\x82\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03R\tpurgeTime\"\\\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x12\n\x0eSTATE_COMPLETE\x10\x02\x12\x13\n\x0fSTATE_CANCELLED\x10\x03:M\xea\x41J\n\x12luthier.dev/Upload\x12#projects/{project}/uploads/{upload}*\x07uploads2\x06uploadb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,10 +56,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOAD'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
   _globals['_UPLOAD'].fields_by_name['delete_time']._loaded_options = None
   _globals['_UPLOAD'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['purge_time']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['purge_time']._serialized_options = b'\342A\001\003'
   _globals['_UPLOAD']._loaded_options = None
   _globals['_UPLOAD']._serialized_options = b'\352AJ\n\022luthier.dev/Upload\022#projects/{project}/uploads/{upload}*\007uploads2\006upload'
   _globals['_UPLOAD']._serialized_start=133
-  _globals['_UPLOAD']._serialized_end=802
-  _globals['_UPLOAD_STATE']._serialized_start=631
-  _globals['_UPLOAD_STATE']._serialized_end=723
+  _globals['_UPLOAD']._serialized_end=868
+  _globals['_UPLOAD_STATE']._serialized_start=697
+  _globals['_UPLOAD_STATE']._serialized_end=789
 # @@protoc_insertion_point(module_scope)

@@ -21,11 +21,12 @@ from luthier.stored.v1.data_pb2 import DatasetPrivate, DatasetVersionPrivate, Up
 from luthier.v1.data_service_pb2 import CreateDatasetRequest, CreateDatasetVersionRequest
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, RecordError
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.families import Family, Needs, Tasks, Work, delete_free, require_state
+from luthier.work.families import Family, Needs, Tasks, Work, require_state
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
+from luthier.work.undeleting import Undeleting, delete_free
 from luthier.worker.v1.task_pb2 import BuildVersionResult
 
 StoredVersion = Stored[DatasetVersion, DatasetVersionPrivate]
@@ -46,6 +47,7 @@ class DatasetService:
         self._database = database
         self._uploads = uploads
         self._datasets = repository.datasets()
+        self.undeleting = Undeleting(self._datasets, database)
         self._versions = repository.versions()
         lifecycle = Lifecycle(DatasetVersion.State.DESCRIPTOR, rules.TRANSITIONS)
         self.versions = Family(self._versions, lifecycle, database, log, tasks)

@@ -49,6 +49,8 @@ class DatasetsServicer:
             lambda found, token: data_service_pb2.ListDatasetsResponse(datasets=found, next_page_token=token),
         )
         self.DeleteDataset = standard.delete(datasets.delete_dataset)
+        self.UndeleteDataset = standard.undelete(datasets.undeleting)
+        self.PurgeDataset = standard.purge(datasets.undeleting)
         standard = StandardMethods(pattern=VERSION, tokens=page_tokens)
         self.GetDatasetVersion = standard.get(datasets.versions.message)
         self.ListDatasetVersions = standard.list(
@@ -59,6 +61,8 @@ class DatasetsServicer:
         )
         self.CancelDatasetVersion = standard.cancel(datasets.versions.cancel)
         self.DeleteDatasetVersion = standard.delete(datasets.versions.delete)
+        self.UndeleteDatasetVersion = standard.undelete(datasets.versions.undeleting)
+        self.PurgeDatasetVersion = standard.purge(datasets.versions.undeleting)
         self.WatchDatasetVersion = standard.watch(datasets.versions.watch)
 
     async def CreateDataset(

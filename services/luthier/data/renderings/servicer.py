@@ -57,6 +57,8 @@ class RenderingsServicer:
         )
         self.CancelRendering = standard.cancel(family.cancel)
         self.DeleteRendering = standard.delete(family.delete)
+        self.UndeleteRendering = standard.undelete(family.undeleting)
+        self.PurgeRendering = standard.purge(family.undeleting)
         self.WatchRendering = standard.watch(family.watch)
 
     async def CreateRendering(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.data import schema
@@ -53,11 +53,14 @@ class StagedUploads:
         return list((await connection.execute(statement)).scalars())
 
     async def ended(self, connection: AsyncConnection) -> list[tuple[str, str]]:
-        """Return name and uid of the uploads that are COMPLETE or CANCELLED and may have staged bytes."""
-        uploads = schema.uploads.c
+        """Return name and uid of the uploads that are COMPLETE or CANCELLED and may have staged bytes.
+
+        One that is purged has its uid for a name.
+        """
+        uploads, staged = schema.uploads.c, schema.staged_uploads
         statement = (
-            select(uploads.name, uploads.uid)
-            .join(schema.staged_uploads, schema.staged_uploads.c.uid == uploads.uid)
-            .where(uploads.state != "RECEIVING")
+            select(func.coalesce(uploads.name, staged.c.uid).label("name"), staged.c.uid)
+            .join_from(staged, schema.uploads, staged.c.uid == uploads.uid, isouter=True)
+            .where(func.coalesce(uploads.state, "") != "RECEIVING")
         )
         return [(row.name, row.uid) for row in await connection.execute(statement)]

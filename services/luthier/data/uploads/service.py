@@ -21,9 +21,9 @@ from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import UploadPrivate
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
-from luthier.work.families import delete_free
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
+from luthier.work.undeleting import Undeleting, delete_free
 
 FINISH_SECONDS = 300.0
 """What could not be finished, for want of room say, is tried again after so long."""
@@ -65,6 +65,7 @@ class UploadService:
         self._staging = staging
         self._max_bytes = max_bytes
         self._uploads = repository.uploads()
+        self.undeleting = Undeleting(self._uploads, database)
         self._staged = repository.StagedUploads()
         self._lifecycle = Lifecycle(Upload.State.DESCRIPTOR, rules.TRANSITIONS)
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()

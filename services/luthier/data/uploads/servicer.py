@@ -31,6 +31,8 @@ class UploadsServicer:
         )
         self.CancelUpload = standard.cancel(uploads.cancel)
         self.DeleteUpload = standard.delete(uploads.delete)
+        self.UndeleteUpload = standard.undelete(uploads.undeleting)
+        self.PurgeUpload = standard.purge(uploads.undeleting)
 
     async def StartUpload(
         self, request: data_service_pb2.StartUploadRequest, context: Context

@@ -21,8 +21,8 @@ from luthier.v1.model_pb2 import Model
 from luthier.v1.reference_pb2 import Reference
 from luthier.work import elsewhere
 from luthier.work.elsewhere import Elsewhere
-from luthier.work.families import delete_free
 from luthier.work.listing import ListRequest, list_page
+from luthier.work.undeleting import delete_free
 
 
 class Models(Protocol):
@@ -116,7 +116,7 @@ class AliasService:
             alias = await self._rows.get(connection, name)
             require_etag(alias, etag)
             await self._moves.forget(connection, alias.uid)
-            return (await delete_free(connection, self._rows, alias)).message
+            return (await delete_free(connection, self._rows, alias, keep_seconds=None)).message
 
     async def model_of(self, name: str) -> str:
         """Return the name of the model that an alias stands for now.

@@ -44,6 +44,8 @@ class EvaluationsServicer:
         )
         self.CancelEvaluation = standard.cancel(family.cancel)
         self.DeleteEvaluation = standard.delete(family.delete)
+        self.UndeleteEvaluation = standard.undelete(family.undeleting)
+        self.PurgeEvaluation = standard.purge(family.undeleting)
         self.WatchEvaluation = standard.watch(family.watch)
         self.ListEvaluationDeliveries = standard.deliveries(
             family,

@@ -77,6 +77,14 @@ COLLECTED_BYTES = Metric(
     question="Does the disk come back after deletions?",
     unit="bytes",
 )
+PURGED = Metric(
+    name="luthier_purged_resources_total",
+    kind="counter",
+    help="Deleted resources that are gone for good, by the table of their kind.",
+    question="Do deleted resources go when their time is over?",
+    labels=("table",),
+    bound="one a kind of resource",
+)
 FREE = Metric(
     name="luthier_disk_free_bytes",
     kind="gauge",

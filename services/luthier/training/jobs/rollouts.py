@@ -84,10 +84,6 @@ class KeptRollouts:
             for one in await self._rows.since(connection, job_uid, step + 1)
         ]
 
-    async def forget(self, connection: AsyncConnection, job_uid: str) -> None:
-        """Drop all of a job; their bytes are given back a while later."""
-        await self._rows.drop(connection, job_uid, 0)
-
     async def page(
         self, job_uid: str, first: Place, step: int, limit: int, limit_bytes: int
     ) -> tuple[list[Rollout], Place | None]:

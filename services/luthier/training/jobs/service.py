@@ -324,11 +324,8 @@ class JobService:
         return stored.message
 
     async def delete(self, name: str, etag: str) -> FineTuningJob:
-        """Delete a job that has ended, when nothing needs it or one of its checkpoints, and what it drew.
-
-        Raises as `Family.delete`.
-        """
-        return await self.family.delete(name, etag, self._checkpoints.uids, self.rollouts.forget)
+        """Delete a job that has ended, when nothing needs it or one of its checkpoints. Raises as `Family.delete`."""
+        return await self.family.delete(name, etag, self._checkpoints.uids)
 
     async def list_page(
         self, request: ListRequest, tokens: PageTokens

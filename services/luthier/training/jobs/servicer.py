@@ -41,6 +41,8 @@ POLICY = policy_of(
         "PauseFineTuningJob",
         "ResumeFineTuningJob",
         "DeleteFineTuningJob",
+        "UndeleteFineTuningJob",
+        "PurgeFineTuningJob",
     ),
     tasks=("GetFineTuningJob",),
 )
@@ -65,6 +67,8 @@ class TrainingServicer:
         self.PauseFineTuningJob = standard.change(jobs.pausing.pause)
         self.ResumeFineTuningJob = standard.change(jobs.pausing.resume)
         self.DeleteFineTuningJob = standard.delete(jobs.delete)
+        self.UndeleteFineTuningJob = standard.undelete(family.undeleting)
+        self.PurgeFineTuningJob = standard.purge(family.undeleting)
         self.WatchFineTuningJob = standard.watch(family.watch)
         self.ListFineTuningJobEvents = standard.events(
             family,

@@ -31,7 +31,15 @@ SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 POLICY = policy_of(
     SERVICE,
     reads=("GetModel", "ListModels", "WatchModel", "ListModelFiles", "DownloadModelFile"),
-    changes=("RegisterBaseModel", "MergeModel", "ExportModel", "CancelModel", "DeleteModel"),
+    changes=(
+        "RegisterBaseModel",
+        "MergeModel",
+        "ExportModel",
+        "CancelModel",
+        "DeleteModel",
+        "UndeleteModel",
+        "PurgeModel",
+    ),
     tasks=("GetModel", "ListModelFiles", "DownloadModelFile"),
 )
 
@@ -66,6 +74,8 @@ class ModelServicer:
         )
         self.CancelModel = standard.cancel(family.cancel)
         self.DeleteModel = standard.delete(family.delete)
+        self.UndeleteModel = standard.undelete(family.undeleting)
+        self.PurgeModel = standard.purge(family.undeleting)
         self.WatchModel = standard.watch(family.watch)
 
     async def RegisterBaseModel(

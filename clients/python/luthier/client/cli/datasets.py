@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from luthier.client.cli.completing import complete_names
-from luthier.client.cli.deleting import pass_deletion
+from luthier.client.cli.deleting import Deletable, add_deleting, deleted_option
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -196,15 +196,16 @@ def _finish(session: Session, started: DatasetVersion) -> None:
 
 @datasets.command("list")
 @click.argument("dataset", required=False, shell_complete=complete_names)
+@deleted_option
 @pass_session
-def list_datasets(session: Session, dataset: str | None) -> None:
+def list_datasets(session: Session, dataset: str | None, deleted: bool) -> None:
     """List the datasets, or the versions of DATASET; newest first."""
     from luthier.client.cli.views import dataset_table, version_table
 
     if dataset:
-        session.show_list(session.client.datasets.versions.list(dataset), version_table)
+        session.show_list(session.client.datasets.versions.list(dataset, show_deleted=deleted), version_table)
     else:
-        session.show_list(session.client.datasets.list(), dataset_table)
+        session.show_list(session.client.datasets.list(show_deleted=deleted), dataset_table)
 
 
 @datasets.command()
@@ -259,14 +260,11 @@ def cancel(session: Session, version: str) -> None:
     session.show(session.client.datasets.versions.cancel(version), version_facts)
 
 
-@datasets.command()
-@pass_deletion
-def delete(session: Session, name: str, etag: str) -> None:
-    """Delete a version (DATASET/VERSION), or a dataset that has none."""
-    if _is_version(name):
-        session.show_deleted(session.client.datasets.versions.delete(name, etag=etag))
-    else:
-        session.show_deleted(session.client.datasets.delete(name, etag=etag))
+def _kind(session: Session, name: str) -> Deletable:
+    return session.client.datasets.versions if _is_version(name) else session.client.datasets
+
+
+add_deleting(datasets, _kind, "Delete a version (DATASET/VERSION), or a dataset that has none.")
 
 
 @datasets.command()

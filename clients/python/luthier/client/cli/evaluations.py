@@ -11,7 +11,7 @@ import click
 from luthier.client.cli.arms import pass_arms
 from luthier.client.cli.benchmarks import benchmark
 from luthier.client.cli.completing import complete_names, names_in
-from luthier.client.cli.deleting import pass_deletion
+from luthier.client.cli.deleting import add_deleting, deleted_option
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.evaluation_results import compare, diff, export, report
 from luthier.client.cli.grading import grade
@@ -234,10 +234,11 @@ def _no_guard(text: str) -> click.BadParameter:
 
 
 @evaluations.command("list")
+@deleted_option
 @pass_session
-def list_evaluations(session: Session) -> None:
+def list_evaluations(session: Session, deleted: bool) -> None:
     """List the evaluations, newest first."""
-    session.show_list(session.client.evaluations.list(), _table)
+    session.show_list(session.client.evaluations.list(show_deleted=deleted), _table)
 
 
 @evaluations.command()
@@ -276,11 +277,11 @@ def cancel(session: Session, name: str) -> None:
     session.show(session.client.evaluations.cancel(name), _facts)
 
 
-@evaluations.command()
-@pass_deletion
-def delete(session: Session, name: str, etag: str) -> None:
-    """Delete an evaluation that has ended, with its predictions."""
-    session.show_deleted(session.client.evaluations.delete(name, etag=etag))
+add_deleting(
+    evaluations,
+    lambda session, _: session.client.evaluations,
+    "Delete an evaluation that has ended, with its predictions.",
+)
 
 
 @evaluations.command()

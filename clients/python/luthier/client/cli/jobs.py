@@ -12,7 +12,7 @@ import click
 
 from luthier.client.cli.completing import complete_names
 from luthier.client.cli.curves import learning_curve
-from luthier.client.cli.deleting import pass_deletion
+from luthier.client.cli.deleting import add_deleting, deleted_option
 from luthier.client.cli.drafts import Draft, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.job_drafts import drafted_job, job_kind, job_options
@@ -90,10 +90,11 @@ def create(
 
 
 @jobs.command("list")
+@deleted_option
 @pass_session
-def list_jobs(session: Session) -> None:
+def list_jobs(session: Session, deleted: bool) -> None:
     """List the jobs, newest first."""
-    session.show_list(session.client.jobs.list(), _table)
+    session.show_list(session.client.jobs.list(show_deleted=deleted), _table)
 
 
 @jobs.command()
@@ -165,11 +166,7 @@ def resume(session: Session, name: str) -> None:
     session.hint(f"jobs watch {short(resumed.name)}")
 
 
-@jobs.command()
-@pass_deletion
-def delete(session: Session, name: str, etag: str) -> None:
-    """Delete a job that has ended. Its model stays."""
-    session.show_deleted(session.client.jobs.delete(name, etag=etag))
+add_deleting(jobs, lambda session, _: session.client.jobs, "Delete a job that has ended. Its model stays.")
 
 
 @jobs.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from luthier.client.cli.completing import complete_names
-from luthier.client.cli.deleting import pass_deletion
+from luthier.client.cli.deleting import add_deleting, deleted_option
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.names import short
@@ -101,10 +101,11 @@ def _made(session: Session, started: Model) -> Model:
 
 
 @models.command("list")
+@deleted_option
 @pass_session
-def list_models(session: Session) -> None:
+def list_models(session: Session, deleted: bool) -> None:
     """List the models, newest first."""
-    session.show_list(session.client.models.list(), _table)
+    session.show_list(session.client.models.list(show_deleted=deleted), _table)
 
 
 @models.command()
@@ -123,11 +124,7 @@ def cancel(session: Session, name: str) -> None:
     session.show(session.client.models.cancel(name), _facts)
 
 
-@models.command()
-@pass_deletion
-def delete(session: Session, name: str, etag: str) -> None:
-    """Delete a model that nothing stands on."""
-    session.show_deleted(session.client.models.delete(name, etag=etag))
+add_deleting(models, lambda session, _: session.client.models, "Delete a model that nothing stands on.")
 
 
 @models.command()

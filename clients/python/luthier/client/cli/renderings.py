@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from luthier.client.cli.completing import complete_names
-from luthier.client.cli.deleting import pass_deletion
+from luthier.client.cli.deleting import add_deleting, deleted_option
 from luthier.client.cli.drafts import Draft, FieldArgument, field_option, pass_draft
 from luthier.client.cli.groups import SuggestingGroup
 from luthier.client.cli.session import Session, pass_session
@@ -127,10 +127,11 @@ def _finished(session: Session, name: str) -> Rendering:
 
 
 @renderings.command("list")
+@deleted_option
 @pass_session
-def list_renderings(session: Session) -> None:
+def list_renderings(session: Session, deleted: bool) -> None:
     """List the renderings, newest first."""
-    session.show_list(session.client.renderings.list(), _table)
+    session.show_list(session.client.renderings.list(show_deleted=deleted), _table)
 
 
 @renderings.command()
@@ -149,11 +150,9 @@ def cancel(session: Session, name: str) -> None:
     session.show(session.client.renderings.cancel(name), _facts)
 
 
-@renderings.command()
-@pass_deletion
-def delete(session: Session, name: str, etag: str) -> None:
-    """Delete a rendering that no running job reads."""
-    session.show_deleted(session.client.renderings.delete(name, etag=etag))
+add_deleting(
+    renderings, lambda session, _: session.client.renderings, "Delete a rendering that no running job reads."
+)
 
 
 @renderings.command()

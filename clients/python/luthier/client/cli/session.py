@@ -92,11 +92,15 @@ class Session:
             self.out.print(view(message))
 
     def show_deleted(self, message: Message) -> None:
-        """Write that a resource is deleted: for programs what it was, or one line."""
+        """Write that a resource is deleted, as `show_changed` does."""
+        self.show_changed(message, "is deleted")
+
+    def show_changed(self, message: Message, what: str) -> None:
+        """Write what became of a resource: for programs the resource itself, or one line."""
         if self.for_programs:
             click.echo(one(message, self.form))
         else:
-            click.echo(escaped(f"{message.name} is deleted"))  # type: ignore[attr-defined]
+            click.echo(escaped(f"{message.name} {what}"))  # type: ignore[attr-defined]
 
     def show_list(self, messages: Iterable[Message], view: Callable[[Iterable[Any]], Table]) -> None:
         """Write resources: in the form that programs want, or as the table that `view` draws."""

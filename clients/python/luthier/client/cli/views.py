@@ -64,7 +64,9 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
 
 
 def state(resource: AnyWatched | Upload) -> Text:
-    """Return the state of a resource, coloured."""
+    """Return the state of a resource, coloured; of one that is deleted until when it can be brought back."""
+    if resource.HasField("delete_time"):
+        return Text(f"DELETED until {when(resource.purge_time)}", style="dim")
     name = state_of(resource)
     return Text(name, style=_STATE_STYLES.get(name, "cyan"))
 

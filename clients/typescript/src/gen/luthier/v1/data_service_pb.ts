@@ -23,7 +23,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/data_service.proto.
  */
 export const file_luthier_v1_data_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch1sdXRoaWVyL3YxL2RhdGFfc2VydmljZS5wcm90bxIKbHV0aGllci52MSKUAQoUQ3JlYXRlRGF0YXNldFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEioKB2RhdGFzZXQYAiABKAsyEy5sdXRoaWVyLnYxLkRhdGFzZXRCBOJBAQISGAoKZGF0YXNldF9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiPwoRR2V0RGF0YXNldFJlcXVlc3QSKgoEbmFtZRgBIAEoCUIc4kEBAvpBFQoTbHV0aGllci5kZXYvRGF0YXNldCKMAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBImIKFExpc3REYXRhc2V0c1Jlc3BvbnNlEisKCGRhdGFzZXRzGAEgAygLMhMubHV0aGllci52MS5EYXRhc2V0QgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ2ChJTdGFydFVwbG9hZFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEigKBnVwbG9hZBgCIAEoCzISLmx1dGhpZXIudjEuVXBsb2FkQgTiQQECEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKUAQoSV3JpdGVVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQH6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBIUCgZvZmZzZXQYAiABKANCBOJBAQESEgoEZGF0YRgDIAEoDEIE4kEBARITCgVjcmMzMhgEIAEoB0IE4kEBARIUCgZmaW5pc2gYBSABKAhCBOJBAQEiPQoQR2V0VXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQiiwEKEkxpc3RVcGxvYWRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIl8KE0xpc3RVcGxvYWRzUmVzcG9uc2USKQoHdXBsb2FkcxgBIAMoCzISLmx1dGhpZXIudjEuVXBsb2FkQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJ2ChNDYW5jZWxVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQL6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKyAQobQ3JlYXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhI5Cg9kYXRhc2V0X3ZlcnNpb24YAiABKAsyGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uQgTiQQECEiAKEmRhdGFzZXRfdmVyc2lvbl9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiTQoYR2V0RGF0YXNldFZlcnNpb25SZXF1ZXN0EjEKBG5hbWUYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uIpMBChpMaXN0RGF0YXNldFZlcnNpb25zUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIngKG0xpc3REYXRhc2V0VmVyc2lvbnNSZXNwb25zZRI6ChBkYXRhc2V0X3ZlcnNpb25zGAEgAygLMhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbkIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihgEKG0NhbmNlbERhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKAAQoaV2F0Y2hEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIokBCh9MaXN0RGF0YXNldFZlcnNpb25FcnJvcnNSZXF1ZXN0EjMKBnBhcmVudBgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEicAogTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2USLQoGZXJyb3JzGAEgAygLMhcubHV0aGllci52MS5SZWNvcmRFcnJvckIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMipAEKEkxpc3RSZWNvcmRzUmVxdWVzdBIzCgZwYXJlbnQYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEiYKBXNwbGl0GAQgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBASJfChNMaXN0UmVjb3Jkc1Jlc3BvbnNlEikKB3JlY29yZHMYASADKAsyEi5sdXRoaWVyLnYxLlJlY29yZEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMiswEKElJlYWRSZWNvcmRzUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhImCgVzcGxpdBgCIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQESFwoJc3RhcnRfcm93GAMgASgDQgTiQQEBEhYKCGlkc19vbmx5GFogASgIQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASKcAQoWQ3JlYXRlUmVuZGVyaW5nUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISLgoJcmVuZGVyaW5nGAIgASgLMhUubHV0aGllci52MS5SZW5kZXJpbmdCBOJBAQISGgoMcmVuZGVyaW5nX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJDChNHZXRSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZyKOAQoVTGlzdFJlbmRlcmluZ3NSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQEiaAoWTGlzdFJlbmRlcmluZ3NSZXNwb25zZRIvCgpyZW5kZXJpbmdzGAEgAygLMhUubHV0aGllci52MS5SZW5kZXJpbmdCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDInwKFkNhbmNlbFJlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInYKFVdhdGNoUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIn8KGkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0Ei4KBnBhcmVudBgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBImsKG0xpc3RSZW5kZXJpbmdFcnJvcnNSZXNwb25zZRItCgZlcnJvcnMYASADKAsyFy5sdXRoaWVyLnYxLlJlY29yZEVycm9yQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyLDAQoXUHJldmlld1JlbmRlcmluZ1JlcXVlc3QSLAoEbmFtZRgBIAEoCUIe4kEBAvpBFwoVbHV0aGllci5kZXYvUmVuZGVyaW5nEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEiYKBXNwbGl0GAQgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBARIfChF1bnN1cGVydmlzZWRfb25seRgFIAEoCEIE4kEBASJmChhQcmV2aWV3UmVuZGVyaW5nUmVzcG9uc2USKwoEcm93cxgBIAMoCzIXLmx1dGhpZXIudjEuUmVuZGVyZWRSb3dCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIpICChRSZWFkUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSJgoFc3BsaXQYAiABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEhcKCXN0YXJ0X3JvdxgDIAEoA0IE4kEBARI5CgR2aWV3GAQgASgOMiUubHV0aGllci52MS5SZWFkUmVuZGVyaW5nUmVxdWVzdC5WaWV3QgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASI9CgRWaWV3EhQKEFZJRVdfVU5TUEVDSUZJRUQQABINCglWSUVXX0ZVTEwQARIQCgxWSUVXX0xFTkdUSFMQAiJ4ChREZWxldGVEYXRhc2V0UmVxdWVzdBIqCgRuYW1lGAEgASgJQhziQQEC+kEVChNsdXRoaWVyLmRldi9EYXRhc2V0EhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInYKE0RlbGV0ZVVwbG9hZFJlcXVlc3QSKQoEbmFtZRgBIAEoCUIb4kEBAvpBFAoSbHV0aGllci5kZXYvVXBsb2FkEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIoYBChtEZWxldGVEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEifAoWRGVsZXRlUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEyxhIKC0RhdGFTZXJ2aWNlEkYKDUNyZWF0ZURhdGFzZXQSIC5sdXRoaWVyLnYxLkNyZWF0ZURhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0EkUKCkdldERhdGFzZXQSHS5sdXRoaWVyLnYxLkdldERhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0IgOQAgESVgoMTGlzdERhdGFzZXRzEh8ubHV0aGllci52MS5MaXN0RGF0YXNldHNSZXF1ZXN0GiAubHV0aGllci52MS5MaXN0RGF0YXNldHNSZXNwb25zZSIDkAIBEkYKDURlbGV0ZURhdGFzZXQSIC5sdXRoaWVyLnYxLkRlbGV0ZURhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0EkEKC1N0YXJ0VXBsb2FkEh4ubHV0aGllci52MS5TdGFydFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgtXcml0ZVVwbG9hZBIeLmx1dGhpZXIudjEuV3JpdGVVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQoARJCCglHZXRVcGxvYWQSHC5sdXRoaWVyLnYxLkdldFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZCIDkAIBElMKC0xpc3RVcGxvYWRzEh4ubHV0aGllci52MS5MaXN0VXBsb2Fkc1JlcXVlc3QaHy5sdXRoaWVyLnYxLkxpc3RVcGxvYWRzUmVzcG9uc2UiA5ACARJDCgxDYW5jZWxVcGxvYWQSHy5sdXRoaWVyLnYxLkNhbmNlbFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgxEZWxldGVVcGxvYWQSHy5sdXRoaWVyLnYxLkRlbGV0ZVVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJbChRDcmVhdGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ3JlYXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJaChFHZXREYXRhc2V0VmVyc2lvbhIkLmx1dGhpZXIudjEuR2V0RGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbiIDkAIBEmsKE0xpc3REYXRhc2V0VmVyc2lvbnMSJi5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0RGF0YXNldFZlcnNpb25zUmVzcG9uc2UiA5ACARJbChRDYW5jZWxEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuQ2FuY2VsRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJbChREZWxldGVEYXRhc2V0VmVyc2lvbhInLmx1dGhpZXIudjEuRGVsZXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJXChNXYXRjaERhdGFzZXRWZXJzaW9uEiYubHV0aGllci52MS5XYXRjaERhdGFzZXRWZXJzaW9uUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEnoKGExpc3REYXRhc2V0VmVyc2lvbkVycm9ycxIrLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVxdWVzdBosLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2UiA5ACARJTCgtMaXN0UmVjb3JkcxIeLmx1dGhpZXIudjEuTGlzdFJlY29yZHNSZXF1ZXN0Gh8ubHV0aGllci52MS5MaXN0UmVjb3Jkc1Jlc3BvbnNlIgOQAgESTAoLUmVhZFJlY29yZHMSHi5sdXRoaWVyLnYxLlJlYWRSZWNvcmRzUmVxdWVzdBoWLmx1dGhpZXIudjEuQXJyb3dDaHVuayIDkAIBMAESTAoPQ3JlYXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5DcmVhdGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSSwoMR2V0UmVuZGVyaW5nEh8ubHV0aGllci52MS5HZXRSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmciA5ACARJcCg5MaXN0UmVuZGVyaW5ncxIhLmx1dGhpZXIudjEuTGlzdFJlbmRlcmluZ3NSZXF1ZXN0GiIubHV0aGllci52MS5MaXN0UmVuZGVyaW5nc1Jlc3BvbnNlIgOQAgESTAoPQ2FuY2VsUmVuZGVyaW5nEiIubHV0aGllci52MS5DYW5jZWxSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTAoPRGVsZXRlUmVuZGVyaW5nEiIubHV0aGllci52MS5EZWxldGVSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTQoOV2F0Y2hSZW5kZXJpbmcSIS5sdXRoaWVyLnYxLldhdGNoUmVuZGVyaW5nUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEmsKE0xpc3RSZW5kZXJpbmdFcnJvcnMSJi5sdXRoaWVyLnYxLkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0UmVuZGVyaW5nRXJyb3JzUmVzcG9uc2UiA5ACARJiChBQcmV2aWV3UmVuZGVyaW5nEiMubHV0aGllci52MS5QcmV2aWV3UmVuZGVyaW5nUmVxdWVzdBokLmx1dGhpZXIudjEuUHJldmlld1JlbmRlcmluZ1Jlc3BvbnNlIgOQAgESUAoNUmVhZFJlbmRlcmluZxIgLmx1dGhpZXIudjEuUmVhZFJlbmRlcmluZ1JlcXVlc3QaFi5sdXRoaWVyLnYxLkFycm93Q2h1bmsiA5ACATABYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_arrow, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_rendering, file_luthier_v1_upload]);
+  fileDesc("Ch1sdXRoaWVyL3YxL2RhdGFfc2VydmljZS5wcm90bxIKbHV0aGllci52MSKUAQoUQ3JlYXRlRGF0YXNldFJlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEioKB2RhdGFzZXQYAiABKAsyEy5sdXRoaWVyLnYxLkRhdGFzZXRCBOJBAQISGAoKZGF0YXNldF9pZBgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiPwoRR2V0RGF0YXNldFJlcXVlc3QSKgoEbmFtZRgBIAEoCUIc4kEBAvpBFQoTbHV0aGllci5kZXYvRGF0YXNldCKpAQoTTGlzdERhdGFzZXRzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBEhsKDHNob3dfZGVsZXRlZBiCASABKAhCBOJBAQEiYgoUTGlzdERhdGFzZXRzUmVzcG9uc2USKwoIZGF0YXNldHMYASADKAsyEy5sdXRoaWVyLnYxLkRhdGFzZXRCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDInYKElN0YXJ0VXBsb2FkUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISKAoGdXBsb2FkGAIgASgLMhIubHV0aGllci52MS5VcGxvYWRCBOJBAQISIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBIpQBChJXcml0ZVVwbG9hZFJlcXVlc3QSKQoEbmFtZRgBIAEoCUIb4kEBAfpBFAoSbHV0aGllci5kZXYvVXBsb2FkEhQKBm9mZnNldBgCIAEoA0IE4kEBARISCgRkYXRhGAMgASgMQgTiQQEBEhMKBWNyYzMyGAQgASgHQgTiQQEBEhQKBmZpbmlzaBgFIAEoCEIE4kEBASI9ChBHZXRVcGxvYWRSZXF1ZXN0EikKBG5hbWUYASABKAlCG+JBAQL6QRQKEmx1dGhpZXIuZGV2L1VwbG9hZCKoAQoSTGlzdFVwbG9hZHNSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQESGwoMc2hvd19kZWxldGVkGIIBIAEoCEIE4kEBASJfChNMaXN0VXBsb2Fkc1Jlc3BvbnNlEikKB3VwbG9hZHMYASADKAsyEi5sdXRoaWVyLnYxLlVwbG9hZEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMidgoTQ2FuY2VsVXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEisgEKG0NyZWF0ZURhdGFzZXRWZXJzaW9uUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISOQoPZGF0YXNldF92ZXJzaW9uGAIgASgLMhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbkIE4kEBAhIgChJkYXRhc2V0X3ZlcnNpb25faWQYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBIk0KGEdldERhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbiKwAQoaTGlzdERhdGFzZXRWZXJzaW9uc1JlcXVlc3QSFAoGcGFyZW50GAEgASgJQgTiQQECEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEhQKBmZpbHRlchgEIAEoCUIE4kEBARIWCghvcmRlcl9ieRgFIAEoCUIE4kEBARIbCgxzaG93X2RlbGV0ZWQYggEgASgIQgTiQQEBIngKG0xpc3REYXRhc2V0VmVyc2lvbnNSZXNwb25zZRI6ChBkYXRhc2V0X3ZlcnNpb25zGAEgAygLMhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbkIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMihgEKG0NhbmNlbERhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKAAQoaV2F0Y2hEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SHAoOc3RhcnRfc2VxdWVuY2UYAiABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIokBCh9MaXN0RGF0YXNldFZlcnNpb25FcnJvcnNSZXF1ZXN0EjMKBnBhcmVudBgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEicAogTGlzdERhdGFzZXRWZXJzaW9uRXJyb3JzUmVzcG9uc2USLQoGZXJyb3JzGAEgAygLMhcubHV0aGllci52MS5SZWNvcmRFcnJvckIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMipAEKEkxpc3RSZWNvcmRzUmVxdWVzdBIzCgZwYXJlbnQYASABKAlCI+JBAQL6QRwKGmx1dGhpZXIuZGV2L0RhdGFzZXRWZXJzaW9uEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBEiYKBXNwbGl0GAQgASgOMhEubHV0aGllci52MS5TcGxpdEIE4kEBASJfChNMaXN0UmVjb3Jkc1Jlc3BvbnNlEikKB3JlY29yZHMYASADKAsyEi5sdXRoaWVyLnYxLlJlY29yZEIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMiswEKElJlYWRSZWNvcmRzUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhImCgVzcGxpdBgCIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQESFwoJc3RhcnRfcm93GAMgASgDQgTiQQEBEhYKCGlkc19vbmx5GFogASgIQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASKcAQoWQ3JlYXRlUmVuZGVyaW5nUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISLgoJcmVuZGVyaW5nGAIgASgLMhUubHV0aGllci52MS5SZW5kZXJpbmdCBOJBAQISGgoMcmVuZGVyaW5nX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASJDChNHZXRSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZyKrAQoVTGlzdFJlbmRlcmluZ3NSZXF1ZXN0EhQKBnBhcmVudBgBIAEoCUIE4kEBAhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBARIUCgZmaWx0ZXIYBCABKAlCBOJBAQESFgoIb3JkZXJfYnkYBSABKAlCBOJBAQESGwoMc2hvd19kZWxldGVkGIIBIAEoCEIE4kEBASJoChZMaXN0UmVuZGVyaW5nc1Jlc3BvbnNlEi8KCnJlbmRlcmluZ3MYASADKAsyFS5sdXRoaWVyLnYxLlJlbmRlcmluZ0IE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMifAoWQ2FuY2VsUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEidgoVV2F0Y2hSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxIcCg5zdGFydF9zZXF1ZW5jZRgCIAEoA0IE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEifwoaTGlzdFJlbmRlcmluZ0Vycm9yc1JlcXVlc3QSLgoGcGFyZW50GAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQEiawobTGlzdFJlbmRlcmluZ0Vycm9yc1Jlc3BvbnNlEi0KBmVycm9ycxgBIAMoCzIXLmx1dGhpZXIudjEuUmVjb3JkRXJyb3JCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIsMBChdQcmV2aWV3UmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESJgoFc3BsaXQYBCABKA4yES5sdXRoaWVyLnYxLlNwbGl0QgTiQQEBEh8KEXVuc3VwZXJ2aXNlZF9vbmx5GAUgASgIQgTiQQEBImYKGFByZXZpZXdSZW5kZXJpbmdSZXNwb25zZRIrCgRyb3dzGAEgAygLMhcubHV0aGllci52MS5SZW5kZXJlZFJvd0IE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMikgIKFFJlYWRSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxImCgVzcGxpdBgCIAEoDjIRLmx1dGhpZXIudjEuU3BsaXRCBOJBAQESFwoJc3RhcnRfcm93GAMgASgDQgTiQQEBEjkKBHZpZXcYBCABKA4yJS5sdXRoaWVyLnYxLlJlYWRSZW5kZXJpbmdSZXF1ZXN0LlZpZXdCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIj0KBFZpZXcSFAoQVklFV19VTlNQRUNJRklFRBAAEg0KCVZJRVdfRlVMTBABEhAKDFZJRVdfTEVOR1RIUxACIngKFERlbGV0ZURhdGFzZXRSZXF1ZXN0EioKBG5hbWUYASABKAlCHOJBAQL6QRUKE2x1dGhpZXIuZGV2L0RhdGFzZXQSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEidgoTRGVsZXRlVXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEihgEKG0RlbGV0ZURhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASJ8ChZEZWxldGVSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKNAQoWVW5kZWxldGVEYXRhc2V0UmVxdWVzdBIqCgRuYW1lGAEgASgJQhziQQEC+kEVChNsdXRoaWVyLmRldi9EYXRhc2V0EhEKA3VpZBgCIAEoCUIE4kEBARISCgRldGFnGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASKKAQoTUHVyZ2VEYXRhc2V0UmVxdWVzdBIqCgRuYW1lGAEgASgJQhziQQEC+kEVChNsdXRoaWVyLmRldi9EYXRhc2V0EhEKA3VpZBgCIAEoCUIE4kEBARISCgRldGFnGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASKbAQodVW5kZWxldGVEYXRhc2V0VmVyc2lvblJlcXVlc3QSMQoEbmFtZRgBIAEoCUIj4kEBAvpBHAoabHV0aGllci5kZXYvRGF0YXNldFZlcnNpb24SEQoDdWlkGAIgASgJQgTiQQEBEhIKBGV0YWcYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBIpgBChpQdXJnZURhdGFzZXRWZXJzaW9uUmVxdWVzdBIxCgRuYW1lGAEgASgJQiPiQQEC+kEcChpsdXRoaWVyLmRldi9EYXRhc2V0VmVyc2lvbhIRCgN1aWQYAiABKAlCBOJBAQESEgoEZXRhZxgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEiiwEKFVVuZGVsZXRlVXBsb2FkUmVxdWVzdBIpCgRuYW1lGAEgASgJQhviQQEC+kEUChJsdXRoaWVyLmRldi9VcGxvYWQSEQoDdWlkGAIgASgJQgTiQQEBEhIKBGV0YWcYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBIogBChJQdXJnZVVwbG9hZFJlcXVlc3QSKQoEbmFtZRgBIAEoCUIb4kEBAvpBFAoSbHV0aGllci5kZXYvVXBsb2FkEhEKA3VpZBgCIAEoCUIE4kEBARISCgRldGFnGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASKRAQoYVW5kZWxldGVSZW5kZXJpbmdSZXF1ZXN0EiwKBG5hbWUYASABKAlCHuJBAQL6QRcKFWx1dGhpZXIuZGV2L1JlbmRlcmluZxIRCgN1aWQYAiABKAlCBOJBAQESEgoEZXRhZxgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEijgEKFVB1cmdlUmVuZGVyaW5nUmVxdWVzdBIsCgRuYW1lGAEgASgJQh7iQQEC+kEXChVsdXRoaWVyLmRldi9SZW5kZXJpbmcSEQoDdWlkGAIgASgJQgTiQQEBEhIKBGV0YWcYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBMr4XCgtEYXRhU2VydmljZRJGCg1DcmVhdGVEYXRhc2V0EiAubHV0aGllci52MS5DcmVhdGVEYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldBJFCgpHZXREYXRhc2V0Eh0ubHV0aGllci52MS5HZXREYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldCIDkAIBElYKDExpc3REYXRhc2V0cxIfLmx1dGhpZXIudjEuTGlzdERhdGFzZXRzUmVxdWVzdBogLmx1dGhpZXIudjEuTGlzdERhdGFzZXRzUmVzcG9uc2UiA5ACARJGCg1EZWxldGVEYXRhc2V0EiAubHV0aGllci52MS5EZWxldGVEYXRhc2V0UmVxdWVzdBoTLmx1dGhpZXIudjEuRGF0YXNldBJKCg9VbmRlbGV0ZURhdGFzZXQSIi5sdXRoaWVyLnYxLlVuZGVsZXRlRGF0YXNldFJlcXVlc3QaEy5sdXRoaWVyLnYxLkRhdGFzZXQSRAoMUHVyZ2VEYXRhc2V0Eh8ubHV0aGllci52MS5QdXJnZURhdGFzZXRSZXF1ZXN0GhMubHV0aGllci52MS5EYXRhc2V0EkEKC1N0YXJ0VXBsb2FkEh4ubHV0aGllci52MS5TdGFydFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgtXcml0ZVVwbG9hZBIeLmx1dGhpZXIudjEuV3JpdGVVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQoARJCCglHZXRVcGxvYWQSHC5sdXRoaWVyLnYxLkdldFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZCIDkAIBElMKC0xpc3RVcGxvYWRzEh4ubHV0aGllci52MS5MaXN0VXBsb2Fkc1JlcXVlc3QaHy5sdXRoaWVyLnYxLkxpc3RVcGxvYWRzUmVzcG9uc2UiA5ACARJDCgxDYW5jZWxVcGxvYWQSHy5sdXRoaWVyLnYxLkNhbmNlbFVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJDCgxEZWxldGVVcGxvYWQSHy5sdXRoaWVyLnYxLkRlbGV0ZVVwbG9hZFJlcXVlc3QaEi5sdXRoaWVyLnYxLlVwbG9hZBJHCg5VbmRlbGV0ZVVwbG9hZBIhLmx1dGhpZXIudjEuVW5kZWxldGVVcGxvYWRSZXF1ZXN0GhIubHV0aGllci52MS5VcGxvYWQSQQoLUHVyZ2VVcGxvYWQSHi5sdXRoaWVyLnYxLlB1cmdlVXBsb2FkUmVxdWVzdBoSLmx1dGhpZXIudjEuVXBsb2FkElsKFENyZWF0ZURhdGFzZXRWZXJzaW9uEicubHV0aGllci52MS5DcmVhdGVEYXRhc2V0VmVyc2lvblJlcXVlc3QaGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uEloKEUdldERhdGFzZXRWZXJzaW9uEiQubHV0aGllci52MS5HZXREYXRhc2V0VmVyc2lvblJlcXVlc3QaGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uIgOQAgESawoTTGlzdERhdGFzZXRWZXJzaW9ucxImLmx1dGhpZXIudjEuTGlzdERhdGFzZXRWZXJzaW9uc1JlcXVlc3QaJy5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbnNSZXNwb25zZSIDkAIBElsKFENhbmNlbERhdGFzZXRWZXJzaW9uEicubHV0aGllci52MS5DYW5jZWxEYXRhc2V0VmVyc2lvblJlcXVlc3QaGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uElsKFERlbGV0ZURhdGFzZXRWZXJzaW9uEicubHV0aGllci52MS5EZWxldGVEYXRhc2V0VmVyc2lvblJlcXVlc3QaGi5sdXRoaWVyLnYxLkRhdGFzZXRWZXJzaW9uEl8KFlVuZGVsZXRlRGF0YXNldFZlcnNpb24SKS5sdXRoaWVyLnYxLlVuZGVsZXRlRGF0YXNldFZlcnNpb25SZXF1ZXN0GhoubHV0aGllci52MS5EYXRhc2V0VmVyc2lvbhJZChNQdXJnZURhdGFzZXRWZXJzaW9uEiYubHV0aGllci52MS5QdXJnZURhdGFzZXRWZXJzaW9uUmVxdWVzdBoaLmx1dGhpZXIudjEuRGF0YXNldFZlcnNpb24SVwoTV2F0Y2hEYXRhc2V0VmVyc2lvbhImLmx1dGhpZXIudjEuV2F0Y2hEYXRhc2V0VmVyc2lvblJlcXVlc3QaES5sdXRoaWVyLnYxLkV2ZW50IgOQAgEwARJ6ChhMaXN0RGF0YXNldFZlcnNpb25FcnJvcnMSKy5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbkVycm9yc1JlcXVlc3QaLC5sdXRoaWVyLnYxLkxpc3REYXRhc2V0VmVyc2lvbkVycm9yc1Jlc3BvbnNlIgOQAgESUwoLTGlzdFJlY29yZHMSHi5sdXRoaWVyLnYxLkxpc3RSZWNvcmRzUmVxdWVzdBofLmx1dGhpZXIudjEuTGlzdFJlY29yZHNSZXNwb25zZSIDkAIBEkwKC1JlYWRSZWNvcmRzEh4ubHV0aGllci52MS5SZWFkUmVjb3Jkc1JlcXVlc3QaFi5sdXRoaWVyLnYxLkFycm93Q2h1bmsiA5ACATABEkwKD0NyZWF0ZVJlbmRlcmluZxIiLmx1dGhpZXIudjEuQ3JlYXRlUmVuZGVyaW5nUmVxdWVzdBoVLmx1dGhpZXIudjEuUmVuZGVyaW5nEksKDEdldFJlbmRlcmluZxIfLmx1dGhpZXIudjEuR2V0UmVuZGVyaW5nUmVxdWVzdBoVLmx1dGhpZXIudjEuUmVuZGVyaW5nIgOQAgESXAoOTGlzdFJlbmRlcmluZ3MSIS5sdXRoaWVyLnYxLkxpc3RSZW5kZXJpbmdzUmVxdWVzdBoiLmx1dGhpZXIudjEuTGlzdFJlbmRlcmluZ3NSZXNwb25zZSIDkAIBEkwKD0NhbmNlbFJlbmRlcmluZxIiLmx1dGhpZXIudjEuQ2FuY2VsUmVuZGVyaW5nUmVxdWVzdBoVLmx1dGhpZXIudjEuUmVuZGVyaW5nEkwKD0RlbGV0ZVJlbmRlcmluZxIiLmx1dGhpZXIudjEuRGVsZXRlUmVuZGVyaW5nUmVxdWVzdBoVLmx1dGhpZXIudjEuUmVuZGVyaW5nElAKEVVuZGVsZXRlUmVuZGVyaW5nEiQubHV0aGllci52MS5VbmRlbGV0ZVJlbmRlcmluZ1JlcXVlc3QaFS5sdXRoaWVyLnYxLlJlbmRlcmluZxJKCg5QdXJnZVJlbmRlcmluZxIhLmx1dGhpZXIudjEuUHVyZ2VSZW5kZXJpbmdSZXF1ZXN0GhUubHV0aGllci52MS5SZW5kZXJpbmcSTQoOV2F0Y2hSZW5kZXJpbmcSIS5sdXRoaWVyLnYxLldhdGNoUmVuZGVyaW5nUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABEmsKE0xpc3RSZW5kZXJpbmdFcnJvcnMSJi5sdXRoaWVyLnYxLkxpc3RSZW5kZXJpbmdFcnJvcnNSZXF1ZXN0GicubHV0aGllci52MS5MaXN0UmVuZGVyaW5nRXJyb3JzUmVzcG9uc2UiA5ACARJiChBQcmV2aWV3UmVuZGVyaW5nEiMubHV0aGllci52MS5QcmV2aWV3UmVuZGVyaW5nUmVxdWVzdBokLmx1dGhpZXIudjEuUHJldmlld1JlbmRlcmluZ1Jlc3BvbnNlIgOQAgESUAoNUmVhZFJlbmRlcmluZxIgLmx1dGhpZXIudjEuUmVhZFJlbmRlcmluZ1JlcXVlc3QaFi5sdXRoaWVyLnYxLkFycm93Q2h1bmsiA5ACATABYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_arrow, file_luthier_v1_dataset, file_luthier_v1_event, file_luthier_v1_rendering, file_luthier_v1_upload]);
 
 /**
  * CreateDatasetRequest describes a resource to create.
@@ -128,6 +128,13 @@ export type ListDatasetsRequest = Message<"luthier.v1.ListDatasetsRequest"> & {
    * @generated from field: string order_by = 5;
    */
   orderBy: string;
+
+  /**
+   * Whether to list what is deleted and not purged as well; a name may then come more than once. False: what is not deleted alone.
+   *
+   * @generated from field: bool show_deleted = 130;
+   */
+  showDeleted: boolean;
 };
 
 /**
@@ -310,6 +317,13 @@ export type ListUploadsRequest = Message<"luthier.v1.ListUploadsRequest"> & {
    * @generated from field: string order_by = 5;
    */
   orderBy: string;
+
+  /**
+   * Whether to list what is deleted and not purged as well; a name may then come more than once. False: what is not deleted alone.
+   *
+   * @generated from field: bool show_deleted = 130;
+   */
+  showDeleted: boolean;
 };
 
 /**
@@ -485,6 +499,13 @@ export type ListDatasetVersionsRequest = Message<"luthier.v1.ListDatasetVersions
    * @generated from field: string order_by = 5;
    */
   orderBy: string;
+
+  /**
+   * Whether to list what is deleted and not purged as well; a name may then come more than once. False: what is not deleted alone.
+   *
+   * @generated from field: bool show_deleted = 130;
+   */
+  showDeleted: boolean;
 };
 
 /**
@@ -879,6 +900,13 @@ export type ListRenderingsRequest = Message<"luthier.v1.ListRenderingsRequest"> 
    * @generated from field: string order_by = 5;
    */
   orderBy: string;
+
+  /**
+   * Whether to list what is deleted and not purged as well; a name may then come more than once. False: what is not deleted alone.
+   *
+   * @generated from field: bool show_deleted = 130;
+   */
+  showDeleted: boolean;
 };
 
 /**
@@ -1353,6 +1381,342 @@ export const DeleteRenderingRequestSchema: GenMessage<DeleteRenderingRequest> = 
   messageDesc(file_luthier_v1_data_service, 35);
 
 /**
+ * UndeleteDatasetRequest names what is to be brought back.
+ *
+ * @generated from message luthier.v1.UndeleteDatasetRequest
+ */
+export type UndeleteDatasetRequest = Message<"luthier.v1.UndeleteDatasetRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.UndeleteDatasetRequest.
+ * Use `create(UndeleteDatasetRequestSchema)` to create a new message.
+ */
+export const UndeleteDatasetRequestSchema: GenMessage<UndeleteDatasetRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 36);
+
+/**
+ * PurgeDatasetRequest names what is to be purged.
+ *
+ * @generated from message luthier.v1.PurgeDatasetRequest
+ */
+export type PurgeDatasetRequest = Message<"luthier.v1.PurgeDatasetRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PurgeDatasetRequest.
+ * Use `create(PurgeDatasetRequestSchema)` to create a new message.
+ */
+export const PurgeDatasetRequestSchema: GenMessage<PurgeDatasetRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 37);
+
+/**
+ * UndeleteDatasetVersionRequest names what is to be brought back.
+ *
+ * @generated from message luthier.v1.UndeleteDatasetVersionRequest
+ */
+export type UndeleteDatasetVersionRequest = Message<"luthier.v1.UndeleteDatasetVersionRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.UndeleteDatasetVersionRequest.
+ * Use `create(UndeleteDatasetVersionRequestSchema)` to create a new message.
+ */
+export const UndeleteDatasetVersionRequestSchema: GenMessage<UndeleteDatasetVersionRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 38);
+
+/**
+ * PurgeDatasetVersionRequest names what is to be purged.
+ *
+ * @generated from message luthier.v1.PurgeDatasetVersionRequest
+ */
+export type PurgeDatasetVersionRequest = Message<"luthier.v1.PurgeDatasetVersionRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PurgeDatasetVersionRequest.
+ * Use `create(PurgeDatasetVersionRequestSchema)` to create a new message.
+ */
+export const PurgeDatasetVersionRequestSchema: GenMessage<PurgeDatasetVersionRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 39);
+
+/**
+ * UndeleteUploadRequest names what is to be brought back.
+ *
+ * @generated from message luthier.v1.UndeleteUploadRequest
+ */
+export type UndeleteUploadRequest = Message<"luthier.v1.UndeleteUploadRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.UndeleteUploadRequest.
+ * Use `create(UndeleteUploadRequestSchema)` to create a new message.
+ */
+export const UndeleteUploadRequestSchema: GenMessage<UndeleteUploadRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 40);
+
+/**
+ * PurgeUploadRequest names what is to be purged.
+ *
+ * @generated from message luthier.v1.PurgeUploadRequest
+ */
+export type PurgeUploadRequest = Message<"luthier.v1.PurgeUploadRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PurgeUploadRequest.
+ * Use `create(PurgeUploadRequestSchema)` to create a new message.
+ */
+export const PurgeUploadRequestSchema: GenMessage<PurgeUploadRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 41);
+
+/**
+ * UndeleteRenderingRequest names what is to be brought back.
+ *
+ * @generated from message luthier.v1.UndeleteRenderingRequest
+ */
+export type UndeleteRenderingRequest = Message<"luthier.v1.UndeleteRenderingRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.UndeleteRenderingRequest.
+ * Use `create(UndeleteRenderingRequestSchema)` to create a new message.
+ */
+export const UndeleteRenderingRequestSchema: GenMessage<UndeleteRenderingRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 42);
+
+/**
+ * PurgeRenderingRequest names what is to be purged.
+ *
+ * @generated from message luthier.v1.PurgeRenderingRequest
+ */
+export type PurgeRenderingRequest = Message<"luthier.v1.PurgeRenderingRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PurgeRenderingRequest.
+ * Use `create(PurgeRenderingRequestSchema)` to create a new message.
+ */
+export const PurgeRenderingRequestSchema: GenMessage<PurgeRenderingRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_data_service, 43);
+
+/**
  * DataService takes raw examples to checked, split, immutable versions and to the exact tokens that a job trains on.
  * Every call may answer UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE and INTERNAL besides the codes listed with it.
  *
@@ -1405,6 +1769,32 @@ export const DataService: GenService<{
   deleteDataset: {
     methodKind: "unary";
     input: typeof DeleteDatasetRequestSchema;
+    output: typeof DatasetSchema;
+  },
+  /**
+   * Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+   * deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+   *
+   * @generated from rpc luthier.v1.DataService.UndeleteDataset
+   */
+  undeleteDataset: {
+    methodKind: "unary";
+    input: typeof UndeleteDatasetRequestSchema;
+    output: typeof DatasetSchema;
+  },
+  /**
+   * Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+   * it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+   *
+   * @generated from rpc luthier.v1.DataService.PurgeDataset
+   */
+  purgeDataset: {
+    methodKind: "unary";
+    input: typeof PurgeDatasetRequestSchema;
     output: typeof DatasetSchema;
   },
   /**
@@ -1483,6 +1873,32 @@ export const DataService: GenService<{
     output: typeof UploadSchema;
   },
   /**
+   * Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+   * deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+   *
+   * @generated from rpc luthier.v1.DataService.UndeleteUpload
+   */
+  undeleteUpload: {
+    methodKind: "unary";
+    input: typeof UndeleteUploadRequestSchema;
+    output: typeof UploadSchema;
+  },
+  /**
+   * Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+   * it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+   *
+   * @generated from rpc luthier.v1.DataService.PurgeUpload
+   */
+  purgeUpload: {
+    methodKind: "unary";
+    input: typeof PurgeUploadRequestSchema;
+    output: typeof UploadSchema;
+  },
+  /**
    * Start building a version from uploads. Returns at once; follow it with WatchDatasetVersion.
    *
    * Errors: INVALID_ARGUMENT: a field is not valid or an upload is of another project. NOT_FOUND: dataset or upload does not
@@ -1542,6 +1958,32 @@ export const DataService: GenService<{
   deleteDatasetVersion: {
     methodKind: "unary";
     input: typeof DeleteDatasetVersionRequestSchema;
+    output: typeof DatasetVersionSchema;
+  },
+  /**
+   * Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+   * deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+   *
+   * @generated from rpc luthier.v1.DataService.UndeleteDatasetVersion
+   */
+  undeleteDatasetVersion: {
+    methodKind: "unary";
+    input: typeof UndeleteDatasetVersionRequestSchema;
+    output: typeof DatasetVersionSchema;
+  },
+  /**
+   * Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+   * it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+   *
+   * @generated from rpc luthier.v1.DataService.PurgeDatasetVersion
+   */
+  purgeDatasetVersion: {
+    methodKind: "unary";
+    input: typeof PurgeDatasetVersionRequestSchema;
     output: typeof DatasetVersionSchema;
   },
   /**
@@ -1655,6 +2097,32 @@ export const DataService: GenService<{
   deleteRendering: {
     methodKind: "unary";
     input: typeof DeleteRenderingRequestSchema;
+    output: typeof RenderingSchema;
+  },
+  /**
+   * Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+   * deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+   *
+   * @generated from rpc luthier.v1.DataService.UndeleteRendering
+   */
+  undeleteRendering: {
+    methodKind: "unary";
+    input: typeof UndeleteRenderingRequestSchema;
+    output: typeof RenderingSchema;
+  },
+  /**
+   * Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+   * it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+   *
+   * @generated from rpc luthier.v1.DataService.PurgeRendering
+   */
+  purgeRendering: {
+    methodKind: "unary";
+    input: typeof PurgeRenderingRequestSchema;
     output: typeof RenderingSchema;
   },
   /**

@@ -17,7 +17,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/model_service.proto.
  */
 export const file_luthier_v1_model_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch5sdXRoaWVyL3YxL21vZGVsX3NlcnZpY2UucHJvdG8SCmx1dGhpZXIudjEikgEKGFJlZ2lzdGVyQmFzZU1vZGVsUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISJgoFbW9kZWwYAiABKAsyES5sdXRoaWVyLnYxLk1vZGVsQgTiQQECEhYKCG1vZGVsX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASLzAQoRTWVyZ2VNb2RlbFJlcXVlc3QSGAoEbmFtZRgBIAEoCUIK4kEBAvpBAwoBKhIWCghtb2RlbF9pZBgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAESGgoMZGlzcGxheV9uYW1lGAQgASgJQgTiQQEBEj8KBmxhYmVscxgFIAMoCzIpLmx1dGhpZXIudjEuTWVyZ2VNb2RlbFJlcXVlc3QuTGFiZWxzRW50cnlCBOJBAQEaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKlAgoSRXhwb3J0TW9kZWxSZXF1ZXN0EhgKBG5hbWUYASABKAlCCuJBAQL6QQMKASoSLgoGZm9ybWF0GAIgASgOMhgubHV0aGllci52MS5FeHBvcnRGb3JtYXRCBOJBAQISFgoIbW9kZWxfaWQYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBEhoKDGRpc3BsYXlfbmFtZRgFIAEoCUIE4kEBARJACgZsYWJlbHMYBiADKAsyKi5sdXRoaWVyLnYxLkV4cG9ydE1vZGVsUmVxdWVzdC5MYWJlbHNFbnRyeUIE4kEBARotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIisKD0dldE1vZGVsUmVxdWVzdBIYCgRuYW1lGAEgASgJQgriQQEC+kEDCgEqIooBChFMaXN0TW9kZWxzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBIlwKEkxpc3RNb2RlbHNSZXNwb25zZRInCgZtb2RlbHMYASADKAsyES5sdXRoaWVyLnYxLk1vZGVsQgTiQQEDEh0KD25leHRfcGFnZV90b2tlbhgCIAEoCUIE4kEBAyJuChFXYXRjaE1vZGVsUmVxdWVzdBIoCgRuYW1lGAEgASgJQhriQQEC+kETChFsdXRoaWVyLmRldi9Nb2RlbBIcCg5zdGFydF9zZXF1ZW5jZRgCIAEoA0IE4kEBARIRCgN1aWQYFCABKAlCBOJBAQEiZgoVTGlzdE1vZGVsRmlsZXNSZXF1ZXN0EhoKBnBhcmVudBgBIAEoCUIK4kEBAvpBAwoBKhIXCglwYWdlX3NpemUYAiABKAVCBOJBAQESGAoKcGFnZV90b2tlbhgDIAEoCUIE4kEBASJjChZMaXN0TW9kZWxGaWxlc1Jlc3BvbnNlEioKBWZpbGVzGAEgAygLMhUubHV0aGllci52MS5Nb2RlbEZpbGVCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIncKGERvd25sb2FkTW9kZWxGaWxlUmVxdWVzdBIYCgRuYW1lGAEgASgJQgriQQEC+kEDCgEqEhIKBHBhdGgYAiABKAlCBOJBAQISGgoMc3RhcnRfb2Zmc2V0GAMgASgDQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASJFChlEb3dubG9hZE1vZGVsRmlsZVJlc3BvbnNlEhQKBm9mZnNldBgBIAEoA0IE4kEBAxISCgRkYXRhGAIgASgMQgTiQQEDInQKEkNhbmNlbE1vZGVsUmVxdWVzdBIoCgRuYW1lGAEgASgJQhriQQEC+kETChFsdXRoaWVyLmRldi9Nb2RlbBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASJ0ChJEZWxldGVNb2RlbFJlcXVlc3QSKAoEbmFtZRgBIAEoCUIa4kEBAvpBEwoRbHV0aGllci5kZXYvTW9kZWwSEgoEZXRhZxgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAEygwYKDE1vZGVsU2VydmljZRJMChFSZWdpc3RlckJhc2VNb2RlbBIkLmx1dGhpZXIudjEuUmVnaXN0ZXJCYXNlTW9kZWxSZXF1ZXN0GhEubHV0aGllci52MS5Nb2RlbBI+CgpNZXJnZU1vZGVsEh0ubHV0aGllci52MS5NZXJnZU1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSQAoLRXhwb3J0TW9kZWwSHi5sdXRoaWVyLnYxLkV4cG9ydE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSPwoIR2V0TW9kZWwSGy5sdXRoaWVyLnYxLkdldE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwiA5ACARJQCgpMaXN0TW9kZWxzEh0ubHV0aGllci52MS5MaXN0TW9kZWxzUmVxdWVzdBoeLmx1dGhpZXIudjEuTGlzdE1vZGVsc1Jlc3BvbnNlIgOQAgESQAoLQ2FuY2VsTW9kZWwSHi5sdXRoaWVyLnYxLkNhbmNlbE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSQAoLRGVsZXRlTW9kZWwSHi5sdXRoaWVyLnYxLkRlbGV0ZU1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSRQoKV2F0Y2hNb2RlbBIdLmx1dGhpZXIudjEuV2F0Y2hNb2RlbFJlcXVlc3QaES5sdXRoaWVyLnYxLkV2ZW50IgOQAgEwARJcCg5MaXN0TW9kZWxGaWxlcxIhLmx1dGhpZXIudjEuTGlzdE1vZGVsRmlsZXNSZXF1ZXN0GiIubHV0aGllci52MS5MaXN0TW9kZWxGaWxlc1Jlc3BvbnNlIgOQAgESZwoRRG93bmxvYWRNb2RlbEZpbGUSJC5sdXRoaWVyLnYxLkRvd25sb2FkTW9kZWxGaWxlUmVxdWVzdBolLmx1dGhpZXIudjEuRG93bmxvYWRNb2RlbEZpbGVSZXNwb25zZSIDkAIBMAFiBnByb3RvMw", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_event, file_luthier_v1_model]);
+  fileDesc("Ch5sdXRoaWVyL3YxL21vZGVsX3NlcnZpY2UucHJvdG8SCmx1dGhpZXIudjEikgEKGFJlZ2lzdGVyQmFzZU1vZGVsUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISJgoFbW9kZWwYAiABKAsyES5sdXRoaWVyLnYxLk1vZGVsQgTiQQECEhYKCG1vZGVsX2lkGAMgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYBCABKAlCDOJBAQHijM/XCAIIASLzAQoRTWVyZ2VNb2RlbFJlcXVlc3QSGAoEbmFtZRgBIAEoCUIK4kEBAvpBAwoBKhIWCghtb2RlbF9pZBgCIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAMgASgJQgziQQEB4ozP1wgCCAESGgoMZGlzcGxheV9uYW1lGAQgASgJQgTiQQEBEj8KBmxhYmVscxgFIAMoCzIpLmx1dGhpZXIudjEuTWVyZ2VNb2RlbFJlcXVlc3QuTGFiZWxzRW50cnlCBOJBAQEaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKlAgoSRXhwb3J0TW9kZWxSZXF1ZXN0EhgKBG5hbWUYASABKAlCCuJBAQL6QQMKASoSLgoGZm9ybWF0GAIgASgOMhgubHV0aGllci52MS5FeHBvcnRGb3JtYXRCBOJBAQISFgoIbW9kZWxfaWQYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBEhoKDGRpc3BsYXlfbmFtZRgFIAEoCUIE4kEBARJACgZsYWJlbHMYBiADKAsyKi5sdXRoaWVyLnYxLkV4cG9ydE1vZGVsUmVxdWVzdC5MYWJlbHNFbnRyeUIE4kEBARotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIisKD0dldE1vZGVsUmVxdWVzdBIYCgRuYW1lGAEgASgJQgriQQEC+kEDCgEqIqcBChFMaXN0TW9kZWxzUmVxdWVzdBIUCgZwYXJlbnQYASABKAlCBOJBAQISFwoJcGFnZV9zaXplGAIgASgFQgTiQQEBEhgKCnBhZ2VfdG9rZW4YAyABKAlCBOJBAQESFAoGZmlsdGVyGAQgASgJQgTiQQEBEhYKCG9yZGVyX2J5GAUgASgJQgTiQQEBEhsKDHNob3dfZGVsZXRlZBiCASABKAhCBOJBAQEiXAoSTGlzdE1vZGVsc1Jlc3BvbnNlEicKBm1vZGVscxgBIAMoCzIRLmx1dGhpZXIudjEuTW9kZWxCBOJBAQMSHQoPbmV4dF9wYWdlX3Rva2VuGAIgASgJQgTiQQEDIm4KEVdhdGNoTW9kZWxSZXF1ZXN0EigKBG5hbWUYASABKAlCGuJBAQL6QRMKEWx1dGhpZXIuZGV2L01vZGVsEhwKDnN0YXJ0X3NlcXVlbmNlGAIgASgDQgTiQQEBEhEKA3VpZBgUIAEoCUIE4kEBASJmChVMaXN0TW9kZWxGaWxlc1JlcXVlc3QSGgoGcGFyZW50GAEgASgJQgriQQEC+kEDCgEqEhcKCXBhZ2Vfc2l6ZRgCIAEoBUIE4kEBARIYCgpwYWdlX3Rva2VuGAMgASgJQgTiQQEBImMKFkxpc3RNb2RlbEZpbGVzUmVzcG9uc2USKgoFZmlsZXMYASADKAsyFS5sdXRoaWVyLnYxLk1vZGVsRmlsZUIE4kEBAxIdCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlCBOJBAQMidwoYRG93bmxvYWRNb2RlbEZpbGVSZXF1ZXN0EhgKBG5hbWUYASABKAlCCuJBAQL6QQMKASoSEgoEcGF0aBgCIAEoCUIE4kEBAhIaCgxzdGFydF9vZmZzZXQYAyABKANCBOJBAQESEQoDdWlkGBQgASgJQgTiQQEBIkUKGURvd25sb2FkTW9kZWxGaWxlUmVzcG9uc2USFAoGb2Zmc2V0GAEgASgDQgTiQQEDEhIKBGRhdGEYAiABKAxCBOJBAQMidAoSQ2FuY2VsTW9kZWxSZXF1ZXN0EigKBG5hbWUYASABKAlCGuJBAQL6QRMKEWx1dGhpZXIuZGV2L01vZGVsEhIKBGV0YWcYAiABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgDIAEoCUIM4kEBAeKMz9cIAggBInQKEkRlbGV0ZU1vZGVsUmVxdWVzdBIoCgRuYW1lGAEgASgJQhriQQEC+kETChFsdXRoaWVyLmRldi9Nb2RlbBISCgRldGFnGAIgASgJQgTiQQEBEiAKCnJlcXVlc3RfaWQYAyABKAlCDOJBAQHijM/XCAIIASKJAQoUVW5kZWxldGVNb2RlbFJlcXVlc3QSKAoEbmFtZRgBIAEoCUIa4kEBAvpBEwoRbHV0aGllci5kZXYvTW9kZWwSEQoDdWlkGAIgASgJQgTiQQEBEhIKBGV0YWcYAyABKAlCBOJBAQESIAoKcmVxdWVzdF9pZBgEIAEoCUIM4kEBAeKMz9cIAggBIoYBChFQdXJnZU1vZGVsUmVxdWVzdBIoCgRuYW1lGAEgASgJQhriQQEC+kETChFsdXRoaWVyLmRldi9Nb2RlbBIRCgN1aWQYAiABKAlCBOJBAQESEgoEZXRhZxgDIAEoCUIE4kEBARIgCgpyZXF1ZXN0X2lkGAQgASgJQgziQQEB4ozP1wgCCAEyiQcKDE1vZGVsU2VydmljZRJMChFSZWdpc3RlckJhc2VNb2RlbBIkLmx1dGhpZXIudjEuUmVnaXN0ZXJCYXNlTW9kZWxSZXF1ZXN0GhEubHV0aGllci52MS5Nb2RlbBI+CgpNZXJnZU1vZGVsEh0ubHV0aGllci52MS5NZXJnZU1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSQAoLRXhwb3J0TW9kZWwSHi5sdXRoaWVyLnYxLkV4cG9ydE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSPwoIR2V0TW9kZWwSGy5sdXRoaWVyLnYxLkdldE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwiA5ACARJQCgpMaXN0TW9kZWxzEh0ubHV0aGllci52MS5MaXN0TW9kZWxzUmVxdWVzdBoeLmx1dGhpZXIudjEuTGlzdE1vZGVsc1Jlc3BvbnNlIgOQAgESQAoLQ2FuY2VsTW9kZWwSHi5sdXRoaWVyLnYxLkNhbmNlbE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSQAoLRGVsZXRlTW9kZWwSHi5sdXRoaWVyLnYxLkRlbGV0ZU1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuTW9kZWwSRAoNVW5kZWxldGVNb2RlbBIgLmx1dGhpZXIudjEuVW5kZWxldGVNb2RlbFJlcXVlc3QaES5sdXRoaWVyLnYxLk1vZGVsEj4KClB1cmdlTW9kZWwSHS5sdXRoaWVyLnYxLlB1cmdlTW9kZWxSZXF1ZXN0GhEubHV0aGllci52MS5Nb2RlbBJFCgpXYXRjaE1vZGVsEh0ubHV0aGllci52MS5XYXRjaE1vZGVsUmVxdWVzdBoRLmx1dGhpZXIudjEuRXZlbnQiA5ACATABElwKDkxpc3RNb2RlbEZpbGVzEiEubHV0aGllci52MS5MaXN0TW9kZWxGaWxlc1JlcXVlc3QaIi5sdXRoaWVyLnYxLkxpc3RNb2RlbEZpbGVzUmVzcG9uc2UiA5ACARJnChFEb3dubG9hZE1vZGVsRmlsZRIkLmx1dGhpZXIudjEuRG93bmxvYWRNb2RlbEZpbGVSZXF1ZXN0GiUubHV0aGllci52MS5Eb3dubG9hZE1vZGVsRmlsZVJlc3BvbnNlIgOQAgEwAWIGcHJvdG8z", [file_google_api_field_behavior, file_google_api_field_info, file_google_api_resource, file_luthier_v1_event, file_luthier_v1_model]);
 
 /**
  * RegisterBaseModelRequest describes a base model to take in.
@@ -229,6 +229,13 @@ export type ListModelsRequest = Message<"luthier.v1.ListModelsRequest"> & {
    * @generated from field: string order_by = 5;
    */
   orderBy: string;
+
+  /**
+   * Whether to list what is deleted and not purged as well; a name may then come more than once. False: what is not deleted alone.
+   *
+   * @generated from field: bool show_deleted = 130;
+   */
+  showDeleted: boolean;
 };
 
 /**
@@ -507,6 +514,90 @@ export const DeleteModelRequestSchema: GenMessage<DeleteModelRequest> = /*@__PUR
   messageDesc(file_luthier_v1_model_service, 12);
 
 /**
+ * UndeleteModelRequest names what is to be brought back.
+ *
+ * @generated from message luthier.v1.UndeleteModelRequest
+ */
+export type UndeleteModelRequest = Message<"luthier.v1.UndeleteModelRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.UndeleteModelRequest.
+ * Use `create(UndeleteModelRequestSchema)` to create a new message.
+ */
+export const UndeleteModelRequestSchema: GenMessage<UndeleteModelRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_model_service, 13);
+
+/**
+ * PurgeModelRequest names what is to be purged.
+ *
+ * @generated from message luthier.v1.PurgeModelRequest
+ */
+export type PurgeModelRequest = Message<"luthier.v1.PurgeModelRequest"> & {
+  /**
+   * Name that it had.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * uid of the one that is meant of several that had the name. Empty means the one that was deleted last.
+   *
+   * @generated from field: string uid = 2;
+   */
+  uid: string;
+
+  /**
+   * etag of the resource as last seen; another one is refused with ABORTED. Empty means whatever it is now.
+   *
+   * @generated from field: string etag = 3;
+   */
+  etag: string;
+
+  /**
+   * UUID of this call. The same id returns the first answer; with another body it is refused. Empty means no protection.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message luthier.v1.PurgeModelRequest.
+ * Use `create(PurgeModelRequestSchema)` to create a new message.
+ */
+export const PurgeModelRequestSchema: GenMessage<PurgeModelRequest> = /*@__PURE__*/
+  messageDesc(file_luthier_v1_model_service, 14);
+
+/**
  * ModelService keeps base models and the adapters tuned on them.
  * Every call may answer UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE and INTERNAL besides the codes listed with it.
  *
@@ -606,6 +697,32 @@ export const ModelService: GenService<{
   deleteModel: {
     methodKind: "unary";
     input: typeof DeleteModelRequestSchema;
+    output: typeof ModelSchema;
+  },
+  /**
+   * Bring back what had this name and was deleted last, until its purge_time. It is as it was, with a new etag.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ALREADY_EXISTS: the name is another one's now, or it is not
+   * deleted. ABORTED: etag does not fit. FAILED_PRECONDITION RESOURCE_NOT_FOUND: what it needs is deleted; undelete that first.
+   *
+   * @generated from rpc luthier.v1.ModelService.UndeleteModel
+   */
+  undeleteModel: {
+    methodKind: "unary";
+    input: typeof UndeleteModelRequestSchema;
+    output: typeof ModelSchema;
+  },
+  /**
+   * Purge what had this name and was deleted last, in place of waiting for its purge_time: it is gone at once, and for good.
+   *
+   * Errors: NOT_FOUND: nothing deleted has this name, or it was purged. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE:
+   * it is not deleted; RESOURCE_IN_USE: something deleted that may come back needs it.
+   *
+   * @generated from rpc luthier.v1.ModelService.PurgeModel
+   */
+  purgeModel: {
+    methodKind: "unary";
+    input: typeof PurgeModelRequestSchema;
     output: typeof ModelSchema;
   },
   /**

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file luthier/v1/upload.proto.
  */
 export const file_luthier_v1_upload: GenFile = /*@__PURE__*/
-  fileDesc("ChdsdXRoaWVyL3YxL3VwbG9hZC5wcm90bxIKbHV0aGllci52MSKwBAoGVXBsb2FkEhIKBG5hbWUYASABKAlCBOJBAQgSEQoDdWlkGAIgASgJQgTiQQEDEi0KBXN0YXRlGAMgASgOMhgubHV0aGllci52MS5VcGxvYWQuU3RhdGVCBOJBAQMSFgoIZmlsZW5hbWUYBCABKAlCBOJBAQISGAoKc2l6ZV9ieXRlcxgFIAEoA0IE4kEBARIUCgZzaGEyNTYYBiABKAlCBOJBAQESIgoUcGVyc2lzdGVkX3NpemVfYnl0ZXMYByABKANCBOJBAQMSNQoLY3JlYXRlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEjUKC3VwZGF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGAogASgJQgTiQQEDEjUKC2RlbGV0ZV90aW1lGCkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAyJcCgVTdGF0ZRIVChFTVEFURV9VTlNQRUNJRklFRBAAEhMKD1NUQVRFX1JFQ0VJVklORxABEhIKDlNUQVRFX0NPTVBMRVRFEAISEwoPU1RBVEVfQ0FOQ0VMTEVEEAM6TepBSgoSbHV0aGllci5kZXYvVXBsb2FkEiNwcm9qZWN0cy97cHJvamVjdH0vdXBsb2Fkcy97dXBsb2FkfSoHdXBsb2FkczIGdXBsb2FkYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_resource, file_google_protobuf_timestamp]);
+  fileDesc("ChdsdXRoaWVyL3YxL3VwbG9hZC5wcm90bxIKbHV0aGllci52MSLnBAoGVXBsb2FkEhIKBG5hbWUYASABKAlCBOJBAQgSEQoDdWlkGAIgASgJQgTiQQEDEi0KBXN0YXRlGAMgASgOMhgubHV0aGllci52MS5VcGxvYWQuU3RhdGVCBOJBAQMSFgoIZmlsZW5hbWUYBCABKAlCBOJBAQISGAoKc2l6ZV9ieXRlcxgFIAEoA0IE4kEBARIUCgZzaGEyNTYYBiABKAlCBOJBAQESIgoUcGVyc2lzdGVkX3NpemVfYnl0ZXMYByABKANCBOJBAQMSNQoLY3JlYXRlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEjUKC3VwZGF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxISCgRldGFnGAogASgJQgTiQQEDEjUKC2RlbGV0ZV90aW1lGCkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIE4kEBAxI1CgpwdXJnZV90aW1lGIIBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMiXAoFU3RhdGUSFQoRU1RBVEVfVU5TUEVDSUZJRUQQABITCg9TVEFURV9SRUNFSVZJTkcQARISCg5TVEFURV9DT01QTEVURRACEhMKD1NUQVRFX0NBTkNFTExFRBADOk3qQUoKEmx1dGhpZXIuZGV2L1VwbG9hZBIjcHJvamVjdHMve3Byb2plY3R9L3VwbG9hZHMve3VwbG9hZH0qB3VwbG9hZHMyBnVwbG9hZGIGcHJvdG8z", [file_google_api_field_behavior, file_google_api_resource, file_google_protobuf_timestamp]);
 
 /**
  * Upload is a file on its way to the service. It can be interrupted at any byte and taken up again.
@@ -93,11 +93,18 @@ export type Upload = Message<"luthier.v1.Upload"> & {
   etag: string;
 
   /**
-   * When it was deleted. Unset while it is not: only the answer to its deletion has it.
+   * When it was deleted. Unset while it is not.
    *
    * @generated from field: google.protobuf.Timestamp delete_time = 41;
    */
   deleteTime?: Timestamp | undefined;
+
+  /**
+   * When it goes for good, unless it is undeleted before or something that may come back needs it. Unset while it is not deleted.
+   *
+   * @generated from field: google.protobuf.Timestamp purge_time = 130;
+   */
+  purgeTime?: Timestamp | undefined;
 };
 
 /**
