@@ -193,8 +193,7 @@ class Rows(Generic[M, P]):
 
     async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
         """Return the resource of a uid as a transaction sees it. Raises NotFound, also when it is deleted."""
-        columns = self.table.c
-        mine = (columns.uid == uid, columns.delete_time_us.is_(None))
+        mine = (self.table.c.uid == uid, self.table.c.delete_time_us.is_(None))
         found = await connection.execute(select(self.table).where(*mine))
         return self._one(found.mappings().all(), f"the resource with uid {uid}")
 
