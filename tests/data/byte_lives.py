@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Table, func, select
+from sqlalchemy import ColumnElement, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.data.test_worker_results import built
 from tests.work.collected import collect_later, digests_of, purge_later
@@ -27,13 +27,14 @@ from luthier.errors import AlreadyExists, NotFound
 from luthier.runtime.auth import TaskTokens
 from luthier.storage import blob_refs
 from luthier.storage.database import Database
+from luthier.storage.deleted import is_kept
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
 from luthier.stored.v1.training_pb2 import CheckpointPrivate, FineTuningJobPrivate
 from luthier.training import needs as training_needs
 from luthier.training.assembly import PURGED as TRAINING_PURGED
 from luthier.training.jobs.repository import Checkpoints, StoredCheckpoint, jobs
-from luthier.training.schema import checkpoints
+from luthier.training.schema import fine_tuning_jobs
 from luthier.v1.data_service_pb2 import (
     CreateDatasetRequest,
     CreateDatasetVersionRequest,
@@ -157,7 +158,7 @@ async def data_life(site: Site) -> None:
         with suppress(NotFound):
             await datasets.versions.delete(f"{DATASET}/versions/{version}", "")
         await collect_later(site.database, site.blobs)
-        if await count(site, schema.dataset_versions):
+        if await count(site, schema.dataset_versions, is_kept(schema.dataset_versions)):
             assert sha256(ROWS).hexdigest() in await digests_of(site.blobs), "who is deleted needs them too"
     for name in await live_uploads(site):
         await uploads.delete(name, "")
@@ -277,13 +278,14 @@ async def training_life(site: Site) -> None:
         if job is not None:
             await jobs().delete(connection, job, KEEP_SECONDS)
     await collect_later(site.database, site.blobs)
-    if await count(site, checkpoints):
+    if await count(site, fine_tuning_jobs, is_kept(fine_tuning_jobs)):
         assert await digests_of(site.blobs), "it may come back"
     await purge_later(site.database, TRAINING_PURGED)
 
 
-async def count(site: Site, table: Table) -> int:
-    rows = await site.database.rows(select(func.count().label("number")).select_from(table))
+async def count(site: Site, table: Table, *which: ColumnElement[bool]) -> int:
+    counted = select(func.count().label("number")).select_from(table).where(*which)
+    rows = await site.database.rows(counted)
     return int(rows[0]["number"])
 
 

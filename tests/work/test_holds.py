@@ -22,10 +22,10 @@ from luthier.storage.database import Database
 from luthier.storage.opening import open_stores
 from luthier.work import schema
 from luthier.work.elsewhere import GrpcKeeper, Hold
-from luthier.work.families import delete_free
 from luthier.work.holds import GRACE_SECONDS, Holds
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
 from luthier.work.peers import bearer, error_of
+from luthier.work.undeleting import delete_free
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 JOB = "projects/p/fineTuningJobs/j"

@@ -33,10 +33,6 @@ class ResourceMessage(Protocol):
     def delete_time(self) -> Timestamp:
         """When it was deleted."""
 
-    @property
-    def purge_time(self) -> Timestamp:
-        """When it goes for good."""
-
     def CopyFrom(self, other_msg: Self) -> None:
         """As a message's."""
 

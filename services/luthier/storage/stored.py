@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 from sqlalchemy import Select, Table, func, select, update
@@ -143,6 +143,8 @@ class Rows(Generic[M, P]):
         self._clock_us = clock_us
         known = message_type.DESCRIPTOR.fields_by_name
         self._has_labels = "labels" in known
+        by_columns = {"etag", "update_time", "delete_time", "purge_time"} & known.keys()
+        self._told_apart = (*by_columns, *progress_fields)
         states = known["state"].enum_type if "state" in known else None
         values = () if states is None else states.values
         self._states: dict[int, str] = {one.number: one.name.removeprefix("STATE_") for one in values}
@@ -165,10 +167,8 @@ class Rows(Generic[M, P]):
         statement = dialect.insert(self.table).values(row)
         is_live = self.table.c.delete_time_us.is_(None)
         unless_there = statement.on_conflict_do_nothing(index_elements=["name"], index_where=is_live)
-        result = await connection.execute(unless_there)
-        if result.rowcount == 0:
-            name = row["name"]
-            raise AlreadyExists(f"{name} exists already", metadata={"name": name})
+        if (await connection.execute(unless_there)).rowcount == 0:
+            raise AlreadyExists(f"{message.name} exists already", metadata={"name": message.name})
         await blob_refs.refer(connection, row["uid"], self._blobs(private))
         await self._insert_labels(connection, row, message)
         return self.of_row(row)
@@ -193,8 +193,7 @@ class Rows(Generic[M, P]):
 
     async def of_uid(self, connection: AsyncConnection, uid: str) -> Stored[M, P]:
         """Return the resource of a uid as a transaction sees it. Raises NotFound, also when it is deleted."""
-        columns = self.table.c
-        mine = (columns.uid == uid, columns.delete_time_us.is_(None))
+        mine = (self.table.c.uid == uid, self.table.c.delete_time_us.is_(None))
         found = await connection.execute(select(self.table).where(*mine))
         return self._one(found.mappings().all(), f"the resource with uid {uid}")
 
@@ -243,8 +242,9 @@ class Rows(Generic[M, P]):
         what it and its parts referred to is let go. Raises as `update`.
         """
         now_us = self._clock_us()
-        changes = {"delete_time_us": now_us, "update_time_us": now_us, "revision": old.revision + 1}
-        changes["purge_time_us"] = None if keep_seconds is None else now_us + round(keep_seconds * 1e6)
+        purge_us = None if keep_seconds is None else now_us + round(keep_seconds * 1e6)
+        changes = {"delete_time_us": now_us, "purge_time_us": purge_us, "revision": old.revision + 1}
+        changes["update_time_us"] = now_us
         await self._replace(connection, old, changes)
         if keep_seconds is None:
             await self.let_go(connection, old.uid)
@@ -334,8 +334,8 @@ class Rows(Generic[M, P]):
         """Return the columns of a resource. `value` is its message, less what the columns alone tell."""
         message = self._message_type()
         message.CopyFrom(value)
-        for told_by_columns in ("etag", "update_time", "delete_time", "purge_time", *self._progress_fields):
-            message.ClearField(told_by_columns)
+        for told_apart in self._told_apart:
+            message.ClearField(told_apart)
         message.uid = uid
         message.create_time.FromMicroseconds(create_time_us)
         return {
@@ -383,14 +383,14 @@ class Rows(Generic[M, P]):
         )
 
     def _message(self, row: Mapping[str, Any] | RowMapping) -> M:
-        message = self._message_type.FromString(row["message"] + row["progress"])
+        message: Any = self._message_type.FromString(row["message"] + row["progress"])
         message.update_time.FromMicroseconds(row["update_time_us"])
         if row["delete_time_us"] is not None:
             message.delete_time.FromMicroseconds(row["delete_time_us"])
         if row["purge_time_us"]:
             message.purge_time.FromMicroseconds(row["purge_time_us"])
         message.etag = f'"{row["revision"]}"'
-        return message
+        return cast(M, message)
 
     def _private(self, row: Mapping[str, Any] | RowMapping) -> P:
         return self._private_type.FromString(row["private"])

@@ -260,11 +260,11 @@ def cancel(session: Session, version: str) -> None:
     session.show(session.client.datasets.versions.cancel(version), version_facts)
 
 
-def _kind(session: Session, name: str) -> Deletable:
+def _deletable(session: Session, name: str) -> Deletable:
     return session.client.datasets.versions if _is_version(name) else session.client.datasets
 
 
-add_deleting(datasets, _kind, "Delete a version (DATASET/VERSION), or a dataset that has none.")
+add_deleting(datasets, _deletable, "Delete a version (DATASET/VERSION), or a dataset that has none.")
 
 
 @datasets.command()
