@@ -141,11 +141,13 @@ def test_records_that_the_model_learnt_from_open_no_gate() -> None:
         moved(alias(least("exact_match", 0.85)), MODEL, found)
 
 
-def scored(score: str, count: int, **bounds: float) -> Evaluation:
+def scored(score: str, count: int, bounds: tuple[float, float] = (0.8, 0.97)) -> Evaluation:
     """Return an evaluation whose tuned arm has another score too, of 0.9."""
     found = evaluation()
-    estimate = ScoreEstimate(score=score, value=0.9, count=count, kind=SCORE_KIND_FRACTION)
-    estimate.MergeFrom(ScoreEstimate(**{"lower": 0.8, "upper": 0.97, **bounds}))
+    lower, upper = bounds
+    estimate = ScoreEstimate(
+        score=score, value=0.9, lower=lower, upper=upper, count=count, kind=SCORE_KIND_FRACTION
+    )
     found.arm_results[1].scores.append(estimate)
     return found
 
@@ -166,10 +168,8 @@ def test_nine_records_open_no_gate(whole: bool) -> None:
 
 def test_bounds_that_nobody_knows_open_no_gate_that_wants_the_whole_interval() -> None:
     """Results from before have bounds that are the value where all records were alike."""
-    for bounds in ({"lower": 0.9, "upper": 0.9}, {"lower": 0.0, "upper": 0.0}):
-        found = scored("chrf", 48)
-        found.arm_results[1].scores[-1].lower = bounds["lower"]
-        found.arm_results[1].scores[-1].upper = bounds["upper"]
+    for bounds in ((0.9, 0.9), (0.0, 0.0)):
+        found = scored("chrf", 48, bounds)
         said = blocked(found, least("chrf", 0.5, whole=True))
         assert "it is 90.0 % on 48 records; its interval is not known" in said
         assert moved(alias(least("chrf", 0.5)), MODEL, found).current.gates[0].open

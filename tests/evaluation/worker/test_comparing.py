@@ -95,8 +95,8 @@ def test_a_win_that_is_too_small_to_matter_is_no_win_and_all_share_the_error() -
 def test_a_guard_is_as_sharp_however_much_is_measured_beside_it(num_fields: int) -> None:
     """Corrected with seventy others a loss of nine records of 24 was not settled."""
     fields = {f"field_match__field__{number}": [1.0] * 24 for number in range(num_fields)}
-    zero = said([0.0] * 24, field_match__parsed=[1.0] * 24, **fields)
-    tuned = said([1.0] * 24, field_match__parsed=[0.0] * 9 + [1.0] * 15, **fields)
+    zero = said([0.0] * 24, 0.0, field_match__parsed=[1.0] * 24, **fields)
+    tuned = said([1.0] * 24, 0.0, field_match__parsed=[0.0] * 9 + [1.0] * 15, **fields)
     evaluation = wanted()
     evaluation.guards.add().score.score = "field_match.parsed"
     found = by_arms(

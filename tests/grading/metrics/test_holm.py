@@ -57,7 +57,7 @@ def test_intervals_that_share_the_error_hold_their_truths_together_and_those_of_
     generator = np.random.Generator(np.random.Philox(12))
     missed = {"shared": 0, "holm": 0}
     for _ in range(1000):
-        found = [real_difference(generator.normal(2, 1, 24), np.zeros(24)) for _ in range(5)]
+        found = [real_difference(generator.normal(2, 1, 24).tolist(), [0.0] * 24) for _ in range(5)]
         p_values = [one.p_value for one in found]
         for name, levels in (("shared", shared(p_values)), ("holm", corrected(p_values))):
             intervals = [one.interval(level.confidence) for one, level in zip(found, levels, strict=True)]

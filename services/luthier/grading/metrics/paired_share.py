@@ -94,7 +94,7 @@ def worst_p_values(differences_RN: Array, null_R: ArrayLike) -> Array:
     share_RK = np.where(gap_RK > 0, above_RK / np.where(gap_RK > 0, gap_RK, 1.0), alike_RK).clip(0, 1)
     count = differences_RN.shape[-1]
     chance_RK = special.betainc(count - number_K, number_K + 1, 1 - share_RK)
-    return np.minimum(1.0, 2 * chance_RK.max(axis=-1))
+    return cast("Array", np.minimum(1.0, 2 * chance_RK.max(axis=-1)))
 
 
 def _worst(upwards_RN: Array) -> tuple[Array, Array, NDArray[np.int64]]:
