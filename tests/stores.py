@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from luthier.errors import InvalidArgument
@@ -88,7 +89,7 @@ def open_staging(path: Path, blobs: BlobStore) -> Staging:
     return opening.open_staging(path, blobs)
 
 
-def service_urls(home: Path, service: str) -> dict[str, str]:
+def service_urls(home: Path, service: str) -> dict[str, Any]:
     """Return where a service of a home has its stores, as its configuration says it."""
     folder = home / service
     return {"database_url": database_url(folder / service), "blobs_url": blobs_url(folder / "blobs")}

@@ -92,7 +92,9 @@ def test_a_blob_is_a_text_that_no_map_hides() -> None:
 
 @pytest.mark.parametrize("path", DIGESTS, ids=lambda path: "-".join(field.name for field in path))
 def test_what_is_a_blob_is_found_wherever_it_stands_and_nothing_else(path: Path) -> None:
-    message: Any = GetMessageClass(path[0].containing_type)()
+    root = path[0].containing_type
+    assert root is not None
+    message: Any = GetMessageClass(root)()
     holder = message
     for field in path[:-1]:
         held = getattr(holder, field.name)

@@ -233,7 +233,7 @@ def confine(principal: Principal, request: Message, rule: Rule, *, is_first: boo
 
 
 def _about_nothing(request: Message, field: str) -> InvalidArgument:
-    form = form_of(request.DESCRIPTOR, field) or "projects/{project}, or the name of what is in one"
+    form = form_of(request, field) or "projects/{project}, or the name of what is in one"
     return InvalidArgument.of_fields(
         FieldViolation(
             field=field,

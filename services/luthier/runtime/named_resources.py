@@ -60,15 +60,17 @@ def subject_of(request: Message, field: str) -> str:
     return str(getattr(request, last)) if last else ""
 
 
-def form_of(request: Descriptor, field: str) -> str:
-    """Return what names in a field look like, `projects/{project}/datasets/{dataset}`; empty where no proto says so."""
-    found = field_at(request, field)
+def form_of(request: Message, field: str) -> str:
+    """Return what names in a field of a request look like, `projects/{project}/datasets/{dataset}`; empty where no proto says so."""
+    found = field_at(request.DESCRIPTOR, field)
     if found is None:
         return ""
     holder = found.containing_type
-    if _is_resource(holder):
+    if holder is not None and _is_resource(holder):
         return str(holder.GetOptions().Extensions[resource_pb2.resource].pattern[0])
-    return _forms(request.file).get(found.GetOptions().Extensions[resource_pb2.resource_reference].type, "")
+    return _forms(request.DESCRIPTOR.file).get(
+        found.GetOptions().Extensions[resource_pb2.resource_reference].type, ""
+    )
 
 
 def references_of(request: Message, subject: str) -> Iterable[tuple[Path, str]]:

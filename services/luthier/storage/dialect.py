@@ -118,7 +118,8 @@ class Quiet:
 
     def connect(self, **options: Any) -> sqlite3.Connection:
         """Open a connection for a thread."""
-        return sqlite3.connect(self._uri, uri=True, **options)
+        made: sqlite3.Connection = sqlite3.connect(self._uri, uri=True, **options)
+        return made
 
     def connect_async(self, _: str, **options: Any) -> Connection:
         """Return a connection for an event loop, to be awaited."""
