@@ -25,7 +25,7 @@ WORDS = frozenset(
     re.findall(
         r"\w+",
         "and bool by clamp_min count group_left histogram_quantile increase max min offset on or predict_linear rate "
-        "scalar sum time topk vector",
+        "scalar sum time topk unless vector",
     )
 )
 

@@ -32,8 +32,8 @@ from luthier.runtime.server import check_loopback
 from luthier.runtime.tracing import traces_config
 from luthier.storage.disk import Disk
 from luthier.training.config import Config as TrainingConfig
-from luthier.training.executors.ranks import require_choice
-from luthier.training.worker.__main__ import chosen
+from luthier.training.executors.ranks import require_choice, require_devices
+from luthier.training.executors.ray.driver import found_fleet
 from luthier.work.device import chosen_device
 from luthier.work.machine import available_bytes, memory_bytes, num_cores, processor_name
 from luthier.work.worker_config import WorkerConfig
@@ -177,14 +177,14 @@ def executor(config: WorkerConfig) -> Finding:
     setting = f"LUTHIER_WORKER_EXECUTOR is {config.executor}"
     if config.executor == "inline":
         return _ok("executor", f"a training worker runs a training in one process ({setting})")
-    found, _ = chosen(config)
-    where = (
-        "of this machine" if config.executor == "torchrun" else f"of the Ray cluster at {config.ray_address}"
-    )
-    return _ok(
-        "executor",
-        f"a training worker runs a training on up to {config.ranks} ranks {where} ({setting}): each {found.equipment}",
-    )
+    if config.executor == "ray":
+        _, found = found_fleet(config)
+        where = f"the Ray cluster at {config.ray_address}"
+    else:
+        found, where = chosen_device(config.device), "this machine"
+        kind, num_available = found.name.partition(":")[0], found.num_available
+        require_devices(kind, num_available, config.device, config.ranks, found.name)
+    return _ok("executor", f"on up to {config.ranks} ranks of {where} ({setting}): each {found.equipment}")
 
 
 def memory() -> Finding:
@@ -296,7 +296,7 @@ def _metrics_of(name: str, addresses: Mapping[str, str]) -> Finding:
 def _taken(addresses: Mapping[str, str]) -> Mapping[str, str]:
     """Return every address that services listen at, by the setting that says it."""
     calls = {f"LUTHIER_{name.upper()}_ADDRESS": address for name, address in addresses.items()}
-    pages = {
+    pages: dict[str, str] = {
         f"LUTHIER_{section}_METRICS_ADDRESS": read(config, section=section).metrics_address
         for section, config in _CONFIGS.items()
     }

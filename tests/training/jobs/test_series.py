@@ -243,7 +243,9 @@ async def test_a_job_that_hangs_before_its_first_step_is_shown_when_a_service_be
 
 async def test_what_an_attempt_before_reported_is_not_shown_of_the_next(bench: Bench) -> None:
     first = await running(bench, "one")
-    await bench.queue.report(first.task_id, first.epoch, [(1, *of_attempt(first, step(7)[:1]))], None)
+    await bench.queue.report(
+        first.task_id, first.epoch, list(enumerate(of_attempt(first, step(7)[:1]), 1)), None
+    )
     await bench.queue.release_worker("worker", "2")
     second = (await bench.claim())[0]
     assert second.attempt == 2
@@ -318,7 +320,7 @@ async def test_a_page_with_two_hundred_jobs_costs_a_tenth_of_a_second(tmp_path: 
         seconds = []
         for _ in range(7):
             began = time.thread_time()
-            page = exposition.generate_latest(parts.metrics.registry)
+            page = exposition.generate_latest(parts.metrics.registry)  # type: ignore[no-untyped-call]
             seconds.append(time.thread_time() - began)
     assert page.endswith(b"# EOF\n")
     assert page.count(b"fine_tuning_job=") > 200 * 18
