@@ -215,9 +215,9 @@ async def test_a_request_about_nothing_is_refused(callers: Callers) -> None:
         if (service, method) in HELD:
             secret = callers.token("default", "projects/default/models/m", HOLDER)
         told = await callers.refusal(service, method, secret, empty(method))
-        (violation,) = told.violations if isinstance(told, InvalidArgument) else (None,)
-        said = violation is not None and violation.description.startswith("must say what the call is about: ")
-        if violation is None or not said or violation.field != first_of(method).shown:
+        said = f"{first_of(method).shown}: must say what the call is about: projects/{{project}}"
+        is_right = isinstance(told, InvalidArgument) and told.reason == Reason.FIELD_REQUIRED
+        if told is None or not is_right or not told.message.startswith(said):
             wrong.append(f"{method.full_name}: {told!r}")
     assert wrong == []
 

@@ -61,7 +61,10 @@ def subject_of(request: Message, field: str) -> str:
 
 
 def form_of(request: Message, field: str) -> str:
-    """Return what names in a field of a request look like, `projects/{project}/datasets/{dataset}`; empty where no proto says so."""
+    """Return what names in a field of a request look like (`projects/{project}/datasets/{dataset}`), as protos say.
+
+    Empty: none does.
+    """
     found = field_at(request.DESCRIPTOR, field)
     if found is None:
         return ""
