@@ -143,7 +143,7 @@ class Rows(Generic[M, P]):
         self._clock_us = clock_us
         known = message_type.DESCRIPTOR.fields_by_name
         self._has_labels = "labels" in known
-        by_columns = {"etag", "update_time", "delete_time", "purge_time"} & known.keys()
+        by_columns = {"etag", "update_time", "delete_time", "purge_time"}.intersection(known)
         self._told_apart = (*by_columns, *progress_fields)
         states = known["state"].enum_type if "state" in known else None
         values = () if states is None else states.values
