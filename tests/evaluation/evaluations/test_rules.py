@@ -96,11 +96,18 @@ def test_every_fault_is_named_at_once_with_value_and_rule() -> None:
 )
 def test_a_system_prompt_says_something_and_is_no_book(system_prompt: str, description: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        check(wanted(arms=[EvaluationArm(arm_id="a", model="m", system_prompt=system_prompt)]))
+        check(
+            wanted(arms=[EvaluationArm(arm_id="a", model="m", system_prompt=system_prompt)], max_new_tokens=1)
+        )
     assert [(one.field, one.description) for one in caught.value.violations] == [
         ("evaluation.arms[0].system_prompt", description)
     ]
-    check(wanted(arms=[EvaluationArm(arm_id="a", model="m", system_prompt="a" * MAX_SYSTEM_CHARACTERS)]))
+    check(
+        wanted(
+            arms=[EvaluationArm(arm_id="a", model="m", system_prompt="a" * MAX_SYSTEM_CHARACTERS)],
+            max_new_tokens=1,
+        )
+    )
 
 
 @given(
