@@ -61,8 +61,9 @@ def subject_of(request: Message, field: str) -> str:
 
 
 def form_of(request: Message, field: str) -> str:
-    """Return what names in a field of a request look like, `projects/{project}/datasets/{dataset}`; empty where no proto says so."""
-    found = field_at(request.DESCRIPTOR, field)
+    """Return what names in a field look like, `projects/{project}/datasets/{dataset}`; empty: no proto says so."""
+    described: Any = request.DESCRIPTOR
+    found = field_at(described, field)
     if found is None:
         return ""
     holder = found.containing_type
