@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "work_0015"
-down_revision = "work_0013"
+down_revision = "work_0014"
 branch_labels = None
 depends_on = None
 
