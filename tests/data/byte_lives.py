@@ -139,7 +139,7 @@ async def data_life(site: Site) -> None:
     uploads = UploadService(site.database, staging, 1 << 20)
     datasets = DatasetService(site.database, site.log, site.queue, uploads)
     site.queue.register(TaskKind.BUILD_VERSION, BuildVersionHandler(datasets))
-    await uploads.recover()
+    await uploads.finish_left()
     await site.queue.recover()
     # What a service does at once when it starts, however long it was away.
     await collect_later(site.database, site.blobs)
@@ -158,7 +158,7 @@ async def data_life(site: Site) -> None:
             assert sha256(ROWS).hexdigest() in await digests_of(site.blobs), "v2 needs them"
     for name in await live_uploads(site):
         await uploads.delete(name, "")
-    await uploads.recover()
+    await uploads.finish_left()
 
 
 async def build(site: Site, datasets: DatasetService, uploads: UploadService, version: str) -> None:

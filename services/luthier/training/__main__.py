@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
@@ -62,6 +63,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
 
 
+@clear_errors()
 def main() -> None:
     """Serve."""
     config = read(Config, section="TRAINING")
