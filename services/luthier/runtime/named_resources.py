@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
@@ -65,7 +66,8 @@ def form_of(request: Message, field: str) -> str:
 
     Empty: none does.
     """
-    found = field_at(request.DESCRIPTOR, field)
+    described: Any = request.DESCRIPTOR
+    found = field_at(described, field)
     if found is None:
         return ""
     holder = found.containing_type

@@ -206,6 +206,7 @@ class Hosted:
     families: Mapping[str, Holdable] = field(default_factory=dict)
     purged: Sequence[Purged] = ()
     generations: Generations | None = None
+    before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()
 
 
@@ -237,6 +238,8 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
+        if hosted.before_serving is not None:
+            await hosted.before_serving()
         await parts.queue.recover()
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)
