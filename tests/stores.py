@@ -61,7 +61,7 @@ def use(database: str, blobs: str) -> None:
 
 def database_url(path: Path) -> str:
     """Return the URL of the database that a test would have at a path (without `.db`)."""
-    return _filled(Chosen.templates.database, str(path.absolute()))
+    return _filled(Chosen.templates.database, quote(str(path.absolute())))
 
 
 def blobs_url(path: Path) -> str:

@@ -23,9 +23,11 @@ from tests.work.conftest import new_task
 from luthier.daemon.fsck import check
 from luthier.data import schema as data_schema
 from luthier.data.datasets import repository as datasets
+from luthier.errors import FailedPrecondition
 from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage import blob_refs
+from luthier.storage.blobs import Owner
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
@@ -116,6 +118,12 @@ async def test_what_is_as_it_should_be_has_no_faults_and_is_counted(data: State)
         10 + len("on its way to be needed"),
     )
     assert (checked.num_loose, checked.loose_bytes) == (1, len("on its way to be needed"))
+
+
+async def test_blobs_of_another_are_not_held_against_the_database(data: State) -> None:
+    await data.blobs.own(Owner(service="training", database_id="b" * 32))
+    with pytest.raises(FailedPrecondition, match="are those of the training service with database bbbb"):
+        await data.faults()
 
 
 async def test_a_blob_that_is_gone_is_missed_by_who_needs_it(data: State) -> None:

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -39,12 +40,14 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 def unknown_blobs(_: Path, settings: dict[str, str]) -> str:
     settings["LUTHIER_DATA_BLOBS_URL"] = "s3://bucket/prefix"
-    return "blob store URL must be file:///path/of/a/folder, got 's3://bucket/prefix'"
+    return "blob store URL must be file:///path/of/a/folder, got one of the scheme 's3'"
 
 
 def unknown_database(_: Path, settings: dict[str, str]) -> str:
     settings["LUTHIER_DATA_DATABASE_URL"] = "postgresql+psycopg://u:secret@h/d"
-    said = "database URL must be sqlite+aiosqlite:////path/of/a/file, got postgresql+psycopg://u:***@h/d"
+    said = (
+        "database URL must be sqlite+aiosqlite:////path/of/a/file, got one of the scheme 'postgresql+psycopg'"
+    )
     return re.escape(said)
 
 
@@ -127,6 +130,42 @@ def test_a_service_that_cannot_start_says_why_in_a_line(tmp_path: Path, prepare:
     line = said(started("data", settings))
     assert "secret" not in line
     assert re.search(expected, line), line
+
+
+def test_a_url_that_nobody_knows_is_refused_before_a_database_is_made(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    said(started("data", environment(home, LUTHIER_DATA_BLOBS_URL="s3://bucket/prefix")))
+    assert not (home / "data" / "data.db").exists()
+
+
+def test_two_services_on_one_folder_of_blobs_are_one_too_many(tmp_path: Path) -> None:
+    shared = f"file://{tmp_path}/blobs"
+    urls = {"LUTHIER_DATA_BLOBS_URL": shared, "LUTHIER_TRAINING_BLOBS_URL": shared}
+    settings = environment(tmp_path / "home", **urls)
+    command = [sys.executable, "-m", "luthier.data"]
+    with subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True) as data:
+        try:
+            address = settings["LUTHIER_DATA_ADDRESS"].rpartition(":")
+            _await_listening(address[0], int(address[2]))
+            line = said(started("training", settings))
+        finally:
+            data.terminate()
+    assert re.search(
+        f"the blobs in {tmp_path}/blobs are those of the data service with database [0-9a-f]{{32}}, "
+        "this is the training service with database [0-9a-f]{32}",
+        line,
+    )
+
+
+def _await_listening(host: str, port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the service did not start"
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("kind", ["ADDRESS", "METRICS_ADDRESS"])

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from tests.stores import open_blobs
 
 from luthier.errors import InvalidArgument, NotFound, OutOfRange, Reason
-from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
+from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob, Owner
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
 
@@ -205,3 +205,13 @@ async def test_open_gives_a_file_that_reads_from_any_place(store: BlobStore) -> 
         assert file.read(2) == b"12"
     with pytest.raises(NotFound, match=ABSENT):
         await store.open(ABSENT)
+
+
+async def test_a_store_is_the_first_s_who_says_so(store: BlobStore) -> None:
+    assert await store.owner() is None
+    first = Owner(service="data", database_id="a" * 32)
+    other = Owner(service="training", database_id="b" * 32)
+    assert await store.own(first) == first
+    assert await store.own(other) == first
+    assert await store.owner() == first
+    assert list(await store.list("", 10)) == [], "no mark is a blob"

@@ -54,9 +54,13 @@ def test_templates_name_a_place_of_each_tests_own(tmp_path: Path, monkeypatch: p
         (
             "postgresql+psycopg://h/{name}",
             "",
-            "database URL must be sqlite+aiosqlite:////path/of/a/file, got post",
+            "database URL must be sqlite+aiosqlite:////path/of/a/file, got one of the scheme 'post",
         ),
-        ("", "s3://bucket/{name}", "blob store URL must be file:///path/of/a/folder, got 's3://bucket/"),
+        (
+            "",
+            "s3://bucket/{name}",
+            "blob store URL must be file:///path/of/a/folder, got one of the scheme 's3'",
+        ),
         ("sqlite+aiosqlite:////tmp/one.db", "", "--database-url must have {path} or {name} in it, got"),
         ("", "file:///tmp/one", "--blobs-url must have {path} or {name} in it, got"),
     ],
@@ -76,7 +80,9 @@ def test_pytest_says_so_before_any_test_runs(tmp_path: Path) -> None:
         [*command, "--blobs-url", "s3://bucket/{name}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert unknown.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: blob store URL must be file:///path/of/a/folder, got 's3://bucket/" in unknown.stderr
+    assert (
+        "ERROR: blob store URL must be file:///path/of/a/folder, got one of the scheme 's3'" in unknown.stderr
+    )
 
 
 def test_no_test_but_an_adapters_makes_a_store_by_another_way() -> None:

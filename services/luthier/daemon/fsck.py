@@ -24,6 +24,7 @@ from luthier.training.needs import needs as training_needs
 from luthier.work import schema as work_schema
 from luthier.work.blob_check import BlobCheck, Checked, Fault
 from luthier.work.blob_needs import Needs
+from luthier.work.ownership import require_own
 
 _CONFIGS = {"data": DataConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
 _MIGRATIONS: Mapping[str, Path] = {
@@ -50,8 +51,8 @@ class Found:
 async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncIterator[Found]:
     """Yield what is found of the services of a home, which may run meanwhile. With `reads` every byte is hashed.
 
-    No file is changed. Raises FailedPrecondition where a service has no state there, or state of another version;
-    Unavailable where a service starts meanwhile.
+    No file is changed. Raises FailedPrecondition where a service has no state there, or state of another version,
+    or blobs that are another's; Unavailable where a service starts meanwhile.
     """
     for service in services:
         config: DataConfig | TrainingConfig | EvaluationConfig
@@ -68,6 +69,7 @@ async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncI
         await asyncio.to_thread(require_current, urls.database, migrations)
         stores = open_readers(urls)
         try:
+            await require_own(stores.database, stores.blobs, service)
             checking = BlobCheck(
                 database=stores.database,
                 blobs=stores.blobs,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
@@ -61,11 +62,9 @@ def subject_of(request: Message, field: str) -> str:
 
 
 def form_of(request: Message, field: str) -> str:
-    """Return what names in a field of a request look like (`projects/{project}/datasets/{dataset}`), as protos say.
-
-    Empty: none does.
-    """
-    found = field_at(request.DESCRIPTOR, field)
+    """Return what names in a field look like, `projects/{project}/datasets/{dataset}`; empty: no proto says so."""
+    described: Any = request.DESCRIPTOR
+    found = field_at(described, field)
     if found is None:
         return ""
     holder = found.containing_type

@@ -4,6 +4,8 @@ A blob never changes and is there as a whole or not at all. What comes piece by 
 (`storage.staging`).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,11 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 PIECE_BYTES = 1 << 20
 """Largest piece that `BlobStore.read` yields."""
 
+MARK_NAME = "luthier-owner"
+"""Name of the mark that says whose blobs are in a store."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MARK = re.compile(r"([a-z][a-z0-9_-]*) ([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +49,42 @@ class Inbox:
     min_free_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose blobs are in a store: those of a service with a database, by its id. None else may collect there."""
+
+    service: str
+    database_id: str
+
+    @classmethod
+    def read(cls, text: str, place: str) -> Owner:
+        """Return the owner that a mark names. Raises FailedPrecondition for what is no mark."""
+        found = _MARK.fullmatch(text.strip())
+        if found is None:
+            raise FailedPrecondition(
+                f"{place} must say whose blobs are beside it, by a service and the id of its database, it has "
+                f"{len(text)} characters of something else: restore it, or remove it where they are this service's",
+                metadata={"path": place},
+            )
+        return cls(service=found[1], database_id=found[2])
+
+    @property
+    def mark(self) -> str:
+        """What stands in its mark."""
+        return f"{self.service} {self.database_id}"
+
+
 class BlobReader(Protocol):
     """Blobs that are read. A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere."""
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages; its owner's mark is called `MARK_NAME` there."""
+        ...
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there, None: nobody has said so. Raises FailedPrecondition for what is no mark."""
+        ...
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -86,6 +126,13 @@ class BlobStore(BlobReader, Protocol):
 
     Whoever puts or takes a blob makes it young, also one that was there before: `collect` leaves it alone for a while.
     """
+
+    async def own(self, owner: Owner) -> Owner:
+        """Mark the store as an owner's unless it is somebody's; return whose it is from now on.
+
+        Of several who ask at once one gets it. Raises FailedPrecondition for what is no mark.
+        """
+        ...
 
     async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
         """Store a blob; a blob that is there already stays as it is.

@@ -24,16 +24,16 @@ from typing import Any
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import URL, ColumnElement, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, create_engine, event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection as SyncConnection
 from sqlalchemy.engine import Engine, ExceptionContext
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
+from luthier.errors import FailedPrecondition, Unavailable
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
+from luthier.storage.local_urls import DATABASES
 
 __all__ = ["insert"]
 SYSTEM = "sqlite"
@@ -56,28 +56,18 @@ _PRAGMAS = (
 
 def url_of(path: Path) -> str:
     """Return the URL of the database that is a file."""
-    return f"sqlite+aiosqlite:///{path}"
+    return DATABASES.of(path)
 
 
 def check_url(url: str) -> URL:
     """Return a database URL that is supported; raise InvalidArgument for any other."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise InvalidArgument(
-            f"database URL must be sqlite+aiosqlite:////path/of/a/file, got {url!r}"
-        ) from error
-    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
-        raise InvalidArgument(
-            "database URL must be sqlite+aiosqlite:////path/of/a/file, got "
-            f"{parsed.render_as_string(hide_password=True)}"
-        )
-    return parsed
+    # Not by SQLAlchemy: it cuts a path at its ?, and takes one that is not absolute.
+    return URL.create(DATABASES.scheme, database=str(DATABASES.path_of(url)))
 
 
 def file_of(url: str) -> Path:
     """Return the file of a database. Raises InvalidArgument."""
-    return Path(str(check_url(url).database))
+    return DATABASES.path_of(url)
 
 
 def open_async(url: str, *, pool_size: int, max_overflow: int) -> AsyncEngine:
@@ -176,7 +166,7 @@ def open_quiet(found: Quiet) -> Engine:
 def open_quiet_async(found: Quiet) -> AsyncEngine:
     """Return an engine for an event loop that changes nothing."""
     engine = create_async_engine(
-        url_of(found.path),
+        check_url(url_of(found.path)),
         poolclass=NullPool,
         connect_args={"async_creator_fn": found.connect_async},
         hide_parameters=True,

@@ -11,7 +11,16 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import BinaryIO
 
-from luthier.storage.blobs import PIECE_BYTES, ListedBlob, check_digest, check_range, is_digest, missing
+from luthier.storage.blobs import (
+    MARK_NAME,
+    PIECE_BYTES,
+    ListedBlob,
+    Owner,
+    check_digest,
+    check_range,
+    is_digest,
+    missing,
+)
 from luthier.storage.threads import finished_in
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
@@ -22,8 +31,26 @@ class LocalBlobReader:
     """A `BlobReader` of what `LocalBlobStore` keeps below the same root. Blocking work runs in `threads`."""
 
     def __init__(self, root: Path, threads: Executor | None = None) -> None:
+        self._root = root
         self._blobs = root / "blobs"
         self._threads = threads
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return str(self._root)
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there. Raises FailedPrecondition for what is no mark."""
+        return await finished_in(self._threads, self.owner_here)
+
+    def owner_here(self) -> Owner | None:
+        """Return whose blobs are there, as `owner` does: in the caller's thread."""
+        mark = self._root / MARK_NAME
+        try:
+            return Owner.read(mark.read_text(errors="replace"), str(mark))
+        except FileNotFoundError:
+            return None
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""

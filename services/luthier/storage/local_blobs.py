@@ -1,6 +1,7 @@
 """Blobs in a directory of the local file system.
 
 root/blobs/ab/<digest>      ab = the first two digits of the digest
+root/luthier-owner          whose blobs they are, by service and database
 root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
                             are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
 
@@ -25,10 +26,12 @@ from typing import IO, BinaryIO, ParamSpec, TypeVar
 
 from luthier.errors import NotFound
 from luthier.storage.blobs import (
+    MARK_NAME,
     PIECE_BYTES,
     Blob,
     Inbox,
     ListedBlob,
+    Owner,
     check_digest,
     check_match,
     missing,
@@ -42,6 +45,7 @@ from luthier.storage.files import (
     open_locked,
     remove_unlocked,
     sync_directory,
+    write_durably,
 )
 from luthier.storage.inbox import not_left, open_left
 from luthier.storage.local_blob_reader import LocalBlobReader
@@ -79,6 +83,19 @@ class LocalBlobStore:
             make_directory(directory)
         remove_unlocked(self._incoming)
         self._swept_at = time.monotonic()
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return self._reader.place
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there. Raises FailedPrecondition for what is no mark."""
+        return await self._reader.owner()
+
+    async def own(self, owner: Owner) -> Owner:
+        """Mark the store as an owner's unless it is somebody's; return whose it is."""
+        return await self._run(self._own, owner)
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -151,6 +168,13 @@ class LocalBlobStore:
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         with named_when_full():
             return await finished_in(self._threads, function, *arguments, **named)
+
+    def _own(self, owner: Owner) -> Owner:
+        with self._ages(fcntl.LOCK_EX):
+            found = self._reader.owner_here()
+            if found is None:
+                write_durably(self._blobs.parent / MARK_NAME, f"{owner.mark}\n".encode())
+            return found or owner
 
     def _inbox(self) -> Inbox | None:
         # First: what was left may be why there is no room.

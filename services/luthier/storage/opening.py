@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
 
-from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.errors import FailedPrecondition
 from luthier.storage.blobs import BlobReader, BlobStore
 from luthier.storage.database import Database
 from luthier.storage.dialect import check_url, file_of, url_of
 from luthier.storage.local_blob_reader import LocalBlobReader
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
+from luthier.storage.local_urls import BLOBS
 from luthier.storage.reading import DatabaseReader
 from luthier.storage.staging import Staging
 
@@ -130,20 +130,9 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def folder_url(folder: Path) -> str:
     """Return the URL of the store of blobs that is a folder."""
-    return f"file://{quote(str(folder.absolute()))}"
+    return BLOBS.of(folder)
 
 
 def blob_folder(url: str) -> Path:
     """Return the folder that a store's URL names. Raises InvalidArgument for what is no such URL."""
-    parts = urlsplit(url)
-    if (
-        parts.scheme != "file"
-        or parts.netloc
-        or parts.query
-        or parts.fragment
-        or not parts.path.startswith("/")
-    ):
-        raise InvalidArgument(
-            f"blob store URL must be file:///path/of/a/folder, got {url!r}; other stores are not supported"
-        )
-    return Path(unquote(parts.path))
+    return BLOBS.path_of(url)

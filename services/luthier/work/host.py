@@ -48,6 +48,7 @@ from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 from luthier.work.metrics import WorkMetrics
+from luthier.work.ownership import own_blobs
 from luthier.work.peers import aio_channel
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.queue_figures import QueueFigures
@@ -226,6 +227,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         database = stores.database
         stack.push_async_callback(database.close)
         await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
+        await own_blobs(database, stores.blobs, settings.name)
         await _reserve(database)
         parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)

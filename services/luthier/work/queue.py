@@ -108,17 +108,17 @@ class Queue:
         self._database.after_commit(self._announce)
         return task
 
-    async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
+    async def request_cancel(self, connection: AsyncConnection, uid: str) -> bool:
         """Stop the tasks of a resource, as `Stopping.cancel` does."""
-        await self._stopping.cancel(connection, uid)
+        return await self._stopping.cancel(connection, uid)
 
     async def request_pause(self, connection: AsyncConnection, uid: str) -> None:
         """Have the tasks of a resource given to nobody, as `Stopping.pause` does."""
         await self._stopping.pause(connection, uid)
 
-    async def resume(self, connection: AsyncConnection, uid: str) -> None:
+    async def resume(self, connection: AsyncConnection, uid: str) -> bool:
         """Queue the paused tasks of a resource again, as `Stopping.resume` does."""
-        await self._stopping.resume(connection, uid)
+        return await self._stopping.resume(connection, uid)
 
     async def claim(
         self,
@@ -308,7 +308,7 @@ class Queue:
         check_result(outcome, {kind: handler.result_limits for kind, handler in self._handlers.items()})
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
-            if task is not None and task.state in (TaskState.DONE, TaskState.PAUSED) and task.epoch == epoch:
+            if task is not None and self._attempts.has_ended(task, epoch, outcome):
                 return
             task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()

@@ -60,7 +60,7 @@ class PlainQueue:
         self.added.append(new)
         return await Tasks().add(connection, new)  # type: ignore[arg-type]
 
-    async def request_cancel(self, connection: object, uid: str) -> None:
+    async def request_cancel(self, connection: object, uid: str) -> bool:
         raise AssertionError(f"nobody asks to stop {uid} here")
 
 
