@@ -62,10 +62,7 @@ def subject_of(request: Message, field: str) -> str:
 
 
 def form_of(request: Message, field: str) -> str:
-    """Return what names in a field of a request look like (`projects/{project}/datasets/{dataset}`), as protos say.
-
-    Empty: none does.
-    """
+    """Return what names in a field look like, `projects/{project}/datasets/{dataset}`; empty: no proto says so."""
     described: Any = request.DESCRIPTOR
     found = field_at(described, field)
     if found is None:
