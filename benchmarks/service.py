@@ -48,6 +48,7 @@ from luthier.v1.rendering_pb2 import Rendering
 ROOT = Path(__file__).parents[1]
 SIDES = ("off", "metrics", "traces")
 CALLS: dict[str, tuple[str, Call]] = {**READING, "CreateDataset": ("data", create_dataset)}
+RESULTS = Path(__file__).with_name("results") / "service.json"
 IN_FLIGHT = 4
 _PAUSE_SECONDS = 0.01
 PROMISED = {"p50": 1.05, "throughput": 1 / 1.05, "step": 1.01}
@@ -325,7 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=("calls", "steps"), help="one part alone")
     chosen = parser.parse_args(arguments)
     parts = (chosen.only,) if chosen.only else ("calls", "steps")
-    print(json.dumps(run(FAST if chosen.fast else FULL, parts)))
+    found = run(FAST if chosen.fast else FULL, parts)
+    if len(parts) == 2 and not chosen.fast:
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

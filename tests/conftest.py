@@ -100,10 +100,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--isa`: the kernels' tests run with these instruction sets alone."""
+    """Adds `--isa`, for the kernels' tests, and where all others have their stores."""
     parser.addoption(
         "--isa", action="append", help="only this instruction set (may be repeated; default: all)"
     )
+    for what in ("database", "blobs"):
+        parser.addoption(
+            f"--{what}-url",
+            default="",
+            help=f"template of the URL of each {what.removesuffix('s')} store, see tests/stores.py (default: files)",
+        )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the stores."""
+    urls = [config.getoption(f"--{what}-url") for what in ("database", "blobs")]
+    if not any(urls):
+        return
+    from tests import stores
+
+    from luthier.errors import InvalidArgument
+
+    try:
+        stores.use(*urls)
+    except InvalidArgument as error:
+        raise pytest.UsageError(error.message) from error
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ Hundreds of tests start a service, or what stands behind one, on a database that
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -34,6 +35,7 @@ def migrating_once() -> Iterator[None]:
         elif branches in made:
             for statement in made[branches]:
                 connection.exec_driver_sql(statement)
+            name_anew(connection)
         else:
             migrate(connection, path, config)
             made[branches] = statements_of(connection)
@@ -52,6 +54,12 @@ def is_about_migrations() -> bool:
 def is_empty(connection: Connection) -> bool:
     """Tell whether a database holds no table."""
     return connection.exec_driver_sql("SELECT 1 FROM sqlite_master").first() is None
+
+
+def name_anew(connection: Connection) -> None:
+    """Give a database that was made like another one an id of its own, as its migration would have."""
+    if connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = 'database_identity'").first():
+        connection.exec_driver_sql("UPDATE database_identity SET database_id = ?", (uuid.uuid4().hex,))
 
 
 def statements_of(connection: Connection) -> list[str]:

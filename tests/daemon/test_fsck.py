@@ -17,14 +17,17 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.daemon.test_luthierd import LUTHIERD, environment
+from tests.storage.test_reading import state_of
 from tests.work.conftest import new_task
 
 from luthier.daemon.fsck import check
 from luthier.data import schema as data_schema
 from luthier.data.datasets import repository as datasets
+from luthier.errors import FailedPrecondition
 from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage import blob_refs
+from luthier.storage.blobs import Owner
 from luthier.storage.database import Database
 from luthier.storage.deleted import DeletedRows
 from luthier.storage.local_blobs import LocalBlobStore
@@ -116,6 +119,12 @@ async def test_what_is_as_it_should_be_has_no_faults_and_is_counted(data: State)
         10 + len("on its way to be needed"),
     )
     assert (checked.num_loose, checked.loose_bytes) == (1, len("on its way to be needed"))
+
+
+async def test_blobs_of_another_are_not_held_against_the_database(data: State) -> None:
+    await data.blobs.own(Owner(service="training", database_id="b" * 32))
+    with pytest.raises(FailedPrecondition, match="are those of the training service with database bbbb"):
+        await data.faults()
 
 
 async def test_a_blob_that_is_gone_is_missed_by_who_needs_it(data: State) -> None:
@@ -324,6 +333,17 @@ async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data
         "who": VERSION,
     }
     assert (checked["what"], checked["num_needs"], checked["num_blobs"]) == ("checked", 1, 0)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_the_command_changes_no_file_no_folder_and_no_time(data: State, is_running: bool) -> None:
+    await add_version(data, await data.put("rows"))
+    (data.home / "data" / "blobs" / "incoming" / "left").write_bytes(b"what a start would sweep")
+    if not is_running:
+        await data.database.close()
+    before = state_of(data.home)
+    assert fsck(data.home, "--service", "data").returncode == 0
+    assert state_of(data.home) == before
 
 
 def test_a_home_where_a_service_never_ran_cannot_be_checked(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import stores
 
 LUTHIERD = str(Path(sys.executable).with_name("luthierd"))
 
@@ -23,7 +24,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         for kind in ("ADDRESS", "METRICS_ADDRESS"):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 found[f"LUTHIER_{name}_{kind}"] = f"127.0.0.1:{free.getsockname()[1]}"
-    return clean | found | settings
+    return clean | found | stores.environment(home) | settings
 
 
 def up(settings: dict[str, str]) -> subprocess.Popen[str]:

@@ -144,7 +144,7 @@ async def data_life(site: Site) -> None:
     uploads = UploadService(site.database, staging, 1 << 20)
     datasets = DatasetService(site.database, site.log, site.queue, uploads)
     site.queue.register(TaskKind.BUILD_VERSION, BuildVersionHandler(datasets))
-    await uploads.recover()
+    await uploads.finish_left()
     await site.queue.recover()
     # What a service does at once when it starts, however long it was away.
     await collect_later(site.database, site.blobs)
@@ -162,7 +162,7 @@ async def data_life(site: Site) -> None:
             assert sha256(ROWS).hexdigest() in await digests_of(site.blobs), "who is deleted needs them too"
     for name in await live_uploads(site):
         await uploads.delete(name, "")
-    await uploads.recover()
+    await uploads.finish_left()
     await purge_later(site.database, DATA_PURGED)
 
 

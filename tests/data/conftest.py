@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from tests.stores import open_database, service_blobs, service_urls
 from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -25,13 +26,12 @@ from luthier.data.worker.build_task import Build, version_builder
 from luthier.data.worker.computing import built, rendered
 from luthier.data.worker.render_task import Render, renderer
 from luthier.errors import AlreadyExists, NotFound
-from luthier.runtime.auth import Authenticator, Role, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.digests import contents_digest, files_digest
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
-from luthier.storage.database import Database
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.opening import open_stores
 from luthier.v1 import (
     data_service_pb2,
@@ -176,21 +176,21 @@ class Service:
             training_address=self.models_address,
             metrics_address="127.0.0.1:0",
             min_free_bytes=self.min_free_bytes,
+            **service_urls(self.home, "data"),
         )
         port = await self._stack.enter_async_context(
             hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
         )
         self.address = f"127.0.0.1:{port}"
-        self.blobs = LocalBlobStore(self.home / "data" / "blobs")
+        self.blobs = service_blobs(self.home, "data")
         channel = grpc.aio.insecure_channel(self.address)
         self._stack.push_async_callback(channel.close)
         self.stub = data_service_pb2_grpc.DataServiceStub(channel)
 
     async def _start_models(self) -> None:
         descriptor = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
-        kinds: frozenset[Role] = frozenset({"reader", "task"})
         # It answers no call that could be repeated, so its log of requests is never looked at.
-        database = Database(f"sqlite+aiosqlite:///{self.home / 'models.db'}")
+        database = open_database(self.home / "models")
         self.models_stack.push_async_callback(database.close)
         running = await self.models_stack.enter_async_context(
             serving(
@@ -205,7 +205,7 @@ class Service:
                 ],
                 authenticator=Authenticator(self.keys),
                 policy={
-                    **{f"/{descriptor.full_name}/{method.name}": kinds for method in descriptor.methods},
+                    **policy_for(descriptor, "reader", "task"),
                     **HOLD_POLICY,
                 },
                 request_log=SqlRequestLog(database),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.stores import database_url, open_database
+
 from luthier.data import schema
 from luthier.data.record_errors import add_errors, page_of_errors
-from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
 from luthier.v1.dataset_pb2 import RecordError
 from luthier.work import schema as work_schema
 
 
 async def test_errors_come_back_in_order_page_by_page(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
-    upgrade(url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
-    database = Database(url)
+    upgrade(database_url(tmp_path / "data"), [work_schema.MIGRATIONS, schema.MIGRATIONS])
+    database = open_database(tmp_path / "data")
     errors = [
         RecordError(
             filename="a.jsonl", line=line, path="p", reason="TEMPLATE_INVALID", message="no", value="v"

@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow
 import pytest
+from tests.stores import open_blobs
 
 from luthier.data.shard_files import LENGTH_COLUMNS, RECORD_COLUMNS, ROW_COLUMNS, ShardReader
 from luthier.data.worker.parquet import RECORD_SCHEMA, ROW_SCHEMA, ShardWriter, WrittenShard
 from luthier.errors import Reason, ResourceExhausted
 from luthier.runtime.auth import Kind, Principal, set_principal
 from luthier.storage.blobs import BlobStore
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.worker.v1.task_pb2 import BlobFile, Shard
 
@@ -54,7 +54,7 @@ async def taken(rows: AsyncIterator[Any], number: int) -> list[int]:
 
 
 async def test_reads_at_once_never_wait_for_the_threads_that_they_hold(tmp_path: Path) -> None:
-    blobs = LocalBlobStore(tmp_path / "store")
+    blobs = open_blobs(tmp_path / "store")
     shards = await stored(blobs, tmp_path)
     reader = ShardReader(blobs)
     with ThreadPoolExecutor(2) as few:
@@ -113,7 +113,7 @@ async def test_users_and_workers_take_no_reads_of_one_another(
 
 
 async def test_rows_that_nobody_wants_to_the_end_close_their_file(tmp_path: Path) -> None:
-    blobs = LocalBlobStore(tmp_path / "store")
+    blobs = open_blobs(tmp_path / "store")
     shards = await stored(blobs, tmp_path, 10)
     before = set(os.listdir("/proc/self/fd"))
     rows = ShardReader(blobs).rows(shards, RECORD_COLUMNS, 0, {})

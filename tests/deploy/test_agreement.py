@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.deploy.conftest import Promtool
+from tests.stores import service_urls
 
 from luthier.data import __main__ as data
 from luthier.data.config import Config as DataConfig
@@ -37,10 +38,12 @@ ANYWHERE: Mapping[str, Any] = {
 def hosted(service: Service, home: Path) -> Hosting:
     """How a service is hosted by its own main module, on free ports."""
     if service == "data":
-        of_data = DataConfig(home=home, **ANYWHERE)
+        of_data = DataConfig(home=home, **service_urls(home, service), **ANYWHERE)
         return data.settings_of(of_data), lambda parts: data.build(parts, of_data)
     if service == "training":
-        of_training = TrainingConfig(home=home, reward_addresses=(), **ANYWHERE)
+        of_training = TrainingConfig(
+            home=home, reward_addresses=(), **service_urls(home, service), **ANYWHERE
+        )
         return training.settings_of(of_training), lambda parts: training.build(parts, of_training)
     of_evaluation = EvaluationConfig(
         home=home,
@@ -48,6 +51,7 @@ def hosted(service: Service, home: Path) -> Hosting:
         judge_addresses=(),
         judge_keys=(),
         evaluation_address="127.0.0.1:0",
+        **service_urls(home, service),
         **ANYWHERE,
     )
     return evaluation.settings_of(of_evaluation), lambda parts: evaluation.build(parts, of_evaluation)

@@ -23,6 +23,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.stores import environment
 
 from luthier.client import Client, ConfigArguments, RetryPolicy
 from luthier.v1 import data_service_pb2, evaluation_service_pb2, model_service_pb2, training_service_pb2
@@ -67,7 +68,7 @@ class Cluster:
         for name in SERVICES:
             settings[f"LUTHIER_{name.upper()}_ADDRESS"] = self.addresses[name]
             settings[f"LUTHIER_{name.upper()}_METRICS_ADDRESS"] = self.metrics[name]
-        return clean | settings
+        return clean | settings | environment(self.home)
 
     def start(self, *names: str) -> None:
         """Start services (`data`) and workers (`data-worker`); return when the services serve."""

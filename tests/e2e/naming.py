@@ -29,6 +29,13 @@ class Place:
         return len(self.path) == 1 and self.path[0].name in ("name", "parent")
 
     @property
+    def is_required(self) -> bool:
+        """Whether every request must say it."""
+        options = self.path[0].GetOptions()
+        is_said = field_behavior_pb2.REQUIRED in options.Extensions[field_behavior_pb2.field_behavior]
+        return len(self.path) == 1 and is_said
+
+    @property
     def shown(self) -> str:
         """The field as a violation names it, with the first value of a list and the key `a` of a map."""
         return ".".join(field.name + _index(field) for field in self.path)

@@ -15,17 +15,23 @@ from tests.e2e.conftest import SERVICES, described_methods, path_of
 from tests.e2e.naming import Place, empty, places, texts
 from tests.e2e.test_fuzz import Sites, served
 
+from luthier.data.servicer import POLICY as DATA
 from luthier.errors import InvalidArgument, LuthierError, PermissionDenied, Reason
+from luthier.evaluation.servicer import POLICY as EVALUATION
 from luthier.runtime.auth import HOLDER, TaskTokens
 from luthier.runtime.granted_keys import KEY_ROLES, grant_key
+from luthier.training.jobs.servicer import POLICY as JOBS
+from luthier.training.models.servicer import POLICY as MODELS
 from luthier.v1 import data_service_pb2
+from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.peers import error_of
+from luthier.work.servicer import POLICY as WORKER_POLICY
 from luthier.worker.v1 import hold_service_pb2
 
 HOLDS = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"].methods
 METHODS = [(service, method) for service in SERVICES for method in (*described_methods(service), *HOLDS)]
 PUBLIC = [(service, method) for service, method in METHODS if method.full_name.startswith("luthier.v1.")]
-INTERNAL = [(service, method) for service, method in METHODS if (service, method) not in PUBLIC]
+HELD = [(service, method) for service, method in METHODS if method.containing_service.name == "HoldService"]
 READING = ("Get", "List", "Watch", "Read", "Preview", "Plan", "Download")
 GENERATING = ("Generate", "Score", "Grade")
 FOR_TASKS = {
@@ -183,6 +189,36 @@ async def test_no_reference_leaves_the_project_that_a_request_is_about(callers: 
             told = await callers.refusal(service, method, callers.keys["api"], request)
             if not crosses(told, place):
                 wrong.append(f"{place}: {told!r}")
+    assert wrong == []
+
+
+def test_every_method_says_what_it_is_about_or_why_it_is_about_nothing() -> None:
+    """Those that are about nothing stand here too: each is looked at by whoever adds one."""
+    policies = {**DATA, **JOBS, **MODELS, **EVALUATION, **WORKER_POLICY, **HOLD_POLICY}
+    assert policies.keys() == {path_of(method) for _, method in METHODS}
+    wrong = []
+    for _, method in METHODS:
+        rule, found = policies[path_of(method)], places(method)
+        subjects = [place.shown for place in found if place.is_subject]
+        required = [place.shown for place in found if place.is_required]
+        if not rule.subjectless and [rule.subject] != (subjects or required):
+            wrong.append(f"{method.full_name} is about {rule.subject!r}, it has {subjects or required}")
+        if bool(rule.subjectless) != (method.containing_service.name == "WorkerService"):
+            wrong.append(f"{method.full_name} is about nothing: {rule.subjectless!r}")
+    assert wrong == []
+
+
+async def test_a_request_about_nothing_is_refused(callers: Callers) -> None:
+    wrong = []
+    for service, method in (*PUBLIC, *HELD):
+        secret = callers.keys["api"]
+        if (service, method) in HELD:
+            secret = callers.token("default", "projects/default/models/m", HOLDER)
+        told = await callers.refusal(service, method, secret, empty(method))
+        (violation,) = told.violations if isinstance(told, InvalidArgument) else (None,)
+        said = violation is not None and violation.description.startswith("must say what the call is about: ")
+        if violation is None or not said or violation.field != first_of(method).shown:
+            wrong.append(f"{method.full_name}: {told!r}")
     assert wrong == []
 
 

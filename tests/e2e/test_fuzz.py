@@ -26,6 +26,7 @@ from tests.e2e.conftest import SERVICES, described_methods, free_ports, path_of
 from tests.e2e.fuzzing import Fuzzer
 from tests.golden.answers import read_answers
 from tests.golden.home_files import unpack_home
+from tests.stores import service_urls
 
 from luthier.data import __main__ as data
 from luthier.data.config import Config as DataConfig
@@ -117,9 +118,12 @@ async def served(home: Path) -> AsyncIterator[Sites]:
         "metrics_address": "127.0.0.1:0",
     }
     rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
-    data_config, training_config = DataConfig(**shared), TrainingConfig(**rewarded)
+    data_config = DataConfig(**shared, **service_urls(home, "data"))
+    training_config = TrainingConfig(**rewarded, **service_urls(home, "training"))
     judged = {**rewarded, "judge_addresses": ("127.0.0.1",), "judge_keys": ()}
-    evaluation_config = EvaluationConfig(**judged, evaluation_address=addresses[2])
+    evaluation_config = EvaluationConfig(
+        **judged, evaluation_address=addresses[2], **service_urls(home, "evaluation")
+    )
     async with AsyncExitStack() as stack:
         for settings, build in (
             (data.settings_of(data_config), lambda parts: data.build(parts, data_config)),

@@ -16,6 +16,7 @@ import torch
 from tests.evaluation.here import NO_ROOM, Here
 from tests.evaluation.peer_servers import PROJECT, VERSION, DataServer, ModelServer, TrainingServer
 from tests.evaluation.tiny_models import write_adapter, write_base
+from tests.stores import open_database, service_urls
 from tests.work.keepers import HoldsOfAnyone
 
 from luthier.evaluation.__main__ import build, settings_of
@@ -26,11 +27,11 @@ from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.room import Room
-from luthier.runtime.auth import Authenticator, Role
+from luthier.runtime.auth import Authenticator
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
-from luthier.storage.database import Database
 from luthier.storage.opening import open_stores
 from luthier.v1 import (
     data_service_pb2,
@@ -111,6 +112,7 @@ class Site:
             judge_keys=JUDGE_KEYS,
             metrics_address="127.0.0.1:0",
             lease_seconds=self.LEASE_SECONDS,
+            **service_urls(self.home, "evaluation"),
         )
         hosted = hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
         port = await self._stack.enter_async_context(hosted)
@@ -120,12 +122,11 @@ class Site:
         self.stub = evaluation_service_pb2_grpc.EvaluationServiceStub(channel)
 
     async def _start_peers(self) -> None:
-        database = Database(f"sqlite+aiosqlite:///{self.home / 'peers.db'}")
+        database = open_database(self.home / "peers")
         self._stack.push_async_callback(database.close)
         data = data_service_pb2.DESCRIPTOR.services_by_name["DataService"]
         model = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
         training = training_service_pb2.DESCRIPTOR.services_by_name["TrainingService"]
-        tasks: frozenset[Role] = frozenset({"task"})
         running = await self._stack.enter_async_context(
             serving(
                 ServerOptions(address="127.0.0.1:0", drain_seconds=0.0),
@@ -149,11 +150,9 @@ class Site:
                 ],
                 authenticator=Authenticator(self.keys),
                 policy={
-                    **{
-                        f"/{service.full_name}/{method.name}": tasks
-                        for service in (data, model, training)
-                        for method in service.methods
-                    },
+                    **policy_for(data, "task"),
+                    **policy_for(model, "task"),
+                    **policy_for(training, "task"),
                     **HOLD_POLICY,
                 },
                 request_log=SqlRequestLog(database),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.stores import service_database
 
 from luthier.errors import (
     Aborted,
@@ -20,7 +21,6 @@ from luthier.errors import (
     Unavailable,
 )
 from luthier.evaluation.evaluations.repository import evaluations
-from luthier.storage.database import Database
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import chat_pb2, dataset_pb2, evaluation_pb2, evaluation_service_pb2, model_pb2
 
@@ -156,7 +156,7 @@ async def test_list_pages_filters_and_orders(site: Any) -> None:
 
 async def test_a_page_of_great_evaluations_fits_a_message_of_any_client(site: Any) -> None:
     names = [(await site.evaluate()).name for _ in range(5)]
-    database = Database(f"sqlite+aiosqlite:///{site.home / 'evaluation' / 'evaluation.db'}")
+    database = service_database(site.home, "evaluation")
     async with database.transaction() as connection:
         for name in names:
             found = await evaluations().get(connection, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from luthier.errors import InvalidArgument, NotFound
+from luthier.errors import InvalidArgument, NotFound, Unavailable
 from luthier.lm import source_files
 from luthier.lm.register import register_source
 from luthier.lm.source_files import staged_file, staged_folder
@@ -70,6 +71,28 @@ def test_staged_folder_lays_out_what_a_model_is_read_from(folder: Path, tmp_path
         assert (staged / "model.safetensors").read_bytes() == b"weights"
         assert (staged / "config.json").read_text() == "{}"
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model", "config.json", "model.safetensors"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, Unavailable), (errno.EACCES, InvalidArgument)])
+def test_a_disk_that_does_not_answer_is_told_from_a_file_that_may_not_be_read(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+    kind: type[Exception],
+) -> None:
+    really = os.open
+
+    def broken(path: Any, *arguments: Any, **named: Any) -> int:
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number), name)
+        return really(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", broken)
+    with pytest.raises(kind, match=os.strerror(number)):
+        stage(folder, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["x.index.json", "config.json", "model.safetensors", "sub/dir/x", "README"])

@@ -13,9 +13,10 @@ import grpc
 import pytest
 from grpc import aio
 
-from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.server import Registration, Running, ServerOptions, serving
 from luthier.v1 import data_service_pb2, dataset_pb2
 
@@ -125,12 +126,12 @@ class Site:
             request_serializer=Create.SerializeToString,
             response_deserializer=dataset_pb2.Dataset.FromString,
         )
-        return call(Create(), metadata=self.metadata(), timeout=30)
+        return call(Create(parent="projects/p"), metadata=self.metadata(), timeout=30)
 
 
 POLICY: Policy = {
-    f"/{SERVICE}/Create": frozenset({"writer", "task"}),
-    f"/{SERVICE}/Stream": frozenset({"reader"}),
+    f"/{SERVICE}/Create": Rule(roles=frozenset({"writer", "task"}), subject="parent"),
+    f"/{SERVICE}/Stream": Rule(roles=frozenset({"reader"}), subject="parent"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Policies: each method has one; and what a principal may name."""
+"""Who may call a method, and what a principal may name."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from tests.runtime.conftest import SERVICE as ECHO
-from tests.runtime.conftest import MemoryRequestLog, serve
+from tests.runtime.conftest import MemoryRequestLog, Site, serve
 
 from luthier.errors import InvalidArgument, PermissionDenied, Reason
 from luthier.runtime import auth
-from luthier.runtime.auth import Authenticator, Policy, Principal, confine, permit, policy_of
+from luthier.runtime.auth import Authenticator, Principal, confine, permit
 from luthier.runtime.calls import Call
 from luthier.runtime.door import admit
 from luthier.runtime.keys import read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.named_resources import references_of
+from luthier.runtime.policies import Rule, policy_for
 from luthier.runtime.server import Registration, ServerOptions, of_families, serving
 from luthier.v1 import (
     data_service_pb2,
@@ -38,30 +39,7 @@ from luthier.v1 import (
 SERVICE = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"]
 NAMES = [method.name for method in SERVICE.methods]
 OURS = Principal(kind="key", subject="k", roles=frozenset({"reader"}), projects=frozenset({"ours"}))
-
-
-def test_a_policy_says_once_what_each_method_does() -> None:
-    policy = policy_of(SERVICE, reads=NAMES[1:], changes=NAMES[:1], tasks=NAMES[1:2])
-    assert policy[f"/{SERVICE.full_name}/{NAMES[0]}"] == {"writer"}
-    assert policy[f"/{SERVICE.full_name}/{NAMES[1]}"] == {"reader", "task"}
-    assert policy[f"/{SERVICE.full_name}/{NAMES[2]}"] == {"reader"}
-    assert len(policy) == len(NAMES)
-
-
-@pytest.mark.parametrize(
-    ("said", "wrong"),
-    [
-        ({"reads": NAMES[1:], "changes": ()}, NAMES[0]),
-        ({"reads": NAMES, "changes": NAMES[:1]}, NAMES[0]),
-        ({"reads": NAMES, "changes": ("Nothing",)}, "Nothing"),
-        ({"reads": NAMES, "changes": (), "tasks": ("Nothing",)}, "Nothing"),
-    ],
-)
-def test_a_policy_that_leaves_a_method_out_or_says_two_things_is_none(
-    said: dict[str, Any], wrong: str
-) -> None:
-    with pytest.raises(AssertionError, match=wrong):
-        policy_of(SERVICE, **said)
+BY_PARENT = Rule(roles=frozenset({"reader"}), subject="parent")
 
 
 async def nothing(request: Any, context: Any) -> Any:
@@ -70,7 +48,9 @@ async def nothing(request: Any, context: Any) -> Any:
 
 @pytest.mark.parametrize("lost", [None, "GetModel", "WatchModel"])
 async def test_a_method_without_a_policy_cannot_be_registered(tmp_path: Path, lost: str | None) -> None:
-    policy: Policy = {f"/{SERVICE.full_name}/{name}": frozenset({"reader"}) for name in NAMES if name != lost}
+    policy = {
+        path: rule for path, rule in policy_for(SERVICE, "reader").items() if path.rsplit("/")[-1] != lost
+    }
     methods = SimpleNamespace(**dict.fromkeys(NAMES, nothing))
     add = model_service_pb2_grpc.add_ModelServiceServicer_to_server
     served = serving(
@@ -120,10 +100,10 @@ def evaluation(*models: str) -> evaluation_service_pb2.CreateEvaluationRequest:
 
 
 def test_every_reference_of_another_project_is_named() -> None:
-    confine(OURS, evaluation("projects/ours/models/a", "not a name at all"))
+    confine(OURS, evaluation("projects/ours/models/a", "not a name at all"), BY_PARENT)
     theirs = evaluation("projects/ours/models/a", "projects/x/models/b", "projects/y/models/c")
     with pytest.raises(InvalidArgument) as caught:
-        confine(OURS, theirs)
+        confine(OURS, theirs, BY_PARENT)
     assert caught.value.reason == Reason.CROSS_PROJECT_REFERENCE
     assert [(one.field, one.description) for one in caught.value.violations] == [
         ("evaluation.arms[1].model", "must be in projects/ours, got 'projects/x/models/b'"),
@@ -135,7 +115,7 @@ def test_what_a_request_names_where_its_subject_is_no_name_is_looked_at_all_the_
     request = evaluation("projects/x/models/b")
     request.parent = "projects/-"
     with pytest.raises(PermissionDenied, match="no access to projects/x"):
-        confine(OURS, request)
+        confine(OURS, request, BY_PARENT)
 
 
 def test_references_are_found_in_maps_and_in_types_that_hold_themselves() -> None:
@@ -143,7 +123,7 @@ def test_references_are_found_in_maps_and_in_types_that_hold_themselves() -> Non
     multi = request.fine_tuning_job.reinforcement.grader.multi
     multi.graders["a"].multi.graders["b"].reward_model.model = "projects/x/models/b"
     with pytest.raises(InvalidArgument) as caught:
-        confine(OURS, request)
+        confine(OURS, request, BY_PARENT)
     assert [one.field for one in caught.value.violations] == [
         "fine_tuning_job.reinforcement.grader.multi.graders['a'].multi.graders['b'].reward_model.model"
     ]
@@ -159,7 +139,9 @@ def nested(size: int, key: str) -> training_service_pb2.CreateFineTuningJobReque
     return request
 
 
-@pytest.mark.parametrize("look", [lambda request: confine(OURS, request), admit], ids=["confine", "admit"])
+@pytest.mark.parametrize(
+    "look", [lambda request: confine(OURS, request, BY_PARENT), admit], ids=["confine", "admit"]
+)
 def test_a_long_key_of_many_graders_is_held_and_copied_once(look: Callable[[Any], None]) -> None:
     request = nested(40_000, "k" * (1 << 20))
     request.fine_tuning_job.reinforcement.grader.multi.graders["z"].name = "z"
@@ -179,15 +161,15 @@ def test_a_long_key_of_many_graders_is_held_and_copied_once(look: Callable[[Any]
 def test_the_walk_for_references_ends_where_an_answer_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     walked = 0
 
-    def counted(request: Message) -> Iterator[tuple[tuple[str, ...], str]]:
+    def counted(request: Message, subject: str) -> Iterator[tuple[tuple[str, ...], str]]:
         nonlocal walked
-        for one in references_of(request):
+        for one in references_of(request, subject):
             walked += 1
             yield one
 
     monkeypatch.setattr(auth, "references_of", counted)
     with pytest.raises(InvalidArgument) as caught:
-        confine(OURS, nested(1000, "k" * 1000))
+        confine(OURS, nested(1000, "k" * 1000), BY_PARENT)
     assert walked == 20
     shown = f"graders['{'k' * 100}…']"
     assert all(shown in one.field and len(one.field) < 270 for one in caught.value.violations)
@@ -195,7 +177,7 @@ def test_the_walk_for_references_ends_where_an_answer_is_full(monkeypatch: pytes
 
 def test_no_more_references_are_named_than_an_answer_has_room_for() -> None:
     with pytest.raises(InvalidArgument) as caught:
-        confine(OURS, evaluation(*["projects/x/models/b"] * 1000))
+        confine(OURS, evaluation(*["projects/x/models/b"] * 1000), BY_PARENT)
     assert len(caught.value.violations) == 20
 
 
@@ -224,6 +206,54 @@ async def test_the_log_says_what_a_refused_call_was_about(
     (line,) = [one for one in caplog.records if one.name == "luthier.access"]
     said: dict[str, Any] = vars(line)
     assert (said["code"], said["subject"]) == (code, request_.parent)
+
+
+WRITE = Rule(roles=frozenset({"writer"}), subject="name")
+
+
+def test_a_request_that_does_not_say_what_it_is_about_is_refused_and_told_what_would_be_right() -> None:
+    for request, rule, form in (
+        (
+            data_service_pb2.CreateDatasetRequest(),
+            BY_PARENT,
+            "projects/{project}, or the name of what is in one",
+        ),
+        (data_service_pb2.WriteUploadRequest(), WRITE, "projects/{project}/uploads/{upload}"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            confine(OURS, request, rule)
+        (violation,) = caught.value.violations
+        assert (violation.field, violation.reason) == (rule.subject, Reason.FIELD_REQUIRED)
+        assert violation.description == f"must say what the call is about: {form}, got ''"
+
+
+def test_of_a_stream_only_the_first_message_must_say_what_it_is_about() -> None:
+    confine(OURS, data_service_pb2.WriteUploadRequest(), WRITE, is_first=False)
+    foreign = data_service_pb2.WriteUploadRequest(name="projects/theirs/uploads/u")
+    with pytest.raises(PermissionDenied, match="no access to projects/theirs"):
+        confine(OURS, foreign, WRITE, is_first=False)
+
+
+def test_what_is_about_no_resource_is_looked_at_name_by_name() -> None:
+    rule = Rule(roles=frozenset({"reader"}), subjectless="for this test")
+    confine(OURS, evaluation("projects/ours/models/a"), rule)
+    with pytest.raises(PermissionDenied, match="no access to projects/x"):
+        confine(OURS, evaluation("projects/ours/models/a", "projects/x/models/b"), rule)
+
+
+async def test_a_call_about_nothing_comes_to_no_servicer_and_the_log_says_what_others_are_about(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("luthier.access"), "disabled", False)
+    caplog.set_level("INFO", "luthier.access")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await site.create(data_service_pb2.CreateDatasetRequest(dataset_id="d"))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "parent: must say what the call is about" in str(caught.value.details())
+    assert site.echo.calls == 0
+    await site.create(data_service_pb2.CreateDatasetRequest(parent="projects/p"))
+    lines: list[dict[str, Any]] = [vars(one) for one in caplog.records if one.name == "luthier.access"]
+    assert [line.get("subject") for line in lines] == [None, "projects/p"]
 
 
 async def test_a_call_that_no_stage_has_authorised_is_not_served(tmp_path: Path) -> None:

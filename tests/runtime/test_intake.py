@@ -39,9 +39,9 @@ def test_a_flood_begins_with_two_long_waits_and_ends_with_a_short_one() -> None:
     wait(intake, clock, 0.001)
     wait(intake, clock, 0.04)
     assert not intake.is_flooded(clock.now), "twice, but not running"
-    wait(intake, clock, 0.01)
+    wait(intake, clock, 0.03)
     assert intake.is_flooded(clock.now)
-    wait(intake, clock, 0.005)
+    wait(intake, clock, 0.01)
     assert intake.is_flooded(clock.now), "shorter than what a flood begins with, and not yet short"
     wait(intake, clock, 0.001)
     assert not intake.is_flooded(clock.now)
@@ -50,10 +50,10 @@ def test_a_flood_begins_with_two_long_waits_and_ends_with_a_short_one() -> None:
 def test_who_still_waits_counts_by_now() -> None:
     clock = Clock()
     intake = Intake(clock)
-    wait(intake, clock, 0.02)
+    wait(intake, clock, 0.03)
     intake._sent_at = clock.now
-    assert not intake.is_flooded(clock.now + 0.005)
-    assert intake.is_flooded(clock.now + 0.009)
+    assert not intake.is_flooded(clock.now + 0.015)
+    assert intake.is_flooded(clock.now + 0.025)
     assert intake.wait_seconds(clock.now + 0.03) == pytest.approx(0.03)
 
 
@@ -82,7 +82,7 @@ async def test_in_a_flood_nobody_begins_but_those_whose_slots_are_their_own() ->
     workers = Gate("workers", Slots(running=4), intake, clock)
     ticket = await users.enter(HOME)
     for _ in range(2):
-        wait(intake, clock, 0.02)
+        wait(intake, clock, 0.03)
     with pytest.raises(ResourceExhausted):
         await users.enter(HOME)
     workers.leave(await workers.enter(HOME))

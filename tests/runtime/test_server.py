@@ -119,7 +119,7 @@ async def test_a_task_may_touch_only_what_its_token_names(site: Site) -> None:
     token = TaskTokens(site.keys.token_secret).mint("p", ("projects/p/datasets/d",), 1, "t", 60)
     below = Create(parent="projects/p/datasets/d/versions/v")
     assert (await site.create(below, metadata=site.metadata(token))).name == below.parent
-    for parent in ("projects/p/datasets/d2", "projects/p", ""):
+    for parent in ("projects/p/datasets/d2", "projects/p", "p"):
         error, _ = await refusal(site.create(Create(parent=parent), metadata=site.metadata(token)))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest_asyncio
 from sqlalchemy import select
+from tests.stores import open_database
 
 from luthier.storage import blob_refs
 from luthier.storage.blob_refs import digests_in
@@ -21,7 +22,7 @@ A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 
 @pytest_asyncio.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
     async with database.transaction() as connection:
         await connection.run_sync(blob_refs.metadata.create_all)
     yield database

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.stores import open_blobs
 
 from luthier.errors import InvalidArgument, NotFound, OutOfRange, Reason
-from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob
-from luthier.storage.local_blobs import LocalBlobStore
+from luthier.storage.blobs import PIECE_BYTES, Blob, BlobStore, ListedBlob, Owner
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs
 
 ABSENT = "0" * 64
 
 
-@pytest.fixture(params=["local", "memory", "measured"])
+@pytest.fixture(params=["opened", "memory", "measured"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "memory":
         return MemoryBlobStore()
-    local = LocalBlobStore(tmp_path / "store")
-    return MeasuredBlobs(local, BlobMetrics(CollectorRegistry())) if request.param == "measured" else local
+    opened = open_blobs(tmp_path / "store")
+    return MeasuredBlobs(opened, BlobMetrics(CollectorRegistry())) if request.param == "measured" else opened
 
 
 def sha256(data: bytes) -> str:
@@ -205,3 +205,13 @@ async def test_open_gives_a_file_that_reads_from_any_place(store: BlobStore) -> 
         assert file.read(2) == b"12"
     with pytest.raises(NotFound, match=ABSENT):
         await store.open(ABSENT)
+
+
+async def test_a_store_is_the_first_s_who_says_so(store: BlobStore) -> None:
+    assert await store.owner() is None
+    first = Owner(service="data", database_id="a" * 32)
+    other = Owner(service="training", database_id="b" * 32)
+    assert await store.own(first) == first
+    assert await store.own(other) == first
+    assert await store.owner() == first
+    assert list(await store.list("", 10)) == [], "no mark is a blob"

@@ -7,13 +7,12 @@ import random
 from pathlib import Path
 
 from sqlalchemy import text
-
-from luthier.storage.database import Database
+from tests.stores import open_database
 
 
 async def test_whoever_is_cancelled_wherever_the_next_one_can_write(tmp_path: Path) -> None:
     """Statements that are cancelled in their threads kept the write lock once, after tens of rounds as these."""
-    draw, database = random.Random(3), Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    draw, database = random.Random(3), open_database(tmp_path / "test")
     async with database.transaction() as connection:
         await connection.execute(text("CREATE TABLE t (x INTEGER NOT NULL)"))
 

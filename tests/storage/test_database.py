@@ -13,6 +13,7 @@ import pytest_asyncio
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores import open_database
 
 from luthier.errors import InvalidArgument
 from luthier.storage.database import Database
@@ -20,7 +21,7 @@ from luthier.storage.database import Database
 
 @pytest_asyncio.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/new/folder/test.db")
+    database = open_database(tmp_path / "new" / "folder" / "test")
     async with database.transaction() as connection:
         await connection.execute(text("CREATE TABLE t (x INTEGER NOT NULL)"))
         await connection.execute(text("CREATE TABLE counter (n INTEGER NOT NULL)"))
@@ -81,7 +82,7 @@ async def test_transactions_that_read_then_write_never_lose_an_update(database: 
 async def test_transactions_of_two_database_objects_never_lose_an_update(
     tmp_path: Path, database: Database
 ) -> None:
-    other = Database(f"sqlite+aiosqlite:///{tmp_path}/new/folder/test.db")
+    other = open_database(tmp_path / "new" / "folder" / "test")
 
     async def increment(through: Database) -> None:
         async with through.transaction() as connection:
@@ -318,7 +319,7 @@ def nothing_dropped() -> Iterator[None]:
 async def test_who_is_cancelled_while_it_connects_leaves_no_connection_open(
     tmp_path: Path, opened: str
 ) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
 
     async def connects() -> None:
         async with getattr(database, opened)():
@@ -342,7 +343,7 @@ async def test_who_is_cancelled_while_it_connects_leaves_no_connection_open(
 async def test_who_reads_or_writes_when_the_database_is_closed_leaves_no_connection_open(
     tmp_path: Path, opened: str
 ) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
     with nothing_dropped():
         async with getattr(database, opened)() as connection:
             await connection.execute(text("SELECT 1"))
@@ -352,7 +353,7 @@ async def test_who_reads_or_writes_when_the_database_is_closed_leaves_no_connect
 async def test_a_reader_that_is_cancelled_gives_its_connection_back_before_it_ends(
     tmp_path: Path,
 ) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
     reads = asyncio.Event()
 
     async def read() -> None:

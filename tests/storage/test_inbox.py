@@ -76,7 +76,7 @@ async def test_a_copy_that_goes_while_it_is_taken_is_a_blob_or_not_there(
         return True
 
     def kept_meanwhile(store: LocalBlobStore, _: IO[bytes], path: Path, digest: str) -> None:
-        target = store._path(digest)
+        target = store._reader.path_of(digest)
         target.parent.mkdir()
         path.rename(target)
         path.stat()

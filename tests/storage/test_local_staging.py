@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,49 @@ async def test_bytes_are_copied_where_two_names_for_them_cannot_be(
     blob = await staging.commit("k")
     await staging.discard("k")
     assert files(tmp_path) == {f"blobs/{blob.digest[:2]}/{blob.digest}"}
+
+
+async def test_the_size_of_what_is_hashed_is_told_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that did not receive a large file itself reads all of it at its end."""
+    await staging_in(tmp_path).append("k", 0, b"abc")
+    staging, reads, go, real = staging_in(tmp_path), threading.Event(), threading.Event(), os.pread
+
+    def held_up(descriptor: int, size_bytes: int, offset: int) -> bytes:
+        reads.set()
+        assert go.wait(60)
+        return real(descriptor, size_bytes, offset)
+
+    monkeypatch.setattr(os, "pread", held_up)
+    committing = asyncio.create_task(staging.commit("k"))
+    await asyncio.to_thread(reads.wait, 60)
+    assert await asyncio.wait_for(staging.size("k"), 30) == 3
+    go.set()
+    assert (await committing).digest == ABC
+
+
+@pytest.mark.parametrize("change", ["append", "discard", "cut"])
+async def test_what_changes_while_it_is_hashed_is_not_taken_for_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """By another process: this one keeps its callers apart."""
+    other = staging_in(tmp_path)
+    await other.append("k", 0, b"abc")
+    real, path = os.pread, tmp_path / "staging" / hashlib.sha256(b"k").hexdigest()
+
+    def changing(descriptor: int, size_bytes: int, offset: int) -> bytes:
+        data = real(descriptor, size_bytes, offset)
+        if change == "append":
+            path.write_bytes(b"abcd")
+        if change == "discard":
+            path.unlink()
+            path.write_bytes(b"xyz")
+        if change == "cut":
+            os.truncate(path, 1)
+            return data[:1]
+        return data
+
+    monkeypatch.setattr(os, "pread", changing)
+    expected = {"append": b"abcd", "discard": b"xyz", "cut": b"a"}[change]
+    assert (await staging_in(tmp_path).commit("k")).digest == hashlib.sha256(expected).hexdigest()

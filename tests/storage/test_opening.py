@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from luthier.errors import InvalidArgument
 from luthier.storage import opening
-from luthier.storage.opening import StoreUrls, blob_folder, folder_url, open_stores, store_urls
+from luthier.storage.dialect import file_of, url_of
+from luthier.storage.migrations import upgrade
+from luthier.storage.opening import (
+    StoreUrls,
+    blob_folder,
+    folder_url,
+    open_database,
+    open_stores,
+    store_urls,
+)
+from luthier.work import schema as work_schema
 
 DATABASE = "sqlite+aiosqlite:////tmp/a.db"
 
@@ -43,38 +56,81 @@ async def test_stores_are_where_their_urls_say(tmp_path: Path) -> None:
     await stores.database.close()
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "50%", "a#b?c", "ä"])
+NAMES = ["plain", "with space", "50%", "a%20b", "a#b?c", "ä"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_url_of_a_folder_names_that_folder(tmp_path: Path, name: str) -> None:
     assert blob_folder(folder_url(tmp_path / name)) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_database_is_made_where_its_url_says_and_nowhere_else(tmp_path: Path, name: str) -> None:
+    url = url_of(tmp_path / name / "a.db")
+    assert file_of(url) == tmp_path / name / "a.db"
+    upgrade(url, [work_schema.MIGRATIONS])
+    database = open_database(url)
+    await database.rows(text("SELECT 1"))
+    await database.close()
+    assert os.listdir(tmp_path) == [name]
+    assert "a.db" in os.listdir(tmp_path / name)
+
+
+REFUSED = {
+    "": "one without a scheme",
+    "/a/folder": "one without a scheme",
+    "s3://bucket/prefix": "one of the scheme 's3': other stores are not supported",
+    "{scheme}:{before}u:secret@h/a/b": "one ",
+    "{scheme}://u:sec@ret@h/a": "one with a user, a host or a port",
+    "{scheme}://host/a": "one with a user, a host or a port",
+    "{scheme}://host:port/a": "one with a user, a host or a port",
+    "{scheme}:{before}/a?mode=memory&uri=true": "one with a query or a fragment: a ? in a path is written %3F",
+    "{scheme}:{before}/a#secret": "one with a query or a fragment",
+    "{scheme}:relative": "one whose path is not absolute",
+    "{scheme}://[secret": "one that cannot be read",
+    "{scheme}:{before}/": "one whose path names nothing",
+    "{scheme}:{before}/a%00b": "one whose path names nothing",
+    "{scheme}:{before}/a\tb": "one that begins or ends with a space, or has a control character in it",
+    " {scheme}:{before}/a": "one that begins or ends with a space",
+    "{scheme}:{before}": "one whose path",
+}
+"""Templates of URLs that no store of this machine has, and what is said of them."""
+
+
+@pytest.mark.parametrize(("template", "said"), REFUSED.items())
+@pytest.mark.parametrize("kind", ["database", "blobs"])
+def test_a_url_of_no_store_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, template: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheme, before = ("file", "//") if kind == "blobs" else ("sqlite+aiosqlite", "///")
+    url = template.format(scheme=scheme, before=before)
+    good = store_urls(tmp_path / "data")
+    right = {
+        "database": "database URL must be sqlite+aiosqlite:////path/of/a/file, got ",
+        "blobs": "blob store URL must be file:///path/of/a/folder, got ",
+    }[kind]
+    with pytest.raises(InvalidArgument, match=re.escape(right + said)) as caught:
+        open_stores(replace(good, database=url) if kind == "database" else replace(good, blobs=url), 0)
+    assert "sec" not in caught.value.message
+    assert list(tmp_path.iterdir()) == [], "nothing was made"
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "s3://bucket/prefix",
-        "/a/folder",
-        "file:relative",
-        "file://host/a",
-        "file:///a?x=1",
-        "",
-        "sqlite:///a",
-        "file://",
+        "sqlite+aiosqlite:///a.db",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file:m",
+        "sqlite:////a",
     ],
 )
-def test_a_store_of_blobs_that_nobody_knows_is_refused_by_name(tmp_path: Path, url: str) -> None:
-    urls = StoreUrls(database=f"sqlite+aiosqlite:///{tmp_path}/a.db", blobs=url, staging=tmp_path / "staging")
-    wanted = f"blob store URL must be file:///path/of/a/folder, got {url!r}"
-    with pytest.raises(InvalidArgument, match=re.escape(wanted)):
-        open_stores(urls, 0)
-    assert list(tmp_path.iterdir()) == [], "nothing was made"
-
-
-@pytest.mark.parametrize("url", ["postgresql+psycopg://u:secret@h/d", "a.db", "", "sqlite:///a.db", "::"])
-def test_a_database_that_nobody_knows_is_refused_without_its_password(tmp_path: Path, url: str) -> None:
-    urls = StoreUrls(database=url, blobs=f"file://{tmp_path}/blobs", staging=tmp_path / "staging")
-    with pytest.raises(InvalidArgument, match="database URL must be sqlite") as caught:
-        open_stores(urls, 0)
-    assert "secret" not in caught.value.message
+def test_a_database_must_be_a_file_of_an_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgument, match="database URL must be sqlite"):
+        upgrade(url, [])
     assert list(tmp_path.iterdir()) == [], "nothing was made"
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.stores import open_blobs, open_staging
 
 from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Reason
 from luthier.storage.blobs import Blob, BlobStore
-from luthier.storage.local_blobs import LocalBlobStore
-from luthier.storage.local_staging import LocalStaging
 from luthier.storage.memory_blobs import MemoryBlobStore, MemoryStaging
 from luthier.storage.staging import Staging
 from luthier.work.measured_blobs import BlobMetrics, MeasuredStaging
@@ -31,10 +30,10 @@ class Staged:
 @pytest.fixture(params=["local", "memory", "measured", "far"])
 def staged(request: pytest.FixtureRequest, tmp_path: Path) -> Staged:
     """On `far` the store takes whole objects and is no folder of this machine."""
-    blobs: BlobStore = LocalBlobStore(tmp_path / "store")
+    blobs: BlobStore = open_blobs(tmp_path / "store")
     if request.param in ("memory", "far"):
         blobs = MemoryBlobStore()
-    staging: Staging = LocalStaging(tmp_path / "staging", blobs)
+    staging: Staging = open_staging(tmp_path / "staging", blobs)
     if request.param == "memory":
         staging = MemoryStaging(blobs)
     if request.param == "measured":

@@ -9,6 +9,7 @@ import pytest_asyncio
 from sqlalchemy import Column, MetaData, String, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stored_pages import page_of
+from tests.stores import open_database
 
 from luthier.errors import Aborted, AlreadyExists, NotFound, Reason
 from luthier.storage import blob_refs
@@ -60,7 +61,7 @@ def job(name: str = NAME, **changes: Any) -> FineTuningJob:
 
 @pytest_asyncio.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
     async with database.transaction() as connection:
         await connection.run_sync(METADATA.create_all)
         await connection.run_sync(blob_refs.metadata.create_all)

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
+from tests.stores import database_url, open_blobs, open_database
 from tests.training.crew import Crew
 from tests.work.keepers import MemoryKeeper
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from luthier.errors import NotFound
 from luthier.lm.attention import IMPLEMENTATION
+from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.migrations import upgrade
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training import schema
@@ -195,7 +196,7 @@ class Bench:
     """The Training service's inside on a real database, with a registered model and a rendering."""
 
     database: Database
-    blobs: LocalBlobStore
+    blobs: BlobStore
     log: EventLog
     queue: Queue
     models: ModelService
@@ -357,10 +358,10 @@ async def adapter_files(bench: Bench, config: str = "{config}") -> list[task_pb2
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """The service's inside; the model and the rendering of its constants are there."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'training.db'}"
+    url = database_url(tmp_path / "training")
     await asyncio.to_thread(upgrade, url, [work_schema.MIGRATIONS, schema.MIGRATIONS])
-    database = Database(url)
-    blobs, log = LocalBlobStore(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
+    database = open_database(tmp_path / "training")
+    blobs, log = open_blobs(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
     models = ModelService(database, log, queue, blobs)
     elsewhere = Elsewhere(database, {"renderings": (keeper := MemoryKeeper())})

@@ -8,6 +8,7 @@ import pytest
 
 from luthier.errors import InvalidArgument
 from luthier.runtime.config import read
+from luthier.storage.local_urls import BLOBS, DATABASES
 from luthier.training.config import Config
 from luthier.training.model_roots import roots_of
 
@@ -44,6 +45,30 @@ def test_a_root_that_holds_keys_or_state_is_refused(tmp_path: Path, root: str) -
     with pytest.raises(InvalidArgument, match="LUTHIER_TRAINING_MODEL_ROOTS must name folders") as caught:
         config(home, named)
     assert f"got {Path(named)}; put models into {home / 'models'}" in caught.value.message
+
+
+@pytest.mark.parametrize("setting", ["DATABASE_URL", "BLOBS_URL"])
+@pytest.mark.parametrize("root", ["{disk}", "/", "{state}", "{state}/in", "{door}"])
+def test_a_root_that_holds_state_outside_of_the_home_is_refused(
+    tmp_path: Path, root: str, setting: str
+) -> None:
+    state = tmp_path / "disk" / "luthier"
+    state.mkdir(parents=True)
+    (tmp_path / "door").symlink_to(tmp_path / "disk")
+    urls = DATABASES if setting == "DATABASE_URL" else BLOBS
+    environ = {
+        "LUTHIER_HOME": str(tmp_path / "home"),
+        f"LUTHIER_TRAINING_{setting}": urls.of(state),
+        "LUTHIER_TRAINING_MODEL_ROOTS": root.format(
+            disk=tmp_path / "disk", state=state, door=tmp_path / "door"
+        ),
+    }
+    with pytest.raises(InvalidArgument, match="LUTHIER_TRAINING_MODEL_ROOTS must name folders"):
+        read(Config, section="TRAINING", environ=environ)
+    beside = {**environ, "LUTHIER_TRAINING_MODEL_ROOTS": str(tmp_path / "disk" / "models")}
+    assert read(Config, section="TRAINING", environ=beside).model_roots == (
+        str(tmp_path / "disk" / "models"),
+    )
 
 
 def test_a_folder_of_models_that_leads_among_state_is_refused(tmp_path: Path) -> None:

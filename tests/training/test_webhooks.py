@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from standardwebhooks import Webhook as Verifier
+from tests.stores import environment
 from tests.training.conftest import Bench, adapter_files
 from tests.work.webhooks.ends import check_end_is_one
 from tests.work.webhooks.receiver import Receiver, headers_of, receiving
@@ -133,6 +134,7 @@ class Service:
             "LUTHIER_TRAINING_METRICS_ADDRESS": "127.0.0.1:0",
             "LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1",
             "LUTHIER_WEBHOOKS_FIRST_DELAY_SECONDS": "0.2",
+            **environment(self.home),
         }
         command = [sys.executable, "-m", "luthier.training"]
         with self.log.open("ab") as log:

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores import database_url, open_database
 
 from luthier.data.schema import MIGRATIONS as DATA_MIGRATIONS
 from luthier.errors import Failure
@@ -225,7 +226,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'work.db'}")
+    database = open_database(tmp_path / "work")
     async with database.transaction() as connection:
         await connection.run_sync(schema.metadata.create_all)
     log = EventLog(database, heartbeat_seconds=0.05)
@@ -243,8 +244,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     """A Data service's database, migrated."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'data.db'}"
-    upgrade(url, (schema.MIGRATIONS, DATA_MIGRATIONS))
-    made = Database(url)
+    upgrade(database_url(tmp_path / "data"), (schema.MIGRATIONS, DATA_MIGRATIONS))
+    made = open_database(tmp_path / "data")
     yield made
     await made.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from tests.stores import service_urls
 from tests.work.conftest import RecordingHandler, new_task, uid_of
 
 from luthier.runtime.keys import Keys, read_or_create_keys
@@ -123,6 +124,7 @@ async def serve(
         kinds=KINDS,
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
         min_free_bytes=min_free_bytes,
+        **service_urls(home, "small"),
     )
     async with hosting(settings, build, open_stores) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

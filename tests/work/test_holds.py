@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from sqlalchemy import select
+from tests.stores import service_urls
 from tests.work.keepers import dataset
 
 from luthier.data.datasets.repository import datasets
@@ -129,6 +130,7 @@ async def served(home: Path, project: str) -> AsyncIterator[tuple[Parts, int]]:
         migrations=MIGRATIONS,
         kinds=(),
         min_free_bytes=0,
+        **service_urls(home, "data"),
     )
     async with hosting(plan, build, open_stores) as port:
         yield kept[0], port

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from luthier.errors import NotFound, ResourceExhausted
 from luthier.storage.blobs import BlobStore
+from luthier.storage.local_blob_reader import LocalBlobReader
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
 from luthier.storage.staging import Staging
@@ -105,7 +106,7 @@ async def test_what_the_store_cannot_do_is_counted_with_its_reason(
     def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(LocalBlobStore, "_size", fail)
+    monkeypatch.setattr(LocalBlobReader, "size_of", fail)
     with pytest.raises(OSError, match="Input/output"):
         await broken.store.size(blob.digest)
     assert broken.failures("look") == {"INTERNAL": 1.0}

@@ -10,15 +10,16 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from tests.stores import open_database
 
 from luthier.data.peers import ModelPeer
 from luthier.errors import LuthierError, NotFound, Reason, Unavailable
 from luthier.evaluation.peers import GrpcPeers
-from luthier.runtime.auth import Authenticator, Role, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
-from luthier.storage.database import Database
 from luthier.training.peers import DataRenderings
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
 from luthier.work.peers import aio_channel, bearer, channel
@@ -75,12 +76,11 @@ def calls(connected: grpc.aio.Channel, tokens: TaskTokens) -> dict[str, Callable
 async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
     """The address and the keys of a server with the Data and the Model service, open to tasks."""
     keys = read_or_create_keys(tmp_path / "theirs")
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'peer.db'}")
+    database = open_database(tmp_path / "peer")
     services = (
         data_service_pb2.DESCRIPTOR.services_by_name["DataService"],
         model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
     )
-    tasks: frozenset[Role] = frozenset({"task"})
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
         running = await stack.enter_async_context(
@@ -91,11 +91,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
                     for (add, servicer), service in zip(REGISTRATIONS, services, strict=True)
                 ],
                 authenticator=Authenticator(keys),
-                policy={
-                    f"/{service.full_name}/{method.name}": tasks
-                    for service in services
-                    for method in service.methods
-                },
+                policy={**policy_for(services[0], "task"), **policy_for(services[1], "task")},
                 request_log=SqlRequestLog(database),
                 metrics=MetricsServer("127.0.0.1:0"),
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from tests.stores import open_blobs
 from tests.work.checkpoints import FILE, checkpoint_of
 from tests.work.collected import collect_later
 from tests.work.conftest import Bench
@@ -17,7 +18,6 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.runtime.auth import TaskTokens
 from luthier.storage.blob_refs import blob_refs, task_owner
 from luthier.storage.blobs import Blob
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.servicer import WorkerServicer
 from luthier.work.tasks import Outcome, Task
@@ -39,7 +39,7 @@ async def kept(bench: Bench) -> list[tuple[str, str]]:
 
 
 async def test_what_was_promised_stays_until_the_task_ends(bench: Bench, tmp_path: Path) -> None:
-    blobs = LocalBlobStore(tmp_path / "blobs")
+    blobs = open_blobs(tmp_path / "blobs")
     task, blob = await leased(bench), await blobs.put_bytes(b"abc")
     for _ in range(2):
         await bench.queue.promised.keep(task.task_id, task.epoch, [blob.digest])

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.stores import open_database
 
 from luthier.storage.database import Database
 from luthier.work import requests, schema
@@ -16,7 +17,7 @@ KEY = ("key:abc", "/luthier.v1.DataService/CreateDataset", "6f0f5c1e-3a71-4a55-8
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(f"sqlite+aiosqlite:///{tmp_path / 'r.db'}")
+    opened = open_database(tmp_path / "r")
     async with opened.transaction() as connection:
         await connection.run_sync(schema.metadata.create_all)
     yield opened

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stores import open_blobs
 
 from luthier.errors import DataLoss, InvalidArgument, NotFound
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.memory_blobs import MemoryBlobStore
 from luthier.work.row_file import RowFile, count_rows, found_rows, iterate_rows, read_rows, write_rows
 
@@ -88,7 +88,7 @@ def written(path: Path, rows: list[bytes]) -> bytes:
 
 
 async def test_what_is_no_such_file_is_refused_and_what_is_damaged_is_named(tmp_path: Path) -> None:
-    blobs = LocalBlobStore(tmp_path / "blobs")
+    blobs = open_blobs(tmp_path / "blobs")
     data = written(tmp_path / "p", [b"a" * 10, b"bb", b"ccc"])
     file = await found_rows(blobs, (await blobs.put_bytes(data)).digest, 3, "rows")
     assert await read_rows(blobs, file, 1, 9, 100) == [b"bb", b"ccc"]

@@ -7,12 +7,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from tests.stores import database_url
+
 from luthier.storage.migrations import differences, upgrade
 from luthier.work.schema import MIGRATIONS, metadata
 
 
 def test_the_migrated_schema_is_the_declared_one(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'work.db'}"
+    url = database_url(tmp_path / "work")
     upgrade(url, (MIGRATIONS,))
     assert differences(url, metadata) == []
 

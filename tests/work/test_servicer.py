@@ -116,22 +116,21 @@ async def test_a_piece_of_a_blob_that_is_too_large_leaves_nothing(site: Site, si
     assert list(granted.missing_sha256) == [digest]
 
 
-@pytest.mark.parametrize("method", ["CommitCheckpoint", "FinishTask"])
+@pytest.mark.parametrize("method", ["CommitCheckpoint", "CommitRollouts", "FinishTask"])
 async def test_a_result_that_names_a_missing_blob_is_refused(site: Site, method: str) -> None:
     file = task_pb2.BlobFile(path="a", sha256="a" * 64)
     async with site.wire() as (stub, metadata):
         task = await claimed(stub, metadata, site)
         where = {"task": task.task, "epoch": task.epoch}
-        request = (
-            W.CommitCheckpointRequest(**where, step=1, files=[file])
-            if method == "CommitCheckpoint"
-            else W.FinishTaskRequest(
-                **where, result=task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file]))
-            )
-        )
+        result = task_pb2.TaskResult(train=task_pb2.TrainResult(files=[file]))
+        request = {
+            "CommitCheckpoint": W.CommitCheckpointRequest(**where, step=1, files=[file]),
+            "CommitRollouts": W.CommitRolloutsRequest(**where, step=1, file=file, num_rollouts=1),
+            "FinishTask": W.FinishTaskRequest(**where, result=result),
+        }[method]
         error = await refusal(getattr(stub, method)(request, metadata=metadata))
-    assert error.code == "NOT_FOUND"
-    assert "a" * 64 in error.message
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "BLOB_MISSING")
+    assert error.message == f"blob {'a' * 64} must be here before it is named; send it with PutBlob first"
     assert site.states == ["started"]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.work.checkpoints import checkpoint_of
 
+from luthier.errors import FailedPrecondition, Reason
 from luthier.work.tasks import Outcome, Task, TaskState
+from luthier.worker.v1 import task_pb2
 
 if TYPE_CHECKING:
     from tests.work.conftest import Bench
@@ -55,7 +58,65 @@ async def test_a_pause_outlives_a_restart_of_the_service_and_the_loss_of_the_wor
     await resume(bench, task.uid)
     again = await bench.claim()
     assert again is not None
-    assert (again.epoch, again.losses, again.pause_requested) == (2, 1, False)
+    assert again.epoch > task.epoch
+    assert (again.losses, again.pause_requested) == (1, False)
+
+
+RESULT = Outcome(result=task_pb2.TaskResult(train=task_pb2.TrainResult()))
+ENDS = {"result": RESULT, "paused": PAUSED, "cancelled": Outcome(cancelled=True)}
+
+
+@pytest.mark.parametrize("outcome", ENDS.values(), ids=ENDS)
+async def test_what_a_worker_brings_of_an_attempt_that_was_lost_while_pausing_is_refused(
+    bench: Bench, outcome: Outcome
+) -> None:
+    task = await held(bench)
+    await pause(bench, task.uid)
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.queue.finish(task.task_id, task.epoch, outcome)
+    assert caught.value.reason == Reason.LEASE_LOST
+    assert bench.handler.calls[-1] == ("paused", 1)
+
+
+async def test_the_pause_of_an_attempt_that_was_lost_before_is_refused(bench: Bench) -> None:
+    task = await held(bench)
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    await pause(bench, task.uid)
+    with pytest.raises(FailedPrecondition, match="is not leased at epoch 1: it is PAUSED"):
+        await bench.queue.finish(task.task_id, task.epoch, PAUSED)
+
+
+async def test_only_a_pause_is_repeated_once_an_attempt_has_paused(bench: Bench) -> None:
+    task = await held(bench)
+    await pause(bench, task.uid)
+    await bench.queue.finish(task.task_id, task.epoch, PAUSED)
+    await bench.queue.finish(task.task_id, task.epoch, PAUSED)
+    with pytest.raises(FailedPrecondition, match="it is PAUSED at epoch 1; drop it"):
+        await bench.queue.finish(task.task_id, task.epoch, RESULT)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_a_result_of_the_last_attempt_that_may_be_lost_is_refused_after_it(
+    bench: Bench, stopping: bool
+) -> None:
+    task = await held(bench)
+    if stopping:
+        async with bench.database.transaction() as connection:
+            await bench.queue.request_cancel(connection, task.uid)
+    for _ in range(2 * (not stopping)):
+        bench.clock.now += 11.0
+        await bench.queue.expire()
+        again = await bench.claim()
+        assert again is not None
+        task = again
+    bench.clock.now += 11.0
+    await bench.queue.expire()
+    assert bench.handler.calls[-1][0] == ("CANCELLED" if stopping else "FAILED")
+    with pytest.raises(FailedPrecondition, match="it is DONE"):
+        await bench.queue.finish(task.task_id, task.epoch, RESULT)
 
 
 async def test_the_last_attempt_that_may_be_lost_pauses_and_the_next_one_fails(bench: Bench) -> None:

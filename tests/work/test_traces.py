@@ -10,12 +10,12 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 from tests.kept_spans import Kept, id_of, kept_spans, trace_of
+from tests.stores import open_database
 from tests.work.hosted import Site, serve
 
 from luthier.errors import Reason, Unavailable
 from luthier.runtime import tracing
 from luthier.runtime.logs import JsonFormatter, bind, bound
-from luthier.storage.database import Database
 from luthier.work.child_watch import Always
 from luthier.work.children import Children, Program
 from luthier.work.context import TaskContext
@@ -87,7 +87,7 @@ async def test_a_task_of_no_trace_keeps_none(tmp_path: Path) -> None:
 
 
 async def test_statements_are_of_the_call_that_makes_them(tmp_path: Path) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/test.db")
+    database = open_database(tmp_path / "test")
     database.observe(DatabaseMetrics(CollectorRegistry()))
     with kept_spans() as kept:
         async with database.transaction() as connection:

@@ -12,7 +12,7 @@ import pytest
 from tests.work.conftest import uid_of
 from tests.work.hosted import Site, serve
 
-from luthier.errors import Failure, InvalidArgument, NotFound
+from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.runtime.field_limits import DIGEST
 from luthier.work.cache import BlobCache
 from luthier.work.context import TaskContext, TaskFailed
@@ -327,7 +327,8 @@ async def test_files_are_looked_for_where_nobody_can_sweep_them_away_any_more(
 
 
 async def test_rollouts_whose_bytes_went_meanwhile_are_sent_again(site: Site) -> None:
-    site.handler.refusals["rollouts"] = NotFound("given back with what was dropped")
+    gone = FailedPrecondition("given back with what was dropped", reason=Reason.BLOB_MISSING)
+    site.handler.refusals["rollouts"] = gone
 
     def run(context: TaskContext) -> task_pb2.TaskResult:
         write_rows(context.scratch / "drawn", [b"one"])

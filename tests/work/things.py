@@ -11,6 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores import open_database
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
@@ -129,7 +130,7 @@ class Things:
 @asynccontextmanager
 async def things_in(folder: Path) -> AsyncIterator[Things]:
     """The family on a new database below a folder."""
-    database = Database(f"sqlite+aiosqlite:///{folder / 'things.db'}")
+    database = open_database(folder / "things")
     async with database.transaction() as connection:
         await connection.run_sync(schema.metadata.create_all)
         await connection.run_sync(METADATA.create_all)

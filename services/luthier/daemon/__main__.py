@@ -16,7 +16,8 @@ from dataclasses import asdict
 import click
 
 from luthier.daemon.config import Config
-from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError
+from luthier.errors import FailedPrecondition, InvalidArgument
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import put, read
 from luthier.runtime.home import keep_private, secure_home
 
@@ -33,7 +34,7 @@ def main() -> None:
 @click.option("--workers/--no-workers", default=True, help="Also run one worker of each kind.")
 def up(workers: bool) -> None:
     """Run the three services and one worker of each kind on this machine, until Ctrl-C."""
-    with _clear_errors():
+    with clear_errors():
         from luthier.daemon.supervisor import Program, Supervisor, run_until_stopped
 
         began = time.monotonic()
@@ -109,7 +110,7 @@ def worker(
 @main.command(name="fetch-demo-model")
 def fetch_demo_model() -> None:
     """Download the demo's base model (93 MB) and print the path of its GGUF file."""
-    with _clear_errors():
+    with clear_errors():
         from luthier.daemon.demo_model import MODEL_ID, fetch_demo_model
 
         path = fetch_demo_model(read(Config, section="DAEMON").home)
@@ -134,7 +135,7 @@ def grant_key(name: str, projects: tuple[str, ...], roles: tuple[str, ...]) -> N
 
     Services know it once they have started again. Who deletes its entry in api-keys.toml of the home takes it back.
     """
-    with _clear_errors():
+    with clear_errors():
         from luthier.runtime import granted_keys
 
         print(granted_keys.grant_key(read(Config, section="DAEMON").home, name, projects, roles))
@@ -151,7 +152,7 @@ def webhook_secret(url: str, project: str) -> None:
     Each project has its own there, so that none can sign for another.
     While the file webhook-secret of the home has several lines, each has one: all of them sign.
     """
-    with _clear_errors():
+    with clear_errors():
         from luthier.runtime.keys import read_or_create_key
         from luthier.runtime.names import PROJECT
         from luthier.work.webhooks.signing import SECRET_FILE, SECRET_KIND, secrets_of
@@ -172,7 +173,7 @@ def webhook_secret(url: str, project: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def doctor(as_json: bool) -> None:
     """Say what this machine can do for Luthier and what is wrong with it. Exit code 1: there is a problem."""
-    with _clear_errors():
+    with clear_errors():
         from luthier.daemon.doctor import examined
 
         config = read(Config, section="DAEMON")
@@ -195,7 +196,7 @@ def fsck(services: tuple[str, ...], digests: bool, as_json: bool) -> None:
 
     Exit code 1: something is wrong, each on a line; 2: it cannot be checked.
     """
-    with _clear_errors(exit_code=2):
+    with clear_errors(exit_code=2):
         from luthier.daemon.fsck import check, json_of, line_of
 
         home = read(Config, section="DAEMON").home
@@ -209,15 +210,6 @@ def fsck(services: tuple[str, ...], digests: bool, as_json: bool) -> None:
 
         is_faulty = asyncio.run(told())
     sys.exit(int(is_faulty))
-
-
-@contextmanager
-def _clear_errors(exit_code: int = 1) -> Iterator[None]:
-    try:
-        yield
-    except LuthierError as error:
-        _say(f"error: {error.message}")
-        sys.exit(exit_code)
 
 
 @contextmanager

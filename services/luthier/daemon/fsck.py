@@ -17,13 +17,14 @@ from luthier.evaluation.needs import needs as evaluation_needs
 from luthier.runtime.config import read
 from luthier.storage.dialect import file_of
 from luthier.storage.migrations import require_current
-from luthier.storage.opening import open_stores, store_urls
+from luthier.storage.opening import open_readers, store_urls
 from luthier.training import schema as training_schema
 from luthier.training.config import Config as TrainingConfig
 from luthier.training.needs import needs as training_needs
 from luthier.work import schema as work_schema
 from luthier.work.blob_check import BlobCheck, Checked, Fault
 from luthier.work.blob_needs import Needs
+from luthier.work.ownership import require_own
 
 _CONFIGS = {"data": DataConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
 _MIGRATIONS: Mapping[str, Path] = {
@@ -50,7 +51,8 @@ class Found:
 async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncIterator[Found]:
     """Yield what is found of the services of a home, which may run meanwhile. With `reads` every byte is hashed.
 
-    Raises FailedPrecondition where a service has no state there, or state of another version.
+    No file is changed. Raises FailedPrecondition where a service has no state there, or state of another version,
+    or blobs that are another's; Unavailable where a service starts meanwhile.
     """
     for service in services:
         config: DataConfig | TrainingConfig | EvaluationConfig
@@ -65,8 +67,9 @@ async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncI
             )
         migrations = (work_schema.MIGRATIONS, _MIGRATIONS[service])
         await asyncio.to_thread(require_current, urls.database, migrations)
-        stores = open_stores(urls, 0)
+        stores = open_readers(urls)
         try:
+            await require_own(stores.database, stores.blobs, service)
             checking = BlobCheck(
                 database=stores.database,
                 blobs=stores.blobs,

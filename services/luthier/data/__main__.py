@@ -11,10 +11,12 @@ from luthier.data.peers import ModelPeer
 from luthier.data.renderings.token_texts import TokenTexts
 from luthier.data.row_series import RowSeries
 from luthier.data.servicer import POLICY
+from luthier.data.uploads.service import FINISH_SECONDS
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
-from luthier.work.host import Hosted, Parts, ServiceSettings, host
+from luthier.work.host import Chore, Hosted, Parts, ServiceSettings, host
 from luthier.work.queue import QueueSettings
 from luthier.work.tasks import TaskKind
 from luthier.work.text_pool import TextPool
@@ -35,7 +37,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         policy=POLICY,
         families=data.families,
         purged=PURGED,
-        before_serving=data.uploads.recover,
+        chores=[Chore(work=data.uploads.finish_left, interval_seconds=FINISH_SECONDS)],
     )
 
 
@@ -58,6 +60,7 @@ def settings_of(config: Config) -> ServiceSettings:
     )
 
 
+@clear_errors()
 def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="DATA")

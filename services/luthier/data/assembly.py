@@ -77,7 +77,7 @@ class Parts(Protocol):
 class DataService:
     """How to add it to a server, who follows each kind of task, what others may hold, and the uploads.
 
-    Those `recover` at the start.
+    Those have work of their own beside calls, `finish_left`.
     """
 
     registration: Registration

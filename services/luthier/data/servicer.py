@@ -5,7 +5,7 @@ from __future__ import annotations
 from luthier.data.datasets.servicer import DatasetsServicer
 from luthier.data.renderings.servicer import RenderingsServicer
 from luthier.data.uploads.servicer import UploadsServicer
-from luthier.runtime.auth import policy_of
+from luthier.runtime.policies import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc
 

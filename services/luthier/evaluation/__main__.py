@@ -23,6 +23,7 @@ from luthier.evaluation.grading.service import GradingService
 from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.evaluation.peers import GrpcPeers
 from luthier.evaluation.servicer import POLICY, registration
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
@@ -95,6 +96,7 @@ def settings_of(config: Config) -> ServiceSettings:
     )
 
 
+@clear_errors()
 def main() -> None:
     """Serve until SIGTERM."""
     config = read(Config, section="EVALUATION")

@@ -1,4 +1,4 @@
-"""Amounts of scores in words: shares in percentage points, others as they are."""
+"""Amounts of scores: in words, shares in percentage points and others as they are, and whether one matters."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def spread(lower: float, upper: float, *, is_share: bool) -> str:
 def reached(value: float, *, is_share: bool) -> str:
     """Return a score, e.g. `91.7 %` of a share."""
     return f"{100 * value:.1f} %" if is_share else f"{value:.4g}"
+
+
+def is_alike(lower: float, upper: float, smallest: float) -> bool:
+    """Whether an interval shows that two arms differ by less than `smallest`; 0: every difference matters."""
+    return smallest > 0 and -smallest < lower and upper < smallest

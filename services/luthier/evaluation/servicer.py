@@ -6,7 +6,7 @@ from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.evaluations.servicer import EvaluationsServicer
 from luthier.evaluation.generation.servicer import GenerationServicer
 from luthier.evaluation.grading.servicer import GradingServicer
-from luthier.runtime.auth import policy_of
+from luthier.runtime.policies import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.v1 import evaluation_service_pb2, evaluation_service_pb2_grpc
 
@@ -34,6 +34,7 @@ POLICY = policy_of(
         "MoveModelAlias",
         "DeleteModelAlias",
     ),
+    subjects={"GenerateText": "model", "ScoreTexts": "model"},
 )
 
 

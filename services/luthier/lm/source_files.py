@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.errors import InvalidArgument, NotFound, Reason
+from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
 
 MIB = 1 << 20
 COPIED_FILES = {
@@ -55,6 +55,27 @@ _UNSAFE_SUFFIXES = (
     ".npy",
     ".npz",
 )
+PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+"""Errors of a disk, or of the network to it, after which the same may well succeed a moment later."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Without O_NONBLOCK the opening of a FIFO waits for its writer.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -94,14 +115,16 @@ def staged_folder(path: Path, scratch: Path) -> Iterator[Path]:
         NotFound: there is no such folder.
         InvalidArgument: UNSAFE_MODEL_FILE, a link, a file with several names, a FIFO or another thing that is no
             file, pickles; MODEL_INVALID, too large, too many or not to be read.
+        Unavailable: its disk does not answer just now.
     """
     with ExitStack() as open_files, _new_folder(scratch) as target:
         folder = _Folder(target, open_files)
-        descriptor = _open(
-            path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, "model directory"
-        )
-        open_files.callback(os.close, descriptor)
-        _take_entries(folder, descriptor, "", depth=0)
+        with _passing_told(path):
+            descriptor = _open(
+                path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, "model directory"
+            )
+            open_files.callback(os.close, descriptor)
+            _take_entries(folder, descriptor, "", depth=0)
         yield target
 
 
@@ -113,7 +136,8 @@ def staged_file(path: Path, scratch: Path) -> Iterator[Path]:
         NotFound: there is no such file.
         InvalidArgument: as `staged_folder`.
     """
-    descriptor = _open(path, _READ, "GGUF file")
+    with _passing_told(path):
+        descriptor = _open(path, _READ, "GGUF file")
     try:
         _require_plain(os.fstat(descriptor), path.name)
         with _new_folder(scratch) as target:
@@ -122,6 +146,17 @@ def staged_file(path: Path, scratch: Path) -> Iterator[Path]:
             yield place
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _passing_told(path: Path) -> Iterator[None]:
+    """Say of what may well be read a moment later that it is not there just now."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PASSING:
+            raise
+        raise Unavailable(f"{path.name} cannot be read just now: {error.strerror}") from error
 
 
 @contextmanager
@@ -209,6 +244,8 @@ def _open_at(descriptor: int, name: str, flags: int, shown: str, what: str = "fi
             ) from error
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise NotFound(f"there is no {what} {shown}") from error
+        if error.errno in PASSING:
+            raise
         raise _invalid(f"{shown} must be readable by the worker: {error.strerror}") from error
 
 

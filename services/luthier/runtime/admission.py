@@ -81,7 +81,7 @@ class Limits:
     reads: Slots = Slots(
         running=2,
         wait_seconds=0.15,
-        overload_wait_seconds=0.005,
+        overload_wait_seconds=0.015,
         patience_seconds=0.15,
         lingering=128,
     )

@@ -1,6 +1,6 @@
 """Who calls, what they may call, and about which projects: all that is authorised is authorised here.
 
-A credential is a principal with roles and projects. `permit` holds its roles against the policy of the method, and
+A credential is a principal with roles and projects. `permit` holds its roles against the rule of the method, and
 `confine` what a request names against its projects, before anybody looks whether it exists. No servicer does either.
 """
 
@@ -10,27 +10,22 @@ import hashlib
 import hmac
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from luthier.errors import FieldViolation, InvalidArgument, PermissionDenied, Reason, Unauthenticated
-from luthier.runtime.granted_keys import ALL_PROJECTS, KEY_ROLES, GrantedKey, KeyRole
+from luthier.runtime.granted_keys import ALL_PROJECTS, KEY_ROLES, GrantedKey
 from luthier.runtime.keys import Keys
-from luthier.runtime.named_resources import references_of, subject_of
+from luthier.runtime.named_resources import form_of, references_of, subject_of
 from luthier.runtime.names import project_named
+from luthier.runtime.policies import Policy, Role, Rule
 
 Kind = Literal["key", "worker", "task"]
-Role = KeyRole | Literal["worker", "task", "service"]
-
-Policy = Mapping[str, frozenset[Role]]
-"""Roles of which who calls a method needs one, by its full name (`/luthier.v1.DataService/GetDataset`)."""
 
 HOLDER = "holds"
 """Task that a service's own tokens for holds name; no worker's token does."""
@@ -191,86 +186,65 @@ class Authenticator:
         return replace(principal, projects=own)
 
 
-def policy_of(
-    service: ServiceDescriptor,
-    *,
-    reads: Iterable[str],
-    changes: Iterable[str],
-    generates: Iterable[str] = (),
-    tasks: Iterable[str] = (),
-) -> Policy:
-    """Return the policy of a public service: what each of its methods does to what it is about; tasks may call some.
-
-    Raises AssertionError unless each method of the service, and no other, is of just one manner.
-    """
-    manners: tuple[tuple[Role, Iterable[str]], ...] = (
-        ("reader", reads),
-        ("generator", generates),
-        ("writer", changes),
+def permit(principal: Principal, method: str, policy: Policy) -> Rule:
+    """Return the rule of a method. Raises PermissionDenied for who lacks its roles; what has none is for nobody."""
+    rule = policy.get(method)
+    if rule is not None and not principal.roles.isdisjoint(rule.roles):
+        return rule
+    who = "only " + " or ".join(_WHO[role] for role in sorted(rule.roles)) if rule is not None else "nobody"
+    has = f" with the roles {', '.join(sorted(principal.roles)) or 'none'}" if principal.kind == "key" else ""
+    raise PermissionDenied(
+        f"a {principal.kind}{has} may not call {method}, {who} may",
+        metadata={"method": method, "kind": principal.kind},
     )
-    said = [(name, role) for role, names in manners for name in names]
-    of_tasks = set(tasks)
-    known = {method.name for method in service.methods}
-    times = Counter(name for name, _ in said)
-    wrong = {name for name in known | times.keys() if times[name] != 1 or name not in known}
-    wrong |= of_tasks - known
-    if wrong:
-        raise AssertionError(f"{service.full_name} must say once what each method does, see {sorted(wrong)}")
-    return {
-        f"/{service.full_name}/{name}": frozenset({role, "task"} if name in of_tasks else {role})
-        for name, role in said
-    }
 
 
-def permit(principal: Principal, method: str, policy: Policy) -> None:
-    """Raise PermissionDenied unless a principal has a role that the method needs; one without a policy nobody may."""
-    allowed = policy.get(method, frozenset())
-    if principal.roles.isdisjoint(allowed):
-        who = "only " + " or ".join(_WHO[role] for role in sorted(allowed)) if allowed else "nobody"
-        has = (
-            f" with the roles {', '.join(sorted(principal.roles)) or 'none'}"
-            if principal.kind == "key"
-            else ""
-        )
-        raise PermissionDenied(
-            f"a {principal.kind}{has} may not call {method}, {who} may",
-            metadata={"method": method, "kind": principal.kind},
-        )
-
-
-def confine(principal: Principal, request: Message) -> None:
+def confine(principal: Principal, request: Message, rule: Rule, *, is_first: bool = True) -> None:
     """Raise unless everything that a request names is the principal's to name. No other code checks projects.
 
     What a request refers to must be of the project that it is about, whoever asks: that is told first, as it tells
     nothing of the other project. A name of no project is let pass: no resource has it, and whoever handles the request
-    says what it must be.
+    says what it must be. A message of a stream that is not the first need not say what it is about.
 
     Raises:
         PermissionDenied: a project that is not the principal's, or not served: it cannot tell which; or a task's
             request about what its token does not name.
-        InvalidArgument: CROSS_PROJECT_REFERENCE.
+        InvalidArgument: FIELD_REQUIRED, it does not say what it is about; CROSS_PROJECT_REFERENCE.
     """
+    subject = subject_of(request, rule.subject)
+    if rule.subject and not subject and is_first:
+        raise _about_nothing(request, rule.subject)
     if principal.kind == "worker":
         return
-    _, subject = subject_of(request)
     if principal.kind == "task":
         _require_granted(principal, subject)
     project = project_named(subject)
     if project is not None:
         _require_project(principal, project)
     if project is None:
-        for _, name in references_of(request):
+        for _, name in references_of(request, rule.subject):
             if (other := project_named(name)) is not None:
                 _require_project(principal, other)
         return
     # No more are looked for than an answer has room for: a request may hold very many.
-    crossing = list(islice(_crossing(request, project), _MOST_VIOLATIONS))
+    crossing = list(islice(_crossing(request, rule.subject, project), _MOST_VIOLATIONS))
     if crossing:
         raise InvalidArgument.of_fields(*crossing)
 
 
-def _crossing(request: Message, project: str) -> Iterator[FieldViolation]:
-    for path, name in references_of(request):
+def _about_nothing(request: Message, field: str) -> InvalidArgument:
+    form = form_of(request, field) or "projects/{project}, or the name of what is in one"
+    return InvalidArgument.of_fields(
+        FieldViolation(
+            field=field,
+            description=f"must say what the call is about: {form}, got ''",
+            reason=Reason.FIELD_REQUIRED,
+        )
+    )
+
+
+def _crossing(request: Message, subject: str, project: str) -> Iterator[FieldViolation]:
+    for path, name in references_of(request, subject):
         if project_named(name) not in (None, project):
             yield FieldViolation(
                 field=".".join(path),

@@ -42,9 +42,9 @@ def call_type(handler: grpc.RpcMethodHandler[Any, Any]) -> CallType:
 class Call:
     """A call in progress. Stages fill in what later stages, the log and the metrics need.
 
-    `shed_by` names the pool that had no slot for it, `detail` says why it failed; `trace_id` is of the trace that keeps
-    it; `measure_received` and `measure_sent` are told the size of each message; `examine` raises for a message of the
-    request that who calls may not send.
+    `subject` is what it is about; `shed_by` names the pool that had no slot for it, `detail` says why it failed;
+    `trace_id` is of the trace that keeps it; `measure_received` and `measure_sent` are told the size of each message;
+    `examine` raises for a message of the request that who calls may not send.
     """
 
     method: str
@@ -57,6 +57,7 @@ class Call:
     request: Any | None = None
     request_id: str = ""
     principal: str = ""
+    subject: str = ""
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
     detail: str = ""
@@ -92,7 +93,6 @@ class Call:
                 f"a call of {self.method} must send one message, got none", metadata={"method": self.method}
             )
         self.received = 1
-        # Before it is looked at: the log says what a refused call was about.
         self.request = self._admitted(data)
         self._examine(self.request)
 

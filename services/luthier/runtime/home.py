@@ -21,10 +21,17 @@ def secure_home(home: Path) -> list[str]:
 
     Its folders and databases are looked at one by one, blobs not: nobody else gets to them.
 
-    A user's whole home directory keeps its mode: it is not Luthier's to change. Raises FailedPrecondition for a
-    folder of another user, and for one where everybody may write, as /tmp is.
+    A user's whole home directory keeps its mode: it is not Luthier's to change. Raises FailedPrecondition for one that
+    cannot be made, for a folder of another user, and for one where everybody may write, as /tmp is.
     """
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the home must be a folder that user {os.geteuid()} may make, got {home}: {error.strerror}; "
+            "set LUTHIER_HOME to another folder",
+            metadata={"home": str(home)},
+        ) from error
     require_own(home)
     return [said for path in _state(home) if (said := _tightened(path))]
 

@@ -16,10 +16,12 @@ from grpc import aio
 from luthier.errors import Internal, LuthierError, ResourceExhausted, Unavailable, Unimplemented
 from luthier.errors.reasons import Reason
 from luthier.runtime.admission import HEALTH_SERVICE, AdmissionMetrics
-from luthier.runtime.auth import Authenticator, Policy, confine, permit, set_principal
+from luthier.runtime.auth import Authenticator, Principal, confine, permit, set_principal
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
+from luthier.runtime.named_resources import subject_of
+from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.status import printable, to_code, to_trailer
 
 REQUEST_ID_KEY = "x-request-id"
@@ -129,7 +131,7 @@ class AccessLog:
 
     def _write(self, call: Call, started: float) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
-        told = {"subject": _subject(call.request), "detail": call.detail}
+        told = {"subject": call.subject, "detail": call.detail}
         _access.log(
             level,
             "%s %s",
@@ -146,15 +148,6 @@ class AccessLog:
                 **{name: value for name, value in told.items() if value},
             },
         )
-
-
-def _subject(request: Any) -> str:
-    """Return the name of the resource that a request is about, or of its parent; empty: it names none."""
-    for field in ("name", "parent"):
-        value = getattr(request, field, "")
-        if isinstance(value, str) and value:
-            return value
-    return ""
 
 
 def error_stage(metrics: AdmissionMetrics) -> Stage:
@@ -229,9 +222,9 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             return
         principal = authenticator.authenticate(call.metadata("authorization"))
         call.principal = str(principal)
-        permit(principal, call.method, policy)
+        rule = permit(principal, call.method, policy)
         set_principal(principal)
-        call.examine = partial(confine, principal)
+        call.examine = partial(_examine, call, principal, rule)
         if principal.kind != "task":
             yield
             return
@@ -239,6 +232,12 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             yield
 
     return stage
+
+
+def _examine(call: Call, principal: Principal, rule: Rule, message: Any) -> None:
+    # Before it is looked at: the log says what a refused call was about.
+    call.subject = call.subject or subject_of(message, rule.subject)
+    confine(principal, message, rule, is_first=call.received == 1)
 
 
 @asynccontextmanager

@@ -11,9 +11,12 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from luthier.errors import InvalidArgument
+
 _fields: ContextVar[Mapping[str, str]] = ContextVar("luthier_log_fields", default={})  # noqa: B039 - never changed in place
 _MAX_FIELD = 500
 """Characters of a field: what callers send is in some, and may be as long as a request."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -55,7 +58,9 @@ def _cut(value: object) -> object:
 
 
 def configure(level: str) -> None:
-    """Send every log of the process to standard error, from `level` on."""
+    """Send every log of the process to standard error, from `level` on. Raises InvalidArgument."""
+    if level.upper() not in _LEVELS:
+        raise InvalidArgument(f"LUTHIER_LOG_LEVEL must be one of {', '.join(_LEVELS)}, got {level!r}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, start_http_server
 
-from luthier.errors import FailedPrecondition
+from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.catalogue import process
@@ -30,9 +30,14 @@ class MetricsServer:
     """
 
     def __init__(self, address: str) -> None:
+        """Take host:port, port 0 for a free one; without a host every address. Raises InvalidArgument."""
         # A second series for each of a counter and a histogram, which nobody reads: restarts show by their resets.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._host, _, port = address.rpartition(":")
+        if not port.isdecimal() or int(port) > 65535:
+            raise InvalidArgument(
+                f"an address of metrics must be host:port, e.g. 127.0.0.1:9601, got {address!r}"
+            )
         self._port = int(port)
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)

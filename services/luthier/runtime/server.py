@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.runtime import tracing
 from luthier.runtime.addresses import is_loopback
 from luthier.runtime.admission import HEALTH_SERVICE, Admission, AdmissionMetrics, Limits
-from luthier.runtime.auth import Authenticator, Policy
+from luthier.runtime.auth import Authenticator
 from luthier.runtime.calls import CallType, StagedMethods, call_type
 from luthier.runtime.granted_keys import KEY_ROLES
 from luthier.runtime.health import Health
@@ -37,6 +38,7 @@ from luthier.runtime.interceptors import (
     request_stage,
 )
 from luthier.runtime.metrics import MetricsServer
+from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.shedding import Shedding
 from luthier.runtime.trace_stage import trace_stage
 
@@ -44,6 +46,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 _FAREWELL_SECONDS = 1.0
 _SPARE = 16
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_REFLECTING = Rule(roles=frozenset(KEY_ROLES), subjectless="it is about what all services are made of")
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _OPTIONS = [
@@ -126,7 +129,7 @@ async def serving(
     """
     check_loopback(options.address)
     in_flight = InFlight()
-    policy = {**policy, _REFLECTION: frozenset(KEY_ROLES)}
+    policy = {**policy, _REFLECTION: _REFLECTING}
     staged, intake = _staged(options, in_flight, metrics, authenticator, policy, request_log)
     server = aio.server(
         handlers=[staged, intake],
@@ -257,6 +260,27 @@ class _Methods:
     def type_of(self, method: str) -> CallType:
         assert method in self._types, f"the policy names {method}, which no servicer has"
         return self._types[method]
+
+
+def require_free(address: str) -> None:
+    """Raise FailedPrecondition where an address is another process's, which gRPC would tell in its own words.
+
+    Also for who has something to do before it serves: where its port is taken, another service may be at it. Raises
+    InvalidArgument as `check_loopback` does.
+    """
+    check_loopback(address)
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(place)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"cannot serve on {address} ({error.strerror}): is the port taken?"
+        ) from error
 
 
 def _bind(server: aio.Server, address: str) -> int:

@@ -4,6 +4,8 @@ A blob never changes and is there as a whole or not at all. What comes piece by 
 (`storage.staging`).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,11 @@ from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, 
 PIECE_BYTES = 1 << 20
 """Largest piece that `BlobStore.read` yields."""
 
+MARK_NAME = "luthier-owner"
+"""Name of the mark that says whose blobs are in a store."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MARK = re.compile(r"([a-z][a-z0-9_-]*) ([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +49,42 @@ class Inbox:
     min_free_bytes: int
 
 
-class BlobStore(Protocol):
-    """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Whose blobs are in a store: those of a service with a database, by its id. None else may collect there."""
 
-    A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere. Whoever puts or takes a
-    blob makes it young, also one that was there before: `collect` leaves it alone for a while.
-    """
+    service: str
+    database_id: str
+
+    @classmethod
+    def read(cls, text: str, place: str) -> Owner:
+        """Return the owner that a mark names. Raises FailedPrecondition for what is no mark."""
+        found = _MARK.fullmatch(text.strip())
+        if found is None:
+            raise FailedPrecondition(
+                f"{place} must say whose blobs are beside it, by a service and the id of its database, it has "
+                f"{len(text)} characters of something else: restore it, or remove it where they are this service's",
+                metadata={"path": place},
+            )
+        return cls(service=found[1], database_id=found[2])
+
+    @property
+    def mark(self) -> str:
+        """What stands in its mark."""
+        return f"{self.service} {self.database_id}"
+
+
+class BlobReader(Protocol):
+    """Blobs that are read. A digest that is not 64 lowercase hex digits raises InvalidArgument everywhere."""
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages; its owner's mark is called `MARK_NAME` there."""
+        ...
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there, None: nobody has said so. Raises FailedPrecondition for what is no mark."""
+        ...
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
@@ -56,6 +92,46 @@ class BlobStore(Protocol):
 
     async def size(self, digest: str) -> int:
         """Return the size in bytes. Raises NotFound."""
+        ...
+
+    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """Return at most `limit` blobs in order of digests, from the first after one on; empty: from the first of all.
+
+        Fewer than `limit`: there are no more.
+        """
+        ...
+
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+        """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
+
+        Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields
+        nothing).
+        """
+        ...
+
+    async def read_bytes(self, digest: str) -> bytes:
+        """Return a whole blob that fits in memory. Raises NotFound."""
+        ...
+
+    async def open(self, digest: str) -> BinaryIO:
+        """Return a blob as a file that can be read from any place; whoever asked closes it.
+
+        Its methods block, and need nothing but the thread that calls them. Raises NotFound.
+        """
+        ...
+
+
+class BlobStore(BlobReader, Protocol):
+    """Where blobs live. `tests/storage/test_blobs.py` is the contract that every adapter passes.
+
+    Whoever puts or takes a blob makes it young, also one that was there before: `collect` leaves it alone for a while.
+    """
+
+    async def own(self, owner: Owner) -> Owner:
+        """Mark the store as an owner's unless it is somebody's; return whose it is from now on.
+
+        Of several who ask at once one gets it. Raises FailedPrecondition for what is no mark.
+        """
         ...
 
     async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
@@ -92,36 +168,10 @@ class BlobStore(Protocol):
         """
         ...
 
-    async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
-        """Return at most `limit` blobs in order of digests, from the first after one on; empty: from the first of all.
-
-        Fewer than `limit`: there are no more.
-        """
-        ...
-
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, in seconds since 1970; return how many bytes that frees.
 
         0: it was put since, or is not there. A read that has begun may go on or raise NotFound.
-        """
-        ...
-
-    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
-        """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
-
-        Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields
-        nothing).
-        """
-        ...
-
-    async def read_bytes(self, digest: str) -> bytes:
-        """Return a whole blob that fits in memory. Raises NotFound."""
-        ...
-
-    async def open(self, digest: str) -> BinaryIO:
-        """Return a blob as a file that can be read from any place; whoever asked closes it.
-
-        Its methods block, and need nothing but the thread that calls them. Raises NotFound.
         """
         ...
 

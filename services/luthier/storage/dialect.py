@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from sqlite3 import SQLITE_CANTOPEN, SQLITE_FULL, SQLITE_IOERR
+from sqlite3 import (
+    SQLITE_CANTOPEN,
+    SQLITE_CORRUPT,
+    SQLITE_FULL,
+    SQLITE_IOERR,
+    SQLITE_NOTADB,
+    SQLITE_PERM,
+    SQLITE_READONLY,
+)
 from typing import Any
+from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import URL, ColumnElement, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, create_engine, event
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import Connection as SyncConnection
 from sqlalchemy.engine import Engine, ExceptionContext
-from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from luthier.errors import InvalidArgument
+from luthier.errors import FailedPrecondition, Unavailable
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
+from luthier.storage.local_urls import DATABASES
 
 __all__ = ["insert"]
 SYSTEM = "sqlite"
@@ -32,6 +44,7 @@ WITHOUT_ROWID: dict[str, Any] = {"sqlite_with_rowid": False}
 """Options of a table whose rows are kept in the order of its key."""
 _RESERVED_BYTES = 6 << 20
 """Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
+_UNUSABLE = frozenset({SQLITE_CANTOPEN, SQLITE_READONLY, SQLITE_NOTADB, SQLITE_PERM, SQLITE_CORRUPT})
 _PRAGMAS = (
     "journal_mode=WAL",
     "busy_timeout=60000",
@@ -43,28 +56,18 @@ _PRAGMAS = (
 
 def url_of(path: Path) -> str:
     """Return the URL of the database that is a file."""
-    return f"sqlite+aiosqlite:///{path}"
+    return DATABASES.of(path)
 
 
 def check_url(url: str) -> URL:
     """Return a database URL that is supported; raise InvalidArgument for any other."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise InvalidArgument(
-            f"database URL must be sqlite+aiosqlite:////path/of/a/file, got {url!r}"
-        ) from error
-    if parsed.drivername != "sqlite+aiosqlite" or parsed.database in (None, "", ":memory:"):
-        raise InvalidArgument(
-            "database URL must be sqlite+aiosqlite:////path/of/a/file, got "
-            f"{parsed.render_as_string(hide_password=True)}"
-        )
-    return parsed
+    # Not by SQLAlchemy: it cuts a path at its ?, and takes one that is not absolute.
+    return URL.create(DATABASES.scheme, database=str(DATABASES.path_of(url)))
 
 
 def file_of(url: str) -> Path:
     """Return the file of a database. Raises InvalidArgument."""
-    return Path(str(check_url(url).database))
+    return DATABASES.path_of(url)
 
 
 def open_async(url: str, *, pool_size: int, max_overflow: int) -> AsyncEngine:
@@ -77,14 +80,98 @@ def open_async(url: str, *, pool_size: int, max_overflow: int) -> AsyncEngine:
         connect_args={"async_creator_fn": connect},
         hide_parameters=True,
     )
-    _configure(engine.sync_engine)
+    _configure(engine.sync_engine, _PRAGMAS)
     return engine
 
 
 def open_sync(url: str, **options: Any) -> Engine:
     """Return an engine for threads. Raises InvalidArgument."""
     engine = create_engine(check_url(url).set(drivername="sqlite"), hide_parameters=True, **options)
-    _configure(engine)
+    _configure(engine, _PRAGMAS)
+    return engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet:
+    """How to read a database without changing a file or a folder, not even one of those that SQLite has beside it.
+
+    What a service that runs, or one that was killed, has in the log beside the database is read from there. Where there
+    is no log the database is read as a file that nobody writes: `require_quiet` tells whether that was so.
+
+    Attributes:
+        path: of its file.
+        options: of SQLite's URI.
+        seen: size and time of change when nobody wrote; None: there is a log.
+    """
+
+    path: Path
+    options: str
+    seen: tuple[int, int] | None
+
+    def require_quiet(self) -> None:
+        """Raise Unavailable where somebody has begun to write to what was read as a file that nobody writes."""
+        if self.seen is not None and (_has_log(self.path) or _seen(self.path) != self.seen):
+            raise Unavailable(
+                f"{self.path} was read as a database that nobody writes, and somebody does: its service has started "
+                "meanwhile; read it again"
+            )
+
+    def connect(self, **options: Any) -> sqlite3.Connection:
+        """Open a connection for a thread."""
+        made: sqlite3.Connection = sqlite3.connect(self._uri, uri=True, **options)
+        return made
+
+    def connect_async(self, _: str, **options: Any) -> Connection:
+        """Return a connection for an event loop, to be awaited."""
+        return connect(self._uri, uri=True, **options)
+
+    @property
+    def _uri(self) -> str:
+        return f"file:{quote(str(self.path))}?mode=ro&{self.options}"
+
+
+def quiet(url: str) -> Quiet:
+    """Return how to read a database that is there. Raises InvalidArgument; FailedPrecondition: it cannot be."""
+    path = file_of(url)
+    if not _has_log(path):
+        return Quiet(path=path, options="immutable=1", seen=_seen(path))
+    if not path.with_name(f"{path.name}-shm").exists():
+        raise FailedPrecondition(
+            f"{path} cannot be read without changing it: {path.name}-wal has what it lacks, and {path.name}-shm is "
+            "not there; start its service once",
+            metadata={"path": str(path)},
+        )
+    return Quiet(path=path, options="readonly_shm=1", seen=None)
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _seen(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def open_quiet(found: Quiet) -> Engine:
+    """Return an engine for threads that changes nothing."""
+    engine = create_engine("sqlite://", creator=found.connect, poolclass=NullPool, hide_parameters=True)
+    _configure(engine, ())
+    return engine
+
+
+def open_quiet_async(found: Quiet) -> AsyncEngine:
+    """Return an engine for an event loop that changes nothing."""
+    engine = create_async_engine(
+        check_url(url_of(found.path)),
+        poolclass=NullPool,
+        connect_args={"async_creator_fn": found.connect_async},
+        hide_parameters=True,
+    )
+    _configure(engine.sync_engine, ())
     return engine
 
 
@@ -108,15 +195,21 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
 
 
-def _configure(engine: Engine) -> None:
-    """Make an engine's connections durable, and its transactions real and immediate where they write."""
+def unusable(error: BaseException | None) -> str:
+    """Return why a file cannot be used as a database at all, as an error of the database tells; empty: it can be."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return str(error) if isinstance(code, int) and code & 0xFF in _UNUSABLE else ""
+
+
+def _configure(engine: Engine, pragmas: Sequence[str]) -> None:
+    """Make an engine's connections as pragmas say, and its transactions real and immediate where they write."""
 
     @event.listens_for(engine, "connect")
     def _connected(dbapi_connection: Any, _record: object) -> None:
         # The driver's own idea of when to begin leaves DDL and SELECT outside transactions; begin below.
         dbapi_connection.isolation_level = None
         cursor = dbapi_connection.cursor()
-        for pragma in _PRAGMAS:
+        for pragma in pragmas:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

@@ -1,6 +1,7 @@
 """Blobs in a directory of the local file system.
 
 root/blobs/ab/<digest>      ab = the first two digits of the digest
+root/luthier-owner          whose blobs they are, by service and database
 root/incoming/<random>      on their way in: locked by their writer, swept when it is gone, at start and while files
                             are left; `<random>.mark` is locked by the store itself (`storage.inbox`)
 
@@ -13,8 +14,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import re
-import stat
 import time
 import uuid
 import weakref
@@ -27,14 +26,14 @@ from typing import IO, BinaryIO, ParamSpec, TypeVar
 
 from luthier.errors import NotFound
 from luthier.storage.blobs import (
+    MARK_NAME,
     PIECE_BYTES,
     Blob,
     Inbox,
     ListedBlob,
+    Owner,
     check_digest,
     check_match,
-    check_range,
-    is_digest,
     missing,
 )
 from luthier.storage.disk import Disk, named_when_full
@@ -46,15 +45,16 @@ from luthier.storage.files import (
     open_locked,
     remove_unlocked,
     sync_directory,
+    write_durably,
 )
 from luthier.storage.inbox import not_left, open_left
+from luthier.storage.local_blob_reader import LocalBlobReader
 from luthier.storage.threads import finished_in
 
 _THREADS = 16
 """More than cores: most of them wait for the disk."""
 _SWEEP_SECONDS = 60.0
 """Shortest time between two looks for what writers left that are gone."""
-_FOLDER = re.compile(r"[0-9a-f]{2}")
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 _logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -73,6 +73,7 @@ class LocalBlobStore:
         # Who collects holds the lock of all writers of a database: never behind what hashes, copies or unlinks.
         self._aside_thread = ThreadPoolExecutor(1, thread_name_prefix="blobs-aside")
         self._remover = ThreadPoolExecutor(1, thread_name_prefix="blobs-remove")
+        self._reader = LocalBlobReader(root, self._threads)
         self._blobs = root / "blobs"
         self._incoming = root / "incoming"
         self._mark: Path | None = None
@@ -83,13 +84,26 @@ class LocalBlobStore:
         remove_unlocked(self._incoming)
         self._swept_at = time.monotonic()
 
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return self._reader.place
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there. Raises FailedPrecondition for what is no mark."""
+        return await self._reader.owner()
+
+    async def own(self, owner: Owner) -> Owner:
+        """Mark the store as an owner's unless it is somebody's; return whose it is."""
+        return await self._run(self._own, owner)
+
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""
-        return await self._run(self._path(digest).is_file)
+        return await self._reader.has(digest)
 
     async def size(self, digest: str) -> int:
         """Return the size in bytes. Raises NotFound."""
-        return await self._run(self._size, digest)
+        return await self._reader.size(digest)
 
     async def put(self, chunks: AsyncIterator[bytes], *, expected_digest: str | None = None) -> Blob:
         """Store a blob. Raises InvalidArgument CHECKSUM_MISMATCH. Memory: one chunk."""
@@ -129,7 +143,7 @@ class LocalBlobStore:
 
     async def list(self, after: str, limit: int) -> Sequence[ListedBlob]:
         """Return at most `limit` blobs in order of digests, from the first one after a digest on."""
-        return await self._run(self._list, after, limit)
+        return await self._reader.list(after, limit)
 
     async def collect(self, digest: str, put_before: float) -> int:
         """Delete a blob that was put last before a time, and return its size; a read that has begun goes on."""
@@ -139,27 +153,28 @@ class LocalBlobStore:
             self._remover.submit(_remove, aside)
         return size_bytes
 
-    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
-        file = await self._run(self._open, digest)
-        try:
-            end = check_range(offset, limit, os.fstat(file.fileno()).st_size)
-            for start in range(offset, end, PIECE_BYTES):
-                yield await self._run(_read_at, file, start, min(end - start, PIECE_BYTES))
-        finally:
-            file.close()
+        return self._reader.read(digest, offset=offset, limit=limit)
 
     async def read_bytes(self, digest: str) -> bytes:
         """Return a whole blob that fits in memory. Raises NotFound."""
-        return b"".join([piece async for piece in self.read(digest)])
+        return await self._reader.read_bytes(digest)
 
     async def open(self, digest: str) -> BinaryIO:
         """Return a blob as a file. Raises NotFound."""
-        return await self._run(self._open, digest)
+        return await self._reader.open(digest)
 
     async def _run(self, function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
         with named_when_full():
             return await finished_in(self._threads, function, *arguments, **named)
+
+    def _own(self, owner: Owner) -> Owner:
+        with self._ages(fcntl.LOCK_EX):
+            found = self._reader.owner_here()
+            if found is None:
+                write_durably(self._blobs.parent / MARK_NAME, f"{owner.mark}\n".encode())
+            return found or owner
 
     def _inbox(self) -> Inbox | None:
         # First: what was left may be why there is no room.
@@ -188,14 +203,14 @@ class LocalBlobStore:
             return self._mark
 
     def _take(self, name: str, expected_digest: str) -> Blob:
-        target = self._path(expected_digest)
+        target = self._reader.path_of(expected_digest)
         try:
             return self._taken(name, expected_digest)
         except NotFound:
             # Of a call that is made again the first may have taken it.
             if not self._refreshed(target):
                 raise
-            return Blob(digest=expected_digest, size_bytes=self._size(expected_digest))
+            return Blob(digest=expected_digest, size_bytes=self._reader.size_of(expected_digest))
 
     def _taken(self, name: str, expected_digest: str) -> Blob:
         path = self._incoming / name
@@ -211,23 +226,8 @@ class LocalBlobStore:
             path.unlink(missing_ok=True)
             return blob
 
-    def _path(self, digest: str) -> Path:
-        return self._blobs / check_digest(digest)[:2] / digest
-
-    def _open(self, digest: str) -> BinaryIO:
-        try:
-            return self._path(digest).open("rb")
-        except FileNotFoundError:
-            raise missing(digest) from None
-
-    def _size(self, digest: str) -> int:
-        try:
-            return self._path(digest).stat().st_size
-        except FileNotFoundError:
-            raise missing(digest) from None
-
     def _keep(self, file: IO[bytes], source: Path, digest: str) -> Blob:
-        target = self._path(digest)
+        target = self._reader.path_of(digest)
         size_bytes = file.seek(0, os.SEEK_END)
         if not self._refreshed(target):
             make_directory(target.parent)
@@ -240,13 +240,13 @@ class LocalBlobStore:
         return Blob(digest=digest, size_bytes=size_bytes)
 
     def _put_file(self, path: Path, digest: str) -> Blob:
-        target = self._path(digest)
+        target = self._reader.path_of(digest)
         try:
             file = path.open("rb")
         except FileNotFoundError:
             if not self._refreshed(target):
                 raise missing(digest) from None
-            return Blob(digest=digest, size_bytes=self._size(digest))
+            return Blob(digest=digest, size_bytes=self._reader.size_of(digest))
         with file:
             if not self._refreshed(target) and not self._linked(file, path, target):
                 self._copy(file, digest)
@@ -295,7 +295,7 @@ class LocalBlobStore:
 
     def _set_aside(self, digest: str, put_before: float) -> tuple[int, Path | None]:
         """Take an old blob out of its place; returns its size and where it is now."""
-        target, aside = self._path(digest), self._incoming / uuid.uuid4().hex
+        target, aside = self._reader.path_of(digest), self._incoming / uuid.uuid4().hex
         with self._ages(fcntl.LOCK_EX):
             try:
                 found = target.stat()
@@ -305,27 +305,6 @@ class LocalBlobStore:
                 return 0, None
             target.rename(aside)
         return found.st_size, aside
-
-    def _list(self, after: str, limit: int) -> Sequence[ListedBlob]:
-        found: list[ListedBlob] = []
-        for folder in sorted(name for name in os.listdir(self._blobs) if _FOLDER.fullmatch(name)):
-            if folder < after[: len(folder)]:
-                continue
-            for digest in self._digests_in(folder, after):
-                if listed := _listed(self._blobs / folder / digest):
-                    found.append(listed)
-                if len(found) == limit:
-                    return found
-        return found
-
-    def _digests_in(self, folder: str, after: str) -> Sequence[str]:
-        """Return what are blobs in a folder, in order: other programs leave files of other names."""
-        try:
-            names = os.listdir(self._blobs / folder)
-        except OSError as error:
-            _logger.error("a folder of blobs cannot be listed", extra={"detail": str(error)})
-            return ()
-        return sorted(name for name in names if name > after and name[:2] == folder and is_digest(name))
 
 
 def _made_young(target: Path) -> bool:
@@ -343,21 +322,6 @@ def _remove(aside: Path) -> None:
         _logger.warning("a collected blob is still on the disk", extra={"detail": str(error)})
 
 
-def _listed(path: Path) -> ListedBlob | None:
-    try:
-        found = path.stat()
-    except OSError:  # collected meanwhile, or what cannot be read either
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return ListedBlob(digest=path.name, size_bytes=found.st_size, put_time=found.st_mtime)
-
-
 def _append(file: IO[bytes], update: Callable[[bytes], object], chunk: bytes) -> None:
     update(chunk)
     append(file, chunk)
-
-
-def _read_at(file: IO[bytes], offset: int, size_bytes: int) -> bytes:
-    file.seek(offset)
-    return file.read(size_bytes)

@@ -106,6 +106,8 @@ class LocalStaging:
         if not staged.exists():
             raise nothing_staged(key)
         growing = self._files.at(staged)
+        # First without the lock: of a large file that another process received its size shall be told meanwhile.
+        growing.catch_up()
         with growing.held() as file:
             digest = growing.digest(file)
             check_match(digest, expected_digest)

@@ -15,6 +15,7 @@ from luthier.storage.blobs import (
     BlobStore,
     Inbox,
     ListedBlob,
+    Owner,
     check_digest,
     check_match,
     check_offset,
@@ -32,6 +33,21 @@ class MemoryBlobStore:
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
         self._put_times: dict[str, float] = {}
+        self._owner: Owner | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return "memory"
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there."""
+        return self._owner
+
+    async def own(self, owner: Owner) -> Owner:
+        """Make the store an owner's unless it is somebody's; return whose it is."""
+        self._owner = self._owner or owner
+        return self._owner
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""

@@ -4,8 +4,10 @@ Every package that owns tables owns one Alembic branch: a directory of revision 
 `down_revision = None` and a branch label. A database holds as many branches as it has owners.
 """
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from luthier.errors import FailedPrecondition
-from luthier.storage.dialect import file_of, open_sync
+from luthier.storage.dialect import file_of, open_quiet, open_sync, quiet, unusable
 from luthier.storage.files import exclusive
 
 _ENVIRONMENT = Path(__file__).parent / "alembic_environment"
@@ -33,11 +36,11 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
     Blocking: call it before the event loop serves, or in a thread. Processes that start together wait for one
     another; all revisions go in with one commit, so a crash leaves the schema as it was.
 
-    Raises FailedPrecondition when the database holds a revision that the code does not know.
+    Raises FailedPrecondition when the database holds a revision that the code does not know, and when it is none or
+    may not be written to.
     """
     path = file_of(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(path.with_name(f"{path.name}.migrating")), _ALEMBIC:
+    with _usable(path), exclusive(path.with_name(f"{path.name}.migrating")), _ALEMBIC:
         engine = _engine(url)
         try:
             with engine.begin() as connection:
@@ -46,14 +49,35 @@ def upgrade(url: str, version_directories: Sequence[Path]) -> None:
             engine.dispose()
 
 
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Say what is wrong with a database that cannot be opened at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, DBAPIError) as error:
+        problem = error.strerror if isinstance(error, OSError) else unusable(error.orig)
+        if not problem:
+            raise
+        raise FailedPrecondition(
+            f"{path} must be a database of ours that user {os.geteuid()} may write to: {problem}",
+            metadata={"path": str(path)},
+        ) from error
+
+
 def require_current(url: str, version_directories: Sequence[Path]) -> None:
-    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes nothing."""
-    engine = _engine(url)
+    """Raise FailedPrecondition unless a database that is there has the schema of the code. Changes no file.
+
+    Raises Unavailable where its service starts meanwhile.
+    """
+    found = quiet(url)
+    engine = open_quiet(found)
     try:
         with engine.connect() as connection:
             current = set(MigrationContext.configure(connection).get_current_heads())
     finally:
         engine.dispose()
+        found.require_quiet()
     if not _is_current(ScriptDirectory.from_config(_config(version_directories)), current):
         path = file_of(url)
         raise FailedPrecondition(

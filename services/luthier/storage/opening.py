@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
 
-from luthier.errors import InvalidArgument
-from luthier.storage.blobs import BlobStore
+from luthier.errors import FailedPrecondition
+from luthier.storage.blobs import BlobReader, BlobStore
 from luthier.storage.database import Database
-from luthier.storage.dialect import url_of
+from luthier.storage.dialect import check_url, file_of, url_of
+from luthier.storage.local_blob_reader import LocalBlobReader
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
+from luthier.storage.local_urls import BLOBS
+from luthier.storage.reading import DatabaseReader
 from luthier.storage.staging import Staging
 
 
@@ -22,6 +27,14 @@ class Stores:
     database: Database
     blobs: BlobStore
     staging: Staging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readers:
+    """The same, to be read: who has them can change nothing."""
+
+    database: DatabaseReader
+    blobs: BlobReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,35 +61,78 @@ def store_urls(folder: Path, database_url: str = "", blobs_url: str = "") -> Sto
     )
 
 
+def check_urls(urls: StoreUrls) -> None:
+    """Raise InvalidArgument for a URL that nobody knows, with those that are."""
+    check_url(urls.database)
+    blob_folder(urls.blobs)
+
+
 def open_stores(urls: StoreUrls, min_free_bytes: int) -> Stores:
     """Open the stores; their disks keep so many bytes free, for blobs a share of it.
 
-    Raises InvalidArgument for a URL that nobody knows, with those that are.
+    Raises InvalidArgument for a URL that nobody knows, with those that are; FailedPrecondition for a folder that
+    cannot be made or written to.
     """
-    folder = blob_folder(urls.blobs)
-    database = Database(urls.database, min_free_bytes=min_free_bytes)
+    check_urls(urls)
+    database = open_database(urls.database, min_free_bytes)
     reserve_bytes = database.disk.reserve.min_free_bytes
-    blobs = LocalBlobStore(folder, min_free_bytes=reserve_bytes)
-    staging = LocalStaging(urls.staging, blobs, min_free_bytes=reserve_bytes)
+    blobs = open_blobs(urls.blobs, reserve_bytes)
+    staging = open_staging(urls.staging, blobs, reserve_bytes)
     return Stores(database=database, blobs=blobs, staging=staging)
+
+
+def open_database(url: str, min_free_bytes: int = 0) -> Database:
+    """Open the database of a URL. Raises as `open_stores` does."""
+    check_url(url)
+    with _writable(file_of(url).parent):
+        return Database(url, min_free_bytes=min_free_bytes)
+
+
+def open_blobs(url: str, min_free_bytes: int = 0) -> BlobStore:
+    """Open the store of blobs of a URL. Raises as `open_stores` does."""
+    folder = blob_folder(url)
+    with _writable(folder):
+        return LocalBlobStore(folder, min_free_bytes=min_free_bytes)
+
+
+def open_staging(folder: Path, blobs: BlobStore, min_free_bytes: int = 0) -> Staging:
+    """Open the place of uploads in progress, which become blobs of a store. Raises FailedPrecondition."""
+    with _writable(folder):
+        return LocalStaging(folder, blobs, min_free_bytes=min_free_bytes)
+
+
+def open_readers(urls: StoreUrls) -> Readers:
+    """Open the stores to be read: nothing is made or changed, and a service may run on them.
+
+    Raises InvalidArgument for a URL that nobody knows; FailedPrecondition for a database that cannot be read so, and
+    where there are no blobs.
+    """
+    check_urls(urls)
+    folder = blob_folder(urls.blobs)
+    if not folder.is_dir():
+        raise FailedPrecondition(
+            f"{folder} must be the folder of the service's blobs, there is none",
+            metadata={"path": str(folder)},
+        )
+    return Readers(database=DatabaseReader(urls.database), blobs=LocalBlobReader(folder))
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{folder} must be a folder that user {os.geteuid()} may write to: {error.strerror}",
+            metadata={"path": str(folder)},
+        ) from error
 
 
 def folder_url(folder: Path) -> str:
     """Return the URL of the store of blobs that is a folder."""
-    return f"file://{quote(str(folder.absolute()))}"
+    return BLOBS.of(folder)
 
 
 def blob_folder(url: str) -> Path:
     """Return the folder that a store's URL names. Raises InvalidArgument for what is no such URL."""
-    parts = urlsplit(url)
-    if (
-        parts.scheme != "file"
-        or parts.netloc
-        or parts.query
-        or parts.fragment
-        or not parts.path.startswith("/")
-    ):
-        raise InvalidArgument(
-            f"blob store URL must be file:///path/of/a/folder, got {url!r}; other stores are not supported"
-        )
-    return Path(unquote(parts.path))
+    return BLOBS.path_of(url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
 from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
@@ -60,6 +61,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     )
 
 
+@clear_errors()
 def main() -> None:
     """Serve."""
     config = read(Config, section="TRAINING")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.storage.disk import MIN_FREE_BYTES
-from luthier.training.model_roots import ROOTS_SETTING, roots_of
+from luthier.training.model_roots import ROOTS_SETTING, StateUrls, roots_of
 from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, patience_of
 
 
@@ -18,7 +18,8 @@ class Config:
     their own; the service itself looks at no path. `lease_seconds`: a worker that is silent this long loses its task.
 
     Raises:
-        InvalidArgument: a root of models holds the home's keys and state, or lies among them; a time that is none.
+        InvalidArgument: a root of models holds keys and state of the home or of a store elsewhere, or lies among them;
+            a store's URL that nobody knows; a time that is none.
     """
 
     home: Path
@@ -44,4 +45,5 @@ class Config:
 
     def __post_init__(self) -> None:
         patience_of(self.blob_grace_seconds, self.blob_stray_seconds)
-        roots_of(self.home, self.model_roots, variable=ROOTS_SETTING)
+        state = StateUrls(database_url=self.database_url, blobs_url=self.blobs_url)
+        roots_of(self.home, self.model_roots, variable=ROOTS_SETTING, states=[state])

@@ -24,6 +24,8 @@ MAX_DELAYS = 8
 _FIRST_DELAY_SECONDS = 1.0
 _LONGEST_DELAY_SECONDS = 60.0
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"})
+_NOT_OURS = frozenset({TaskState.DONE, TaskState.PAUSED})
+"""States of tasks that changed meanwhile: one that was paused is claimed again, and refused again, once it goes on."""
 _logger = logging.getLogger(__name__)
 
 
@@ -84,7 +86,7 @@ class Aside:
     async def _put_off(self, seen: Task, error: Exception) -> bool:
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, seen.task_id)
-            if task is None or task.state is TaskState.DONE:
+            if task is None or task.state in _NOT_OURS:
                 return True
             if task.state is TaskState.LEASED:
                 raise error
@@ -99,7 +101,7 @@ class Aside:
     async def _fail(self, seen: Task, failure: Failure | None) -> None:
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, seen.task_id)
-            if task is None or task.state is TaskState.DONE:
+            if task is None or task.state in _NOT_OURS:
                 return
             if task.state is TaskState.LEASED and (task.epoch, task.worker) != (seen.epoch, seen.worker):
                 return  # another worker was handed it: what refused before does not now

@@ -119,6 +119,7 @@ class Attempts:
         if reason == Reason.WORKER_LOST:
             self.database.after_commit(partial(_note_lost, task))
         if task.cancel_requested:
+            await self._leave(connection, task)
             await self._close(connection, task, Outcome(cancelled=True))
         elif task.pause_requested:
             await self.rest(connection, task, losses)
@@ -129,9 +130,19 @@ class Attempts:
                 message=f"{losses} attempts were lost and no checkpoint came between them, the last one because {why}",
                 metadata={"attempts": str(losses)},
             )
+            await self._leave(connection, task)
             await self._close(connection, task, Outcome(failure=failure))
         else:
             await self._queue_again(connection, task, losses, self._retry_seconds(losses) if counts else 0.0)
+
+    def has_ended(self, task: Task, epoch: int, outcome: Outcome) -> bool:
+        """Tell whether the attempt of an epoch ended by an outcome like this: its worker did not hear of it."""
+        ended = task.state is TaskState.DONE or (task.state is TaskState.PAUSED and outcome.paused)
+        return ended and task.epoch == epoch
+
+    async def _leave(self, connection: AsyncConnection, task: Task) -> None:
+        """Let nobody hold the epoch of a task that is not queued again: what its worker still brings is refused."""
+        await self._tasks.change(connection, task.task_id, epoch=task.epoch + 1)
 
     async def _queue_again(
         self, connection: AsyncConnection, task: Task, losses: int, seconds: float
@@ -151,12 +162,16 @@ class Attempts:
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
         elif task.pause_requested:
-            await self.rest(connection, task, task.losses)
+            await self.rest(connection, task, task.losses, is_given_back=True)
         else:
             await self._queue_again(connection, task, task.losses, 0.0)
 
-    async def rest(self, connection: AsyncConnection, task: Task, losses: int) -> None:
-        """Let a task that nobody has be given to nobody."""
+    async def rest(
+        self, connection: AsyncConnection, task: Task, losses: int, *, is_given_back: bool = False
+    ) -> None:
+        """Let a task that nobody has be given to nobody: its worker gave it back, or does not hold it any more."""
+        if not is_given_back:
+            await self._leave(connection, task)
         task = await self._tasks.pause(connection, task.task_id, losses)
         await self.handlers[task.kind].paused(connection, task)
         self.database.after_commit(lambda: self.metrics.task_left(task))

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import NotFound
 from luthier.storage import blob_refs
-from luthier.storage.blobs import BlobStore, ListedBlob
-from luthier.storage.database import Database
+from luthier.storage.blobs import BlobReader, ListedBlob
+from luthier.storage.reading import Readable
 from luthier.work.blob_needs import Needs
 from luthier.work.collecting import LOOK_SECONDS
 from luthier.work.schema import tasks
@@ -73,8 +73,8 @@ class BlobCheck:
         checked: what it has looked at.
     """
 
-    database: Database
-    blobs: BlobStore
+    database: Readable
+    blobs: BlobReader
     needs: Needs
     grace_seconds: float
     reads: bool = True

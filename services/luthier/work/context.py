@@ -15,7 +15,6 @@ from luthier.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     LuthierError,
-    NotFound,
     Reason,
     Unavailable,
 )
@@ -345,8 +344,8 @@ class TaskContext:
             try:
                 await name(files)
                 break
-            except NotFound:
-                if not left:
+            except FailedPrecondition as error:
+                if error.reason != Reason.BLOB_MISSING or not left:
                     raise
         return files
 

@@ -52,8 +52,8 @@ class Tasks(Protocol):
         """Queue a task in the caller's transaction."""
         ...
 
-    async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
-        """Stop the task of a resource in the caller's transaction."""
+    async def request_cancel(self, connection: AsyncConnection, uid: str) -> bool:
+        """Stop the tasks of a resource in the caller's transaction. Returns whether there was any to stop."""
         ...
 
 
@@ -281,19 +281,22 @@ class Family(Generic[M, P]):
         """Ask a resource to stop; one that has ended or is stopping stays as it is.
 
         It is stopping until its worker has heard of it; a state that this may not follow is one without a worker, which
-        ends at once. Raises NotFound, Aborted ETAG_MISMATCH.
+        ends at once, and so does one whose work was given up. Raises NotFound, Aborted ETAG_MISMATCH.
         """
-        stopping = self.lifecycle.stopping
+        lifecycle = self.lifecycle
         async with self._database.transaction(makes_room=True) as connection:
             stored = await self._rows.get(connection, name)
             require_etag(stored, etag)
             state: int = stored.message.state
-            if state == stopping or self.lifecycle.is_final(state):
+            if lifecycle.is_final(state):
                 return stored.message
-            if self.lifecycle.may_become(state, stopping):
-                await self.move(connection, stored, stopping)
-            await self._tasks.request_cancel(connection, stored.uid)
-            return (await self._rows.get(connection, name)).message
+            if lifecycle.may_become(state, lifecycle.stopping):
+                await self.move(connection, stored, lifecycle.stopping)
+            is_heard = await self._tasks.request_cancel(connection, stored.uid)
+            stored = await self._rows.get(connection, name)
+            if not is_heard:
+                stored = await self.move(connection, stored, lifecycle.cancelled, why="its work was given up")
+            return stored.message
 
     async def delete(self, name: str, etag: str, parts: PartUids = _none) -> M:
         """Delete a resource that has ended and that nothing needs, nor what goes with it.

@@ -11,13 +11,13 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FieldViolation, InvalidArgument, NotFound
-from luthier.runtime.auth import Policy
+from luthier.runtime.policies import policy_for
 from luthier.storage.database import Database
 from luthier.work.holds import Holds
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 SERVICE = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
-POLICY: Policy = {f"/{SERVICE.full_name}/{method.name}": frozenset({"service"}) for method in SERVICE.methods}
+POLICY = policy_for(SERVICE, "service")
 _HOLD = re.compile(r"[0-9a-f-]{36}")
 _MOST_CHARACTERS = 1000
 _MOST_SECONDS = 7 * 24 * 3600.0

@@ -14,13 +14,14 @@ from pathlib import Path
 import grpc.aio
 
 from luthier.errors import ResourceExhausted
-from luthier.runtime.auth import Authenticator, Policy, TaskTokens
+from luthier.runtime.auth import Authenticator, TaskTokens
 from luthier.runtime.granted_keys import ALL_PROJECTS, GrantedKey, read_granted
 from luthier.runtime.home import keep_private, secure_home
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.paging import PageTokens
-from luthier.runtime.server import Registration, ServerOptions, serving, stop_signal
+from luthier.runtime.policies import Policy
+from luthier.runtime.server import Registration, ServerOptions, require_free, serving, stop_signal
 from luthier.runtime.tracing import traced
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
@@ -47,6 +48,7 @@ from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 from luthier.work.metrics import WorkMetrics
+from luthier.work.ownership import own_blobs
 from luthier.work.peers import aio_channel
 from luthier.work.purging import Purged, PurgeMetrics, Purging
 from luthier.work.queue import Queue, QueueSettings
@@ -192,7 +194,7 @@ class Chore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does.
+    """What a service brings: its servicers, who follows its tasks, what it does while it serves.
 
     `families` holds what other services may hold, by the id of its collection; `purged` are those whose deleted
     resources go for good in the end, what holds others before those.
@@ -204,7 +206,6 @@ class Hosted:
     families: Mapping[str, Holdable] = field(default_factory=dict)
     purged: Sequence[Purged] = ()
     generations: Generations | None = None
-    before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()
 
 
@@ -216,25 +217,26 @@ Opening = Callable[[StoreUrls, int], Stores]
 @asynccontextmanager
 async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> AsyncIterator[int]:
     """Serve for the length of a block, on stores that `opening` opens; yields the port."""
+    # Before anything is looked at: whoever has the port may be at work on the same state.
+    require_free(settings.address)
     async with AsyncExitStack() as stack:
         for changed in secure_home(settings.home):
             _logger.warning(changed)
         keys = read_or_create_keys(settings.home)
         granted = read_granted(settings.home)
         _warn_of_unserved(granted, settings.projects)
-        settings.folder.mkdir(parents=True, exist_ok=True)
         urls = settings.urls
-        await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
+        # First: it refuses what cannot be before anything is migrated.
         stores = opening(urls, settings.min_free_bytes)
         database = stores.database
         stack.push_async_callback(database.close)
+        await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
+        await own_blobs(database, stores.blobs, settings.name)
         await _reserve(database)
         parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
-        if hosted.before_serving is not None:
-            await hosted.before_serving()
         await parts.queue.recover()
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)
@@ -245,7 +247,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         collecting = _collecting(parts.collector, settings.blob_grace_seconds)
         for chore in (*_chores(parts, request_log), *collecting, waits, purges, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
-            stack.callback(task.cancel)
+            stack.push_async_callback(_ended, task)
         running = await stack.enter_async_context(
             serving(
                 ServerOptions(address=settings.address),
@@ -340,6 +342,12 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End background work, and have it give back what it has of the database."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:

@@ -10,6 +10,7 @@ from luthier.errors import FailedPrecondition
 
 PREFIX = "STATE_"
 _STOPPING = "STATE_CANCELLING"
+_CANCELLED = "STATE_CANCELLED"
 
 
 class Lifecycle:
@@ -25,6 +26,11 @@ class Lifecycle:
     def stopping(self) -> int:
         """The state of what was asked to stop until its worker has heard of it. Raises KeyError where there is none."""
         return int(self._states.values_by_name[_STOPPING].number)
+
+    @property
+    def cancelled(self) -> int:
+        """The state of what stopped because it was asked to. Raises KeyError where there is none."""
+        return int(self._states.values_by_name[_CANCELLED].number)
 
     def name(self, state: int) -> str:
         """Return a state without its prefix: QUEUED; one that newer code wrote, by its number."""

@@ -14,7 +14,7 @@ from luthier.errors import LuthierError, Reason
 from luthier.runtime import tracing
 from luthier.runtime.catalogue import stores
 from luthier.runtime.metric import reason_label
-from luthier.storage.blobs import Blob, BlobStore, Inbox, ListedBlob
+from luthier.storage.blobs import Blob, BlobStore, Inbox, ListedBlob, Owner
 from luthier.storage.staging import Staging
 
 Operation = Literal["read", "write", "append", "commit", "delete", "look"]
@@ -100,6 +100,21 @@ class MeasuredBlobs:
     def __init__(self, blobs: BlobStore, metrics: BlobMetrics) -> None:
         self._blobs = blobs
         self._metrics = metrics
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for messages."""
+        return self._blobs.place
+
+    async def owner(self) -> Owner | None:
+        """Return whose blobs are there."""
+        with self._metrics.timed("look"):
+            return await self._blobs.owner()
+
+    async def own(self, owner: Owner) -> Owner:
+        """Mark the store as an owner's unless it is somebody's; return whose it is."""
+        with self._metrics.timed("write"):
+            return await self._blobs.own(owner)
 
     async def has(self, digest: str) -> bool:
         """Tell whether the blob is there."""

@@ -26,8 +26,8 @@ class PausableTasks(Tasks, Protocol):
         """Have the tasks of a resource given to nobody, in the caller's transaction."""
         ...
 
-    async def resume(self, connection: AsyncConnection, uid: str) -> None:
-        """Queue the paused tasks of a resource again, in the caller's transaction."""
+    async def resume(self, connection: AsyncConnection, uid: str) -> bool:
+        """Queue the paused tasks of a resource again, in the caller's transaction. Returns whether there was any."""
         ...
 
 
@@ -81,7 +81,7 @@ class Pausing(Generic[M, P]):
         Raises:
             NotFound: none has this name.
             Aborted: ETAG_MISMATCH.
-            FailedPrecondition: WRONG_STATE; it is not paused.
+            FailedPrecondition: WRONG_STATE; it is not paused, or its work was given up meanwhile.
         """
         states = self._states
         async with self._database.transaction() as connection:
@@ -93,7 +93,11 @@ class Pausing(Generic[M, P]):
                 right = [self._family.lifecycle.name(states.paused)]
                 raise self._wrong(name, state, right, "resumed", hint)
             moved = await self._family.move(connection, stored, states.queued, why="resumed")
-            await self._tasks.resume(connection, moved.uid)
+            if not await self._tasks.resume(connection, moved.uid):
+                raise FailedPrecondition(
+                    f"{name} must have work that was paused to be resumed, that was given up; cancel it",
+                    metadata={"name": name, "state": self._family.lifecycle.name(state)},
+                )
             return moved.message
 
     def _wrong(

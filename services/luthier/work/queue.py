@@ -108,17 +108,17 @@ class Queue:
         self._database.after_commit(self._announce)
         return task
 
-    async def request_cancel(self, connection: AsyncConnection, uid: str) -> None:
+    async def request_cancel(self, connection: AsyncConnection, uid: str) -> bool:
         """Stop the tasks of a resource, as `Stopping.cancel` does."""
-        await self._stopping.cancel(connection, uid)
+        return await self._stopping.cancel(connection, uid)
 
     async def request_pause(self, connection: AsyncConnection, uid: str) -> None:
         """Have the tasks of a resource given to nobody, as `Stopping.pause` does."""
         await self._stopping.pause(connection, uid)
 
-    async def resume(self, connection: AsyncConnection, uid: str) -> None:
+    async def resume(self, connection: AsyncConnection, uid: str) -> bool:
         """Queue the paused tasks of a resource again, as `Stopping.resume` does."""
-        await self._stopping.resume(connection, uid)
+        return await self._stopping.resume(connection, uid)
 
     async def claim(
         self,
@@ -268,17 +268,22 @@ class Queue:
             await self.promised.named(connection, task.task_id, request)
             return name
 
-    async def commit_rollouts(self, request: worker_service_pb2.CommitRolloutsRequest) -> None:
+    async def commit_rollouts(
+        self,
+        request: worker_service_pb2.CommitRolloutsRequest,
+        require_blobs: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         """Keep what a step drew from its model, before the update that learns from it.
 
         Raises:
             InvalidArgument: it is beyond `ROLLOUTS_LIMITS`, or its file does not hold so many.
-            NotFound: its blob is not here.
             FailedPrecondition: LEASE_LOST, ROLLOUTS_FINAL, or the task is of another kind or method.
+            LuthierError: what `require_blobs` raised, called where no blob can be swept away any more.
         """
         check_rollouts(request)
         async with self._database.transaction() as connection:
             task = await self._tasks.held(connection, request.task, request.epoch)
+            await require_blobs()
             await self._handlers[task.kind].rolled_out(connection, task, request)
             await self.promised.named(connection, task.task_id, request)
 
@@ -303,7 +308,7 @@ class Queue:
         check_result(outcome, {kind: handler.result_limits for kind, handler in self._handlers.items()})
         async with self._database.transaction() as connection:
             task = await self._tasks.get(connection, task_id)
-            if task is not None and task.state in (TaskState.DONE, TaskState.PAUSED) and task.epoch == epoch:
+            if task is not None and self._attempts.has_ended(task, epoch, outcome):
                 return
             task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from google.rpc import status_pb2
 
-from luthier.errors import Internal, LuthierError, NotFound, Reason, ResourceExhausted, Unavailable
+from luthier.errors import Internal, LuthierError, Reason, ResourceExhausted, Unavailable
 from luthier.errors.failure import Failure
 from luthier.errors.status import failure_to_status, status_to_failure
 from luthier.runtime import tracing
@@ -243,7 +243,7 @@ async def _hand_in(session: TaskSession, outcome: Outcome) -> None:
 
 def _refused(error: LuthierError) -> LuthierError:
     message = f"the service refused the outcome of the task: {error.message}"
-    if isinstance(error, NotFound):
+    if error.reason == Reason.BLOB_MISSING:
         return Unavailable(reason=Reason.SERVICE_UNAVAILABLE, message=message)
     return Internal(message)
 

@@ -20,10 +20,10 @@ from sqlalchemy import (
     true,
 )
 
-from luthier.storage import blob_refs
+from luthier.storage import blob_refs, identity
 
 metadata = MetaData()
-for _table in blob_refs.metadata.tables.values():
+for _table in (*blob_refs.metadata.tables.values(), *identity.metadata.tables.values()):
     _table.to_metadata(metadata)
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 

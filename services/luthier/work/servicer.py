@@ -11,9 +11,10 @@ from urllib.parse import unquote
 import grpc.aio
 from google.protobuf.message import Message
 
-from luthier.errors import FailedPrecondition, InvalidArgument, NotFound, Reason
+from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.errors.status import status_to_failure
-from luthier.runtime.auth import Policy, TaskTokens
+from luthier.runtime.auth import TaskTokens
+from luthier.runtime.policies import policy_for
 from luthier.storage.blob_refs import digests_in
 from luthier.storage.blobs import PIECE_BYTES, BlobStore
 from luthier.v1 import device_pb2
@@ -28,10 +29,27 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2, worker_service_pb2_g
 MAX_WAIT_SECONDS = 30.0
 _MAX_NAME_CHARACTERS = 200
 TOKEN_SECONDS = 900.0
-_METHODS = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].methods
-POLICY: Policy = {
-    f"/luthier.worker.v1.WorkerService/{method.name}": frozenset({"worker"}) for method in _METHODS
-}
+SERVICE = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+_OF_A_WORKER = "it is about the worker that calls, which works for all projects"
+_OF_A_TASK = "it is about a task, which is its worker's by a lease that the queue looks at"
+POLICY = policy_for(
+    SERVICE,
+    "worker",
+    subjectless={
+        "RegisterWorker": _OF_A_WORKER,
+        "ClaimTask": _OF_A_WORKER,
+        "TakeGenerations": _OF_A_WORKER,
+        "PushGeneration": "it is about an order that the worker was given",
+        "Heartbeat": _OF_A_TASK,
+        "ReportEvents": _OF_A_TASK,
+        "GrantBlob": _OF_A_TASK,
+        "PutBlob": _OF_A_TASK,
+        "GetBlob": _OF_A_TASK,
+        "CommitCheckpoint": _OF_A_TASK,
+        "CommitRollouts": _OF_A_TASK,
+        "FinishTask": _OF_A_TASK,
+    },
+)
 _WORKER_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PROCESS_ID = re.compile(r"[0-9A-Za-z._:-]{0,128}")
 _NEAR = ("ipv4:127.", "ipv6:[::1]", "unix:")
@@ -224,7 +242,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.CommitRolloutsResponse:
         """Keep what a step drew from its model."""
         await self._heard(request)
-        await self._queue.commit_rollouts(request)
+        await self._queue.commit_rollouts(request, partial(self._require_blobs, request))
         return worker_service_pb2.CommitRolloutsResponse()
 
     async def FinishTask(
@@ -289,9 +307,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     async def _require_blobs(self, message: Message) -> None:
         for digest in digests_in(message):
             if not await self._blobs.has(digest):
-                raise NotFound(
-                    reason=Reason.RESOURCE_NOT_FOUND,
-                    message=f"blob {digest} is not here; send it with PutBlob first",
+                raise FailedPrecondition(
+                    reason=Reason.BLOB_MISSING,
+                    message=f"blob {digest} must be here before it is named; send it with PutBlob first",
                     metadata={"sha256": digest},
                 )
 

@@ -22,17 +22,20 @@ class Stopping:
     announce: Callable[[], None]
     _tasks: Tasks = field(default_factory=Tasks)
 
-    async def cancel(self, connection: AsyncConnection, uid: str) -> None:
+    async def cancel(self, connection: AsyncConnection, uid: str) -> bool:
         """Stop the tasks of a resource: at once those that no worker has, by their workers those that are leased.
 
-        Finished tasks are left alone.
+        Finished tasks are left alone. Returns whether there was any other.
         """
+        is_live = False
         for seen in await self._tasks.of_resource(connection, uid):
             if seen.state is TaskState.DONE:
                 continue
+            is_live = True
             task = await self._tasks.change(connection, seen.task_id, cancel_requested=True)
             if task.state is not TaskState.LEASED:
                 await self.attempts.end(connection, task, Outcome(cancelled=True))
+        return is_live
 
     async def pause(self, connection: AsyncConnection, uid: str) -> None:
         """Have the tasks of a resource given to nobody.
@@ -46,9 +49,11 @@ class Stopping:
             if task.state is TaskState.QUEUED:
                 await self.attempts.rest(connection, task, task.losses)
 
-    async def resume(self, connection: AsyncConnection, uid: str) -> None:
-        """Queue the paused tasks of a resource again, behind those that wait."""
-        for seen in await self._tasks.of_resource(connection, uid):
-            if seen.state is TaskState.PAUSED:
-                await self._tasks.requeue(connection, seen.task_id, seen.losses)
+    async def resume(self, connection: AsyncConnection, uid: str) -> bool:
+        """Queue the paused tasks of a resource again, behind those that wait. Returns whether there was any."""
+        tasks = await self._tasks.of_resource(connection, uid)
+        paused = [seen for seen in tasks if seen.state is TaskState.PAUSED]
+        for seen in paused:
+            await self._tasks.requeue(connection, seen.task_id, seen.losses)
         self.database.after_commit(self.announce)
+        return bool(paused)

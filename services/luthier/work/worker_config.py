@@ -6,11 +6,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.errors import LuthierError
 from luthier.runtime.config import read
 from luthier.runtime.home import keep_private
 from luthier.runtime.keys import read_or_create_keys
-from luthier.work.device import ChosenDevice, chosen_device
 from luthier.work.requirements import Equipment
 from luthier.work.worker import WorkerSettings
 
@@ -62,14 +60,6 @@ def read_worker_config() -> WorkerConfig:
     configure(config.log_level)
     logging.getLogger("grpc").setLevel(logging.WARNING)
     return config
-
-
-def device_of(config: WorkerConfig) -> ChosenDevice:
-    """Return what a worker computes on. Ends the process where that is not there, with what would be right."""
-    try:
-        return chosen_device(config.device)
-    except LuthierError as error:
-        raise SystemExit(f"error: {error.message}") from error
 
 
 def worker_settings(

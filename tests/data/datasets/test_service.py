@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores import open_database
 
 from luthier.data import schema
 from luthier.data.datasets.rules import State
@@ -20,7 +21,6 @@ from luthier.errors import (
     Reason,
 )
 from luthier.errors.status import failure_to_status
-from luthier.storage.database import Database
 from luthier.storage.memory_blobs import MemoryBlobStore, MemoryStaging
 from luthier.v1.data_service_pb2 import (
     CreateDatasetRequest,
@@ -60,13 +60,13 @@ class PlainQueue:
         self.added.append(new)
         return await Tasks().add(connection, new)  # type: ignore[arg-type]
 
-    async def request_cancel(self, connection: object, uid: str) -> None:
+    async def request_cancel(self, connection: object, uid: str) -> bool:
         raise AssertionError(f"nobody asks to stop {uid} here")
 
 
 class Bench:
     def __init__(self, root: Path) -> None:
-        self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
+        self.database = open_database(root / "data")
         self.log = EventLog(self.database)
         self.queue = PlainQueue()
         self.uploads = UploadService(self.database, MemoryStaging(MemoryBlobStore()), 1 << 20)

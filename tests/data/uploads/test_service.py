@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.stores import open_blobs, open_database, open_staging
 
 from luthier.data import schema
 from luthier.data.uploads.rules import MAX_CHUNK_BYTES, State
 from luthier.data.uploads.service import UploadService
 from luthier.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Reason
 from luthier.storage.blobs import Blob
-from luthier.storage.database import Database
-from luthier.storage.local_blobs import LocalBlobStore
 from luthier.storage.local_staging import LocalStaging
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
@@ -27,9 +26,9 @@ class Bench:
     """An upload service on a real database and a real blob store."""
 
     def __init__(self, root: Path) -> None:
-        self.database = Database(f"sqlite+aiosqlite:///{root / 'data.db'}")
-        self.blobs = LocalBlobStore(root / "blobs")
-        self.staging = LocalStaging(root / "staging", self.blobs)
+        self.database = open_database(root / "data")
+        self.blobs = open_blobs(root / "blobs")
+        self.staging = open_staging(root / "staging", self.blobs)
         self.services: list[UploadService] = []
         self.service = self.successor()
 
@@ -185,7 +184,7 @@ async def test_get_finishes_what_a_crash_cut_short(
     assert await bench.blobs.read_bytes(await bench.digest(name)) == DATA
 
 
-async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
+async def test_finish_left_clears_away_what_is_staged_of_uploads_that_are_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = await bench.started()
@@ -193,7 +192,7 @@ async def test_recover_clears_away_what_is_staged_of_uploads_that_are_over(
     monkeypatch.setattr(bench.service, "_clear_later", lambda upload: None)
     upload = await bench.service.cancel(name, "")
     assert await bench.staging.size(upload.uid) == 4
-    await bench.successor().recover()
+    await bench.successor().finish_left()
     assert await bench.staging.size(upload.uid) == 0
 
 

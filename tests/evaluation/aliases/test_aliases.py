@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from tests.stores import service_database
 
 from luthier.errors import (
     Aborted,
@@ -16,7 +17,6 @@ from luthier.errors import (
     NotFound,
     Reason,
 )
-from luthier.storage.database import Database
 from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.model_alias_pb2 import AliasMove, Gate, ModelAlias, ScoreGate
 from luthier.work.schema import held_elsewhere
@@ -40,7 +40,7 @@ async def moved(site: Any, model: str, *, alias_id: str = "production", **fields
 
 async def held(site: Any) -> list[tuple[str, bool]]:
     """What the service holds elsewhere, and whether it lets go of it."""
-    database = Database(f"sqlite+aiosqlite:///{site.home / 'evaluation' / 'evaluation.db'}")
+    database = service_database(site.home, "evaluation")
     rows = await database.rows(select(held_elsewhere.c.name, held_elsewhere.c.released))
     await database.close()
     return sorted((row["name"].rpartition("/")[2], bool(row["released"])) for row in rows)

@@ -8,6 +8,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation.aliases.rules import check, moved, require_evaluation
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
+    SCORE_KIND_FRACTION,
     SCORE_KIND_REAL,
     ArmResult,
     ArmScores,
@@ -15,9 +16,11 @@ from luthier.v1.evaluation_pb2 import (
     EvaluationArm,
     ScoreEstimate,
 )
+from luthier.v1.grader_pb2 import GraderResult
+from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate, VerdictGate
 from luthier.v1.model_pb2 import Model
-from luthier.v1.verdict_pb2 import EvaluationVerdict
+from luthier.v1.verdict_pb2 import EvaluationVerdict, GuardResult
 
 BASE, TUNED = (f"projects/default/models/{name}" for name in ("base", "tuned"))
 MODEL = Model(name=TUNED, uid="u1", digest="d" * 64)
@@ -136,6 +139,95 @@ def test_records_that_the_model_learnt_from_open_no_gate() -> None:
     found.contamination.clean.append(ArmScores(arm_id="tuned", scores=[clean]))
     with pytest.raises(FailedPrecondition, match=r"it is 50\.0 % \[30\.0 %, 70\.0 %\] on 20 records"):
         moved(alias(least("exact_match", 0.85)), MODEL, found)
+
+
+def scored(score: str, count: int, bounds: tuple[float, float] = (0.8, 0.97)) -> Evaluation:
+    """Return an evaluation whose tuned arm has another score too, of 0.9."""
+    found = evaluation()
+    lower, upper = bounds
+    estimate = ScoreEstimate(
+        score=score, value=0.9, lower=lower, upper=upper, count=count, kind=SCORE_KIND_FRACTION
+    )
+    found.arm_results[1].scores.append(estimate)
+    return found
+
+
+def blocked(found: Evaluation, *gates: Gate) -> str:
+    with pytest.raises(FailedPrecondition) as caught:
+        moved(alias(*gates), MODEL, found)
+    assert caught.value.reason == Reason.ALIAS_BLOCKED
+    return caught.value.message
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_nine_records_open_no_gate(whole: bool) -> None:
+    gate = least("chrf", 0.5, whole=whole)
+    assert "on 9 records; fewer than 10 records tell nothing" in blocked(scored("chrf", 9), gate)
+    assert moved(alias(gate), MODEL, scored("chrf", 10)).current.gates[0].open
+
+
+def test_bounds_that_nobody_knows_open_no_gate_that_wants_the_whole_interval() -> None:
+    """Results from before have bounds that are the value where all records were alike."""
+    for bounds in ((0.9, 0.9), (0.0, 0.0)):
+        found = scored("chrf", 48, bounds)
+        said = blocked(found, least("chrf", 0.5, whole=True))
+        assert "it is 90.0 % on 48 records; its interval is not known" in said
+        assert moved(alias(least("chrf", 0.5)), MODEL, found).current.gates[0].open
+
+
+@pytest.mark.parametrize(("num_errors", "is_open"), [(9, True), (10, False), (80, False)])
+@pytest.mark.parametrize("kind", ["grader", "judge"])
+def test_a_gate_on_what_was_seldom_graded_or_judged_is_shut(
+    kind: str, num_errors: int, is_open: bool
+) -> None:
+    found = scored(f"{kind}.fair", 48)
+    if kind == "grader":
+        found.grader_results.append(GraderResult(name="fair", num_graded=96, num_errors=num_errors))
+    else:
+        found.judge_results.append(JudgeResult(judge_id="fair", num_asked=96, num_errors=num_errors))
+    gate = least(f"{kind}.fair", 0.5)
+    if is_open:
+        assert moved(alias(gate), MODEL, found).current.gates[0].open
+        return
+    things = "grades" if kind == "grader" else "judgements"
+    assert f"{96 - num_errors} of 96 {things} came of fair, and 90% must" in blocked(found, gate)
+
+
+def test_grades_that_lack_of_this_arm_alone_shut_its_gate() -> None:
+    """Of ten arms the last is graded by a service that has died: 90 % of all grades are there."""
+    found = scored("grader.fair", 10)
+    found.num_records = 48
+    found.grader_results.append(GraderResult(name="fair", num_graded=480, num_errors=38))
+    assert "10 of 48 grades came of fair for tuned" in blocked(found, least("grader.fair", 0.5))
+    found.arm_results[1].num_errors = 37
+    assert moved(alias(least("grader.fair", 0.5)), MODEL, found).current.gates[0].open, "it answered 11"
+
+
+def test_judgements_that_lack_of_a_pair_with_this_arm_shut_its_gate() -> None:
+    found = scored("judge.fair", 48)
+    pairs = [
+        JudgedPair(arm_id="few", rival_arm_id="zero", num_errors=40, num_wins=8),
+        JudgedPair(arm_id="tuned", rival_arm_id="zero", num_errors=5, num_ties=43),
+    ]
+    found.judge_results.append(JudgeResult(judge_id="fair", num_asked=960, num_errors=90, pairs=pairs))
+    said = blocked(found, least("judge.fair", 0.5))
+    assert "43 of 48 records judged in both orders came of fair for tuned and zero" in said
+    pairs[1].num_errors = 4
+    del found.judge_results[0].pairs[:]
+    found.judge_results[0].pairs.extend(pairs)
+    assert moved(alias(least("judge.fair", 0.5)), MODEL, found).current.gates[0].open
+
+
+def test_a_guard_that_is_not_settled_opens_no_gate_on_the_verdict() -> None:
+    gate = Gate(verdict=VerdictGate(outcomes=[WINS]))
+    held = GuardResult(standing=GuardResult.STANDING_HELD)
+    found = evaluation()
+    found.verdict.guards.extend([held, GuardResult(standing=GuardResult.STANDING_UNDECIDED)])
+    assert "it is FINE_TUNE_WINS: Fine-tuning wins; no guard may be unsettled, 1 of 2 are" in blocked(
+        found, gate
+    )
+    found.verdict.guards[1].CopyFrom(held)
+    assert moved(alias(gate), MODEL, found).current.gates[0].open
 
 
 @pytest.mark.parametrize(

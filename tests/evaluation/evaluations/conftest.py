@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.evaluation.evaluations.memory_peers import BASE, PARENT, TUNED, VERSION, MemoryPeers
+from tests.stores import database_url, open_database
 from tests.work.keepers import MemoryKeeper
 
 from luthier.evaluation.access import Access
@@ -85,9 +86,8 @@ class Bench:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'evaluation.db'}"
-    upgrade(url, (schema.MIGRATIONS, MIGRATIONS))
-    database = Database(url)
+    upgrade(database_url(tmp_path / "evaluation"), (schema.MIGRATIONS, MIGRATIONS))
+    database = open_database(tmp_path / "evaluation")
     log, peers, blobs = EventLog(database), MemoryPeers(), MemoryBlobStore()
     kinds = (TaskKind.EVALUATE, TaskKind.ANSWER_SHARE)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), kinds), QueueSettings())

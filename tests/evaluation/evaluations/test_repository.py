@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from tests.storage.declared import declared
+from tests.stores import database_url, open_database
 
 from luthier.evaluation import schema
 from luthier.evaluation.evaluations.repository import evaluations
@@ -26,10 +27,10 @@ TOLD_BY_COLUMNS = ("uid", "create_time", "update_time", "delete_time", "etag")
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'e.db'}"
+    url = database_url(tmp_path / "e")
     upgrade(url, (work_schema.MIGRATIONS, schema.MIGRATIONS))
     assert differences(url, declared(work_schema.metadata, schema.metadata)) == []
-    opened = Database(url)
+    opened = open_database(tmp_path / "e")
     yield opened
     await opened.close()
 

@@ -15,6 +15,7 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
 )
+from luthier.v1.grader_pb2 import GraderResult
 from luthier.v1.judge_pb2 import JudgeResult
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
@@ -207,18 +208,26 @@ def test_nobody_can_say_how_many_records_show_a_difference_that_was_not_seen() -
 
 
 @pytest.mark.parametrize(("num_errors", "is_told"), [(5, True), (96, False), (10, False)])
-def test_a_judge_that_seldom_judged_decides_nothing(num_errors: int, is_told: bool) -> None:
-    evaluation = evaluated({"zero": 0}, tuned=30, count=48, guards=[guard("judge.fair")])
-    evaluation.primary_score = "judge.fair"
+@pytest.mark.parametrize("kind", ["judge", "grader"])
+def test_a_judge_or_grader_that_seldom_judged_decides_nothing(
+    kind: str, num_errors: int, is_told: bool
+) -> None:
+    score = f"{kind}.fair"
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48, guards=[guard(score)])
+    evaluation.primary_score = score
     for one in evaluation.comparisons:
-        one.score = "judge.fair"
-    evaluation.judge_results.append(JudgeResult(judge_id="fair", num_asked=96, num_errors=num_errors))
+        one.score = score
+    if kind == "judge":
+        evaluation.judge_results.append(JudgeResult(judge_id="fair", num_asked=96, num_errors=num_errors))
+    else:
+        evaluation.grader_results.append(GraderResult(name="fair", num_graded=96, num_errors=num_errors))
     verdict = verdict_of(evaluation)
     if is_told:
         assert verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
         return
     assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    things = "judgements" if kind == "judge" else "grades"
     assert verdict.sentence.startswith(
-        f"Inconclusive: {96 - num_errors} of 96 judgements came of fair, and 90% must"
+        f"Inconclusive: {96 - num_errors} of 96 {things} came of fair, and 90% must"
     )
     assert verdict.guards[0].standing == GuardResult.STANDING_UNDECIDED

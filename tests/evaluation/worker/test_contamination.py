@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 import pytest
+from tests.stores import service_database
 
 from luthier.evaluation.evaluations.repository import evaluations
 from luthier.evaluation.worker.contamination import TrainingRecords
-from luthier.storage.database import Database
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import evaluation_pb2
 from luthier.v1.evaluation_service_pb2 import CancelEvaluationRequest
@@ -23,7 +23,7 @@ ARMS = [("zero", "base", 0), ("tuned", "tuned", 0)]
 
 async def learnt_by_the_tuned_arm(site: Any, name: str, *, digest: str = "d" * 64) -> None:
     """Let the service know that the tuned model learnt from the version that is asked."""
-    database = Database(f"sqlite+aiosqlite:///{site.home / 'evaluation' / 'evaluation.db'}")
+    database = service_database(site.home, "evaluation")
     async with database.transaction() as connection:
         stored = await evaluations().get(connection, name)
         private = stored.copy_private()

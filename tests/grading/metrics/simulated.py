@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from luthier.grading.metrics import paired_binary, paired_share
 Array = NDArray[np.float64]
 COUNTS = (12, 48, 200)
 DISCORDANCES = (0.05, 0.1, 0.2, 0.3, 0.5)
+LOPSIDED = ((0.1, 0.9), (0.2, 1.0), (0.05, 0.5), (0.1, 0.3), (0.02, 1.0))
+"""What a candidate gains on many records and loses on few."""
 ALPHA = 0.05
 _SEED = 20261129
 
@@ -45,11 +47,32 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lopsided:
+    """Arms that are as good as each other, though the candidate gains little on many records and loses much on few."""
+
+    count: int
+    discordance: float
+    gain: float
+    loss: float
+    truth: float = 0.0
+
+    def differences(self, num_sets: int) -> Array:
+        """Return candidate minus baseline, a row for each data set."""
+        key = [_SEED, self.count, *(round(1000 * each) for each in (self.discordance, self.gain, self.loss))]
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        drawn = generator.random((num_sets, self.count))
+        lost = self.discordance * self.gain / (self.gain + self.loss)
+        found: Array = np.where(drawn < lost, -self.loss, np.where(drawn < self.discordance, self.gain, 0.0))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Share of data sets whose interval holds the truth, and in which the candidate is called better."""
+    """Share of data sets whose interval holds the truth, and in which the candidate is called better, or worse."""
 
     coverage: float
     wins: float
+    losses: float
 
 
 def cases(sizes: tuple[float, ...] = (1.0,), tilts: tuple[float, ...] = (0.5, 0.75, 1.0)) -> Iterator[Case]:
@@ -59,22 +82,40 @@ def cases(sizes: tuple[float, ...] = (1.0,), tilts: tuple[float, ...] = (0.5, 0.
                 yield Case(count=count, discordance=discordance, tilt=tilt, sizes=sizes)
 
 
-def measured(case: Case, num_sets: int) -> Measured:
+def lopsided(
+    shapes: Sequence[tuple[float, float]] = LOPSIDED,
+    counts: Sequence[int] = COUNTS,
+    discordances: Sequence[float] = DISCORDANCES,
+) -> Iterator[Lopsided]:
+    for count in counts:
+        for discordance in discordances:
+            for gain, loss in shapes:
+                yield Lopsided(count=count, discordance=discordance, gain=gain, loss=loss)
+
+
+def measured(case: Case | Lopsided, num_sets: int) -> Measured:
     """Draw data sets and test each of them."""
     differences = case.differences(num_sets)
-    if case.sizes == (1.0,):
+    if isinstance(case, Case) and case.sizes == (1.0,):
         gained, lost = (differences > 0).sum(axis=1), (differences < 0).sum(axis=1)
         at_truth = paired_binary.p_values(gained, lost, case.count, case.truth)
         at_zero = paired_binary.p_values(gained, lost, case.count)
     else:
         at_truth = paired_share.p_values(differences, case.truth)
         at_zero = paired_share.p_values(differences)
-    wins = (at_zero <= ALPHA) & (differences.mean(axis=1) > 0)
-    return Measured(coverage=float((at_truth > ALPHA).mean()), wins=float(wins.mean()))
+    told, is_up = at_zero <= ALPHA, differences.mean(axis=1) > 0
+    return Measured(
+        coverage=float((at_truth > ALPHA).mean()),
+        wins=float((told & is_up).mean()),
+        losses=float((told & ~is_up).mean()),
+    )
 
 
 def table(num_sets: int) -> Iterator[str]:
-    """Yield the lines of a table for people: the range of the coverage over tilts, and false wins, by discordance."""
+    """Yield the lines of a table for people: the range of the coverage over tilts, and false wins, by discordance.
+
+    Of lopsided shares the range and the most false wins over their shapes.
+    """
     head = " | ".join(f"{100 * discordance:.0f} %" for discordance in DISCORDANCES)
     yield f"| | records | {head} |"
     yield "|---" * (2 + len(DISCORDANCES)) + "|"
@@ -89,6 +130,14 @@ def table(num_sets: int) -> Iterator[str]:
                 coverage = sorted(100 * one.coverage for one in found)
                 cells.append(f"{coverage[0]:.1f} to {coverage[-1]:.1f}; {100 * found[0].wins:.2f}")
             yield f"| {name} | {count} | {' | '.join(cells)} |"
+    for count in COUNTS:
+        cells = []
+        for discordance in DISCORDANCES:
+            found = [measured(case, num_sets) for case in lopsided(LOPSIDED, [count], [discordance])]
+            coverage = sorted(100 * one.coverage for one in found)
+            wins = max(100 * one.wins for one in found)
+            cells.append(f"{coverage[0]:.1f} to {coverage[-1]:.1f}; {wins:.2f}")
+        yield f"| lopsided shares | {count} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tests.grading.metrics.simulated import Lopsided
 
-from luthier.grading.metrics.intervals import bootstrap_perplexity
+from luthier.grading.metrics import paired_share
+from luthier.grading.metrics.means import perplexity
 from luthier.grading.metrics.paired import (
     PairedDifference,
     binary_difference,
@@ -104,9 +106,8 @@ def test_shares_that_scatter_widely_have_the_p_value_and_the_interval_of_scipy()
 @pytest.mark.parametrize("count", [12, 48])
 def test_shares_that_never_differ_leave_room_for_records_that_were_not_seen(count: int) -> None:
     interval = share_difference([0.5] * count, [0.5] * count).interval(0.95)
-    # With weight w on a record that differs wholly, the others' likelihood is (1 - w) ** count.
-    quantile = stats.t.ppf(0.975, count - 1) ** 2 * count / (count - 1)
-    wanted = 1 - math.exp(-quantile / 2 / count)
+    # Of a share w of records that differ wholly, none is among so many in (1 - w) ** count of data sets.
+    wanted = 1 - 0.025 ** (1 / count)
     assert (-interval.lower, interval.upper) == pytest.approx((wanted, wanted))
 
 
@@ -120,7 +121,7 @@ def test_a_difference_of_perplexities_counts_the_tokens_of_each_side() -> None:
     """Arms that are asked with different templates have references of different lengths."""
     sides_ = ([4.0, 6.0], [4, 4]), ([4.0, 6.0], [5, 3])
     difference = perplexity_difference(*sides_)
-    values = [bootstrap_perplexity(*side, seed=0).value for side in sides_]
+    values = [perplexity(*side).value for side in sides_]
     assert difference.value == pytest.approx(values[0] - values[1])
 
 
@@ -187,3 +188,24 @@ def test_a_rate_of_one_record_has_no_interval_and_sizes_are_above_zero() -> None
     assert (alone.value, alone.lower, alone.upper) == (0.5, -math.inf, math.inf)
     with pytest.raises(ValueError, match="sizes must be above 0, got 0"):
         rate_difference([3.0, 1.0], [1.0, 1.0], [4, 0])
+
+
+def test_a_share_that_all_records_have_is_held_as_exactly_as_right_or_wrong_can_be() -> None:
+    """C. Clopper and E. Pearson's bound: of twelve wins each by the whole, one that was lost may not have been seen."""
+    exact = stats.binomtest(12, 12).proportion_ci(0.95, method="exact")
+    interval = share_difference([1.0] * 12, [0.0] * 12).interval(0.95)
+    assert interval.lower == pytest.approx(2 * exact.low - 1)
+    assert interval.upper == 1.0
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("gain", [0.1, 0.2])
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.999])
+def test_the_interval_of_lopsided_shares_is_where_their_test_turns(
+    confidence: float, gain: float, sign: float
+) -> None:
+    case = Lopsided(count=24, discordance=0.5, gain=gain, loss=0.9)
+    for differences in sign * case.differences(20):
+        for bound in paired_share.bounds(differences, confidence):
+            found = float(paired_share.p_values(differences, bound)[0])
+            assert abs(bound) == 1 or found == pytest.approx(1 - confidence, abs=1e-6)

@@ -7,14 +7,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from tests.training.conftest import adapter_files, stored
 from tests.work.checkpoints import checkpoint_of
 from tests.work.conftest import attempt_kind
 
-from luthier.errors import Aborted, FailedPrecondition, Failure, NotFound, Reason
+from luthier.errors import Aborted, FailedPrecondition, Failure, NotFound, Reason, Unavailable
+from luthier.training.jobs.handler import TrainHandler
 from luthier.v1.event_pb2 import Event, MetricValues
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
-from luthier.work.tasks import Outcome, Task, TaskKind
+from luthier.work.aside import Aside, Unclaimable
+from luthier.work.schema import tasks
+from luthier.work.tasks import Outcome, Task, TaskKind, TaskState
 from luthier.worker.v1 import task_pb2
 
 JOB = "projects/default/fineTuningJobs/one"
@@ -321,3 +325,75 @@ async def test_a_job_that_ends_while_it_is_paused_counts_the_pause(bench: Any) -
     took = (job.end_time.ToMicroseconds() - job.start_time.ToMicroseconds()) / 1e6
     assert 0.2 <= job.paused_seconds <= took
     assert not job.HasField("pause_time")
+
+
+async def test_a_job_that_is_paused_again_before_a_worker_took_it_was_paused_all_the_time(bench: Any) -> None:
+    task = await run(bench)
+    await pause(bench)
+    await bench.queue.finish(task.task_id, task.epoch, PAUSED)
+    first = (await bench.job(JOB)).pause_time
+    await asyncio.sleep(0.2)
+    await resume(bench)
+    await pause(bench)
+    second = await bench.job(JOB)
+    assert second.pause_time.ToMicroseconds() - first.ToMicroseconds() >= 0.2e6, (
+        "it says when the last pause began"
+    )
+    await asyncio.sleep(0.2)
+    await resume(bench)
+    await go_on(bench)
+    assert 0.4 <= (await bench.job(JOB)).paused_seconds < 10.0
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("it stays"), Unavailable("it passes")], ids=["stays", "passes"]
+)
+async def test_a_pause_that_comes_while_a_claim_fails_leaves_a_job_that_can_go_on(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    await bench.create("one")
+    put = Aside.put
+
+    async def put_after_a_pause(aside: Aside, unclaimable: Unclaimable) -> None:
+        await pause(bench)
+        await put(aside, unclaimable)
+
+    async def refuse(*_: object) -> task_pb2.Task:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Aside, "put", put_after_a_pause)
+        broken.setattr(TrainHandler, "specify", refuse)
+        assert not await is_offered(bench)
+    assert (await bench.job(JOB)).state == State.STATE_PAUSED
+    await resume(bench)
+    task, _ = await bench.claim()
+    await succeed(bench, task)
+
+
+async def give_up(bench: Any) -> None:
+    """End the tasks of the job, as where its resource could not be told of it."""
+    async with bench.database.transaction() as connection:
+        await connection.execute(update(tasks).values(state=TaskState.DONE))
+
+
+@pytest.mark.parametrize("bring", [queued, preparing, running, pausing, cancelling])
+async def test_a_job_whose_work_was_given_up_can_be_cancelled(
+    bench: Any, bring: Callable[[Any], Awaitable[None]]
+) -> None:
+    await bring(bench)
+    await give_up(bench)
+    job = await bench.cancel(JOB)
+    assert job.state == State.STATE_CANCELLED
+    await bench.jobs.delete(JOB, "")
+
+
+async def test_a_paused_job_whose_work_was_given_up_is_not_resumed_and_says_what_can_be_done(
+    bench: Any,
+) -> None:
+    await bench.create("one")
+    await pause(bench)
+    await give_up(bench)
+    with pytest.raises(FailedPrecondition, match=r"work that was paused to be resumed, .* cancel it"):
+        await resume(bench)
+    assert (await bench.cancel(JOB)).state == State.STATE_CANCELLED

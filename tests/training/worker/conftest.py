@@ -16,6 +16,7 @@ import grpc
 import pyarrow
 import pytest
 import torch
+from tests.stores import service_urls
 from tests.work.keepers import HoldsOfAnyone
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -350,6 +351,7 @@ async def site(tmp_path: Path, token_rows: Callable[..., list[Any]]) -> AsyncIte
         training_address="127.0.0.1:0",
         reward_addresses=("127.0.0.1",),
         metrics_address="127.0.0.1:0",
+        **service_urls(home, "training"),
     )
     async with hosting(settings_of(config), lambda parts: build(parts, config), open_stores) as port:
         address = f"127.0.0.1:{port}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -46,6 +48,27 @@ async def test_a_model_says_how_its_own_template_ends_a_turn(site: Site, model_f
     assert list(unknown.eos_token_ids) == [2, 5, 7]
     assert "how the chat template ends a turn could not be found" in unknown.warnings[0]
     assert "the chat template fails: too short" in unknown.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tiny-folder"])
+async def test_a_disk_that_does_not_answer_once_costs_an_attempt_and_not_the_model(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = model_folder.with_name("tiny-folder")
+    os.rename(model_folder, folder)
+    really, failures = os.open, [errno.ESTALE]
+
+    def stale_once(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if failures and dir_fd is not None and Path(path).name == name:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number), name)
+        return really(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", stale_once)
+    async with site.worker():
+        model = await site.register(folder)
+    assert failures == []
+    assert model.state == model_pb2.Model.STATE_READY, model.error.message
 
 
 async def test_a_folder_with_a_fifo_is_refused_and_the_worker_goes_on(site: Site, model_folder: Path) -> None:

@@ -14,7 +14,7 @@ from tests.training.conftest import prompt_rows
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_weights import ended
 
-from luthier.errors import NotFound, Reason, Unavailable
+from luthier.errors import FailedPrecondition, Reason, Unavailable
 from luthier.errors.status import status_to_failure
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig
 from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, ScoreRange, StringCheckGrader
@@ -159,7 +159,7 @@ async def test_rollouts_whose_bytes_went_meanwhile_are_sent_again(
     async def lose_twice(self: TaskSession, step: int, file: BlobFile, num_rollouts: int) -> None:
         if lost:
             lost.pop()
-            raise NotFound("blob is not here")
+            raise FailedPrecondition("blob is not here", reason=Reason.BLOB_MISSING)
         await commit(self, step, file, num_rollouts)
 
     monkeypatch.setattr(TaskSession, "commit_rollouts", lose_twice)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from luthier.errors import InvalidArgument, NotFound, Reason
+from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
 from luthier.runtime.config import read
+from luthier.storage.blobs import MARK_NAME
 from luthier.training.worker.sources import allowed_roots, resolve_allowed
 from luthier.work.worker_config import WorkerConfig
 
@@ -59,16 +63,70 @@ def test_resolve_allowed_does_not_tell_whether_a_path_outside_exists(root: Path,
 def test_resolve_allowed_refuses_symbolic_links(root: Path, tmp_path: Path, target: str) -> None:
     (root / "link").symlink_to(tmp_path / target)
     for path in ("link", "link/config.json"):
-        with pytest.raises((InvalidArgument, NotFound)) as caught:
+        with pytest.raises(InvalidArgument) as caught:
             resolve_allowed(str(root / path), [root], field="model.directory", folder=True)
-        assert caught.value.reason in (Reason.PATH_NOT_ALLOWED, Reason.RESOURCE_NOT_FOUND)
-    with pytest.raises(InvalidArgument) as caught:
-        resolve_allowed(str(root / "link"), [root], field="model.directory", folder=True)
-    assert caught.value.reason == Reason.PATH_NOT_ALLOWED
+        assert caught.value.reason == Reason.PATH_NOT_ALLOWED
     (root / "model" / "model.safetensors").symlink_to(tmp_path / target)
     with pytest.raises(InvalidArgument, match=r"model\.safetensors") as caught:
         resolve_allowed(str(root / "model"), [root], field="model.directory", folder=True)
     assert caught.value.reason == Reason.PATH_NOT_ALLOWED
+
+
+@pytest.mark.parametrize("behind", ["there", "not-there", "there/secret.gguf"])
+def test_a_link_is_refused_alike_whatever_is_behind_it(root: Path, tmp_path: Path, behind: str) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "secret.gguf").write_bytes(b"GGUF")
+    (root / "link").symlink_to(tmp_path / behind)
+    for asked in (root / "link", root / "link" / "secret.gguf"):
+        with pytest.raises(InvalidArgument) as caught:
+            resolve_allowed(str(asked), [root], field="model.gguf_path", folder=False)
+        assert caught.value.reason == Reason.PATH_NOT_ALLOWED
+        assert f"got {str(asked)!r}" in caught.value.message
+
+
+@pytest.mark.parametrize("below", ["", "luthier", "luthier/blobs"])
+def test_resolve_allowed_refuses_what_lies_among_the_blobs_of_a_service(tmp_path: Path, below: str) -> None:
+    """Who knows the digest of another project's model would be given it, wherever the root lies."""
+    store = tmp_path / "disk" / "luthier"
+    blob = store / "blobs" / "ab" / ("ab" * 32)
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"GGUF")
+    root = tmp_path / "disk" / below
+    assert resolve_allowed(str(blob), [root], field="model.gguf_path", folder=False) == blob
+    (store / MARK_NAME).write_text("training " + "a" * 32)
+    for path, folder in ((blob, False), (blob.parent, True), (store / "blobs" / "none", False)):
+        with pytest.raises(InvalidArgument) as caught:
+            resolve_allowed(str(path), [root], field="model.gguf_path", folder=folder)
+        assert caught.value.reason == Reason.PATH_NOT_ALLOWED
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, number: int, name: str) -> None:
+    """Have the system fail to open a name below a folder."""
+    really = os.open
+
+    def broken(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number), name)
+        return really(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", broken)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN])
+def test_a_disk_that_does_not_answer_is_no_model_that_is_not_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    failing(monkeypatch, number, "model.gguf")
+    with pytest.raises(Unavailable, match="cannot be looked at just now"):
+        resolve_allowed(str(root / "model.gguf"), [root], field="model.gguf_path", folder=False)
+
+
+def test_what_may_not_be_read_is_told_from_what_is_not_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, errno.EACCES, "model.gguf")
+    with pytest.raises(InvalidArgument, match=r"must be readable by the worker, got .*: Permission denied"):
+        resolve_allowed(str(root / "model.gguf"), [root], field="model.gguf_path", folder=False)
 
 
 @pytest.mark.parametrize("path", ["{root}/none", "{root}/mo\x00del", "{root}/" + "m" * 300])
@@ -123,6 +181,18 @@ def test_a_workers_own_setting_wins_over_the_services_and_both_over_the_homes_fo
     assert allowed_roots(worker_config(home)) == (services,)
     assert allowed_roots(worker_config(home, worker_model_roots=f"{own},{services}")) == (own, services)
     assert not own.exists(), "what somebody names is not made"
+
+
+@pytest.mark.parametrize("service", ["DATA", "TRAINING", "EVALUATION"])
+def test_a_workers_root_holds_no_state_of_a_service_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    monkeypatch.setenv(f"LUTHIER_{service}_BLOBS_URL", f"file://{tmp_path}/disk/luthier/blobs")
+    monkeypatch.setenv("LUTHIER_WORKER_MODEL_ROOTS", f"{tmp_path}/disk")
+    monkeypatch.setenv("LUTHIER_HOME", str(tmp_path / "home"))
+    with pytest.raises(InvalidArgument, match="LUTHIER_WORKER_MODEL_ROOTS must name folders") as caught:
+        allowed_roots(read(WorkerConfig, section="WORKER"))
+    assert f"{tmp_path}/disk/luthier/blobs is there" in caught.value.message
 
 
 @pytest.mark.parametrize("setting", ["LUTHIER_WORKER_MODEL_ROOTS", "LUTHIER_TRAINING_MODEL_ROOTS"])

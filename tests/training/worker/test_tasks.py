@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tests.training.worker.conftest import MODEL, PARENT, RENDERING, Site, job_of, stop_after_a_checkpoint
 
-from luthier.errors import NotFound
+from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.module_patterns import targeted
 from luthier.v1 import (
     event_pb2,
@@ -169,7 +169,7 @@ async def test_a_checkpoint_whose_bytes_went_meanwhile_is_sent_again(
     async def lose_once(self: TaskSession, step: int, *rest: Any) -> str:
         if not refused:
             refused.append(step)
-            raise NotFound("blob is not here")
+            raise FailedPrecondition("blob is not here", reason=Reason.BLOB_MISSING)
         return await commit(self, step, *rest)
 
     monkeypatch.setattr(TaskSession, "commit_checkpoint", lose_once)

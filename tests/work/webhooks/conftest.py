@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.stores import database_url, open_database
 
 from luthier.runtime.keys import read_or_create_key
 from luthier.storage.database import Database
@@ -98,9 +99,9 @@ async def tell(bench: Bench, url: str, project: str, uid: str) -> None:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'work.db'}"
+    url = database_url(tmp_path / "work")
     await asyncio.to_thread(upgrade, url, (schema.MIGRATIONS,))
-    database = Database(url)
+    database = open_database(tmp_path / "work")
     yield Bench(database, tmp_path)
     await database.close()
 

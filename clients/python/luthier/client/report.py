@@ -114,13 +114,14 @@ def _document(title: str, body: str, footer: str) -> str:
 
 
 def _methods(evaluation: Evaluation) -> str:
-    alone = "Intervals of scores are 95 % intervals: Wilson's where they are right or wrong, bootstrap for others."
+    alone = "Intervals of scores are 95 % intervals: Wilson's where they are right or wrong"
     paired = "Comparisons are paired on the same records"
-    if not any(comparison.method for comparison in evaluation.comparisons):
-        return f"{alone} {paired}, with 95 % bootstrap intervals."
+    if evaluation.comparisons and not any(comparison.method for comparison in evaluation.comparisons):
+        return f"{alone}, bootstrap for others. {paired}, with 95 % bootstrap intervals."
     return (
-        f"{alone} {paired}; interval, p and verdict of each are of one test, corrected (Holm) for how many comparisons "
-        "there are: the more they are, the higher the confidence of the interval."
+        f"{alone}, of the test that compares them for others. {paired}; interval, p and verdict are of one test. "
+        "Where one of several is enough for a verdict they share the error (Bonferroni), those of guards stand as they "
+        "are, all others are corrected (Holm) for how many there are: the higher is the confidence of the interval."
     )
 
 

@@ -59,8 +59,8 @@ def text_form_words(evaluation: Evaluation) -> str:
 
 
 def has_bounds(estimate: ScoreEstimate) -> bool:
-    """Whether an estimate has an interval: both bounds are 0 where nobody knows it."""
-    return bool(estimate.lower or estimate.upper)
+    """Whether an estimate has an interval: both bounds are alike where nobody knows it."""
+    return estimate.lower < estimate.upper
 
 
 def estimate_words(estimate: ScoreEstimate) -> str:

@@ -208,6 +208,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The worker cannot read a key that a judge is asked with."""
     ERROR_REASON_JUDGE_CALLS_SPENT: _ErrorReason.ValueType  # 210
     """A judge was called as often as the evaluation lets it be."""
+    ERROR_REASON_BLOB_MISSING: _ErrorReason.ValueType  # 211
+    """A worker named bytes that its service does not have: it sends them, and names them again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason lists every reason that a service gives in google.rpc.ErrorInfo (domain "luthier"), there without the prefix
@@ -400,4 +402,6 @@ ERROR_REASON_KEY_UNREADABLE: ErrorReason.ValueType  # 209
 """The worker cannot read a key that a judge is asked with."""
 ERROR_REASON_JUDGE_CALLS_SPENT: ErrorReason.ValueType  # 210
 """A judge was called as often as the evaluation lets it be."""
+ERROR_REASON_BLOB_MISSING: ErrorReason.ValueType  # 211
+"""A worker named bytes that its service does not have: it sends them, and names them again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

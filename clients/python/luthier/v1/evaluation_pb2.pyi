@@ -209,9 +209,9 @@ class _ScoreKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScoreKind.V
     SCORE_KIND_BINARY: _ScoreKind.ValueType  # 1
     """Each record is right (1) or wrong (0): Wilson's interval; differences as COMPARISON_METHOD_SCORE_TEST."""
     SCORE_KIND_FRACTION: _ScoreKind.ValueType  # 2
-    """Each record has a share from 0 to 1: bootstrap interval; differences as COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD."""
+    """Each record has a share from 0 to 1: COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD, of one arm and of differences."""
     SCORE_KIND_REAL: _ScoreKind.ValueType  # 3
-    """Any number: bootstrap interval; differences as COMPARISON_METHOD_STUDENT."""
+    """Any number: COMPARISON_METHOD_STUDENT, of one arm and of differences."""
 
 class ScoreKind(_ScoreKind, metaclass=_ScoreKindEnumTypeWrapper):
     """ScoreKind says what values a score has, and so what can be said of it."""
@@ -221,9 +221,9 @@ SCORE_KIND_UNSPECIFIED: ScoreKind.ValueType  # 0
 SCORE_KIND_BINARY: ScoreKind.ValueType  # 1
 """Each record is right (1) or wrong (0): Wilson's interval; differences as COMPARISON_METHOD_SCORE_TEST."""
 SCORE_KIND_FRACTION: ScoreKind.ValueType  # 2
-"""Each record has a share from 0 to 1: bootstrap interval; differences as COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD."""
+"""Each record has a share from 0 to 1: COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD, of one arm and of differences."""
 SCORE_KIND_REAL: ScoreKind.ValueType  # 3
-"""Any number: bootstrap interval; differences as COMPARISON_METHOD_STUDENT."""
+"""Any number: COMPARISON_METHOD_STUDENT, of one arm and of differences."""
 Global___ScoreKind: _TypeAlias = ScoreKind  # noqa: Y015
 
 class _ScoreDirection:
@@ -317,7 +317,9 @@ class _ComparisonMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Comp
     COMPARISON_METHOD_SCORE_TEST: _ComparisonMethod.ValueType  # 1
     """Score test of a difference of two paired shares (Tango 1998), its variance times n / (n - 1). At zero: McNemar's statistic."""
     COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD: _ComparisonMethod.ValueType  # 2
-    """The larger p-value of Student's paired test and of the empirical likelihood of differences that may be -1 to 1."""
+    """The largest p-value of Student's paired test, of the empirical likelihood of differences that may be -1 to 1, and of the exact test of how
+    often the worst of them happens.
+    """
     COMPARISON_METHOD_STUDENT: _ComparisonMethod.ValueType  # 3
     """Student's paired test; of perplexities over the jackknife's pseudo-values of the records."""
 
@@ -329,7 +331,9 @@ COMPARISON_METHOD_UNSPECIFIED: ComparisonMethod.ValueType  # 0
 COMPARISON_METHOD_SCORE_TEST: ComparisonMethod.ValueType  # 1
 """Score test of a difference of two paired shares (Tango 1998), its variance times n / (n - 1). At zero: McNemar's statistic."""
 COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD: ComparisonMethod.ValueType  # 2
-"""The larger p-value of Student's paired test and of the empirical likelihood of differences that may be -1 to 1."""
+"""The largest p-value of Student's paired test, of the empirical likelihood of differences that may be -1 to 1, and of the exact test of how
+often the worst of them happens.
+"""
 COMPARISON_METHOD_STUDENT: ComparisonMethod.ValueType  # 3
 """Student's paired test; of perplexities over the jackknife's pseudo-values of the records."""
 Global___ComparisonMethod: _TypeAlias = ComparisonMethod  # noqa: Y015
@@ -486,7 +490,9 @@ class ScoreEstimate(_message.Message):
     value: _builtins.float
     """The estimate."""
     lower: _builtins.float
-    """Lower bound. Both bounds are 0 where they are not known: lm-evaluation-harness has no standard error of some metrics."""
+    """Lower bound of the 95 % interval. Both bounds are alike where they are not known: of one number, or of numbers that are all alike, which do
+    not tell how far others lie; lm-evaluation-harness has no standard error of some metrics (both are 0).
+    """
     upper: _builtins.float
     """Upper bound."""
     count: _builtins.int
@@ -589,8 +595,8 @@ Global___ArmResult: _TypeAlias = ArmResult  # noqa: Y015
 @_typing.final
 class Comparison(_message.Message):
     """Comparison is a paired comparison of two arms on the same records. One test gives interval and p-value, so that they never
-    contradict each other. Those of the evaluation's verdict are corrected by Holm for each other, unless all of them are better; all others for
-    one another.
+    contradict each other. Those of the evaluation's verdict share the error (Bonferroni) unless all of them are better by what matters; those
+    that a guard rests on stand as they are; all others are corrected by Holm for one another.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -634,7 +640,7 @@ class Comparison(_message.Message):
     direction: Global___ScoreDirection.ValueType
     """Which values are better."""
     confidence: _builtins.float
-    """Confidence of the interval. Above 0.95 where it is corrected for other comparisons. 0: older than this field, 0.95."""
+    """Confidence of the interval, which it has by itself. Above 0.95 where it is corrected for other comparisons. 0: older than this field, 0.95."""
     adjusted_p_value: _builtins.float
     """p-value corrected for the comparisons beside it, to be held against 0.05. Unset where nothing is corrected."""
     method: Global___ComparisonMethod.ValueType
@@ -1135,7 +1141,7 @@ class Evaluation(_message.Message):
     max_records: _builtins.int
     """Records asked at most, chosen by the seed. 0 means all."""
     seed: _builtins.int
-    """Seed of the choice of records, of few-shot examples and of the bootstrap."""
+    """Seed of the choice of records and of few-shot examples."""
     max_new_tokens: _builtins.int
     """Longest answer in tokens. 0 means 256. Generation is greedy and stops at the end of the turn."""
     num_records: _builtins.int

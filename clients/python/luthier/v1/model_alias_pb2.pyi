@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ScoreGate(_message.Message):
-    """ScoreGate wants a score of a model to reach a threshold."""
+    """ScoreGate wants a score of a model to reach a threshold, on at least 10 records. One of a judge or a grader needs 90 % of what was asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -37,7 +37,7 @@ class ScoreGate(_message.Message):
     most: _builtins.float
     """The score must be at most this, e.g. a perplexity."""
     whole_interval: _builtins.bool
-    """Whether the worse end of the score's 95 % interval must reach it too, so that chance alone opens no gate."""
+    """Whether the worse end of the score's 95 % interval must reach it too, so that chance alone opens no gate. One that is not known opens none."""
     def __init__(
         self,
         *,
@@ -58,7 +58,7 @@ Global___ScoreGate: _TypeAlias = ScoreGate  # noqa: Y015
 
 @_typing.final
 class VerdictGate(_message.Message):
-    """VerdictGate wants a model's evaluation to have one of some verdicts."""
+    """VerdictGate wants a model's evaluation to have one of some verdicts, and no guard that is not settled."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -186,8 +186,9 @@ class TrainingServiceServicer(object):
 
     def PauseFineTuningJob(self, request, context):
         """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
-        has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
-        the same weights as one that never paused, and may end before it pauses.
+        has made no step yet, keeps what it has and is given to none; what comes before the first step is done again. A job that is paused
+        or pausing is returned unchanged. It may end before it pauses. It ends with the same weights as one that never paused where it goes
+        on on a like worker with as many ranks; else its run record says BEST_EFFORT.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
         """
@@ -198,7 +199,8 @@ class TrainingServiceServicer(object):
     def ResumeFineTuningJob(self, request, context):
         """Queue a paused job again; it goes on from its last checkpoint.
 
-        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED, or its work
+        was given up meanwhile; then it can only be cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,15 +73,17 @@ class TrainingServiceStub:
     """
     PauseFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.PauseFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
-    has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
-    the same weights as one that never paused, and may end before it pauses.
+    has made no step yet, keeps what it has and is given to none; what comes before the first step is done again. A job that is paused
+    or pausing is returned unchanged. It may end before it pauses. It ends with the same weights as one that never paused where it goes
+    on on a like worker with as many ranks; else its run record says BEST_EFFORT.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
     """
     ResumeFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ResumeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Queue a paused job again; it goes on from its last checkpoint.
 
-    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED, or its work
+    was given up meanwhile; then it can only be cancelled.
     """
     DeleteFineTuningJob: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]
     """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
@@ -182,15 +184,17 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     PauseFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.PauseFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
-    has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
-    the same weights as one that never paused, and may end before it pauses.
+    has made no step yet, keeps what it has and is given to none; what comes before the first step is done again. A job that is paused
+    or pausing is returned unchanged. It may end before it pauses. It ends with the same weights as one that never paused where it goes
+    on on a like worker with as many ranks; else its run record says BEST_EFFORT.
 
     Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
     """
     ResumeFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ResumeFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Queue a paused job again; it goes on from its last checkpoint.
 
-    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+    Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED, or its work
+    was given up meanwhile; then it can only be cancelled.
     """
     DeleteFineTuningJob: _aio.UnaryUnaryMultiCallable[_training_service_pb2.DeleteFineTuningJobRequest, _fine_tuning_job_pb2.FineTuningJob]  # type: ignore[assignment]
     """Delete a job that has ended. Its model, if any, stays and keeps its uid. Its name may be used again.
@@ -324,8 +328,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
         """Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
-        has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
-        the same weights as one that never paused, and may end before it pauses.
+        has made no step yet, keeps what it has and is given to none; what comes before the first step is done again. A job that is paused
+        or pausing is returned unchanged. It may end before it pauses. It ends with the same weights as one that never paused where it goes
+        on on a like worker with as many ranks; else its run record says BEST_EFFORT.
 
         Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
         """
@@ -338,7 +343,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fine_tuning_job_pb2.FineTuningJob, _abc.Awaitable[_fine_tuning_job_pb2.FineTuningJob]]:
         """Queue a paused job again; it goes on from its last checkpoint.
 
-        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+        Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED, or its work
+        was given up meanwhile; then it can only be cancelled.
         """
 
     @_abc_1.abstractmethod

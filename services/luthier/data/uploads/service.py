@@ -25,6 +25,8 @@ from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.undeleting import Undeleting, delete_free
 
+FINISH_SECONDS = 300.0
+"""What could not be finished, for want of room say, is tried again after so long."""
 _logger = logging.getLogger(__name__)
 StoredUpload = Stored[Upload, UploadPrivate]
 
@@ -185,8 +187,11 @@ class UploadService:
             metadata={"name": name, "state": now},
         )
 
-    async def recover(self) -> None:
-        """Finish what an earlier process was finishing, and clear away what it left staged of uploads that are over."""
+    async def finish_left(self) -> None:
+        """Finish what an earlier process was finishing, and clear away what it left staged of uploads that are over.
+
+        Beside calls, as every byte of the former is read: what is in progress in this process waits for its turn.
+        """
         async with self._database.reading() as connection:
             finishing = await self._staged.finishing(connection)
         for name in finishing:

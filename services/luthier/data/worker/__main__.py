@@ -11,7 +11,7 @@ from luthier.data.worker.build_task import version_builder
 from luthier.data.worker.order import BuildOrder
 from luthier.data.worker.render_task import renderer
 from luthier.data.worker.version_rendering import RenderOrder
-from luthier.errors import LuthierError
+from luthier.runtime.clear_errors import clear_errors
 from luthier.work.children import Children, Program
 from luthier.work.context import TaskContext
 from luthier.work.device import processor
@@ -20,14 +20,12 @@ from luthier.work.worker import run_worker
 from luthier.work.worker_config import read_worker_config, worker_settings
 
 
+@clear_errors()
 def main() -> None:
     """Work for the Data service. This process computes nothing."""
     config = read_worker_config()
     with Children(program_of(config.log_level)) as children:
-        try:
-            children.require_ready()
-        except LuthierError as error:
-            raise SystemExit(f"error: {error.message}") from error
+        children.require_ready()
         compute = in_child(children)
         runners = {
             TaskKind.BUILD_VERSION: version_builder(compute),

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
+from luthier.evaluation.completeness import lacks_assessments
+from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS
 from luthier.grading.metrics.scores import find_score
 from luthier.runtime.field_limits import (
     REQUIRED,
@@ -23,7 +25,7 @@ from luthier.runtime.labels import DISPLAY_NAME, label_violations
 from luthier.v1.evaluation_pb2 import SCORE_KIND_REAL, Evaluation, ScoreEstimate
 from luthier.v1.model_alias_pb2 import AliasMove, Gate, GateResult, ModelAlias, ScoreGate, VerdictGate
 from luthier.v1.model_pb2 import Model
-from luthier.v1.verdict_pb2 import EvaluationVerdict
+from luthier.v1.verdict_pb2 import EvaluationVerdict, GuardResult
 
 MAX_GATES = 16
 Outcome = EvaluationVerdict.Outcome
@@ -130,20 +132,41 @@ def _score_result(gate: Gate, wanted: ScoreGate, arm_id: str, evaluation: Evalua
             wanted.score,
             f"arm {arm_id} has {', '.join(one.score for one in scores) or 'no score'}",
         )
-    is_share = found.kind != SCORE_KIND_REAL
+    lost = _tells_nothing(evaluation, arm_id, found, wanted)
+    if lost:
+        return GateResult(gate=gate, open=False, sentence=f"{_wanted(wanted, arm_id, found)}; {lost}")
     is_least = wanted.WhichOneof("threshold") == "least"
     worse = found.lower if is_least else found.upper
     value = worse if wanted.whole_interval else found.value
     is_open = value >= wanted.least if is_least else value <= wanted.most
+    return GateResult(gate=gate, open=is_open, sentence=_wanted(wanted, arm_id, found))
+
+
+def _tells_nothing(evaluation: Evaluation, arm_id: str, found: ScoreEstimate, wanted: ScoreGate) -> str:
+    """Return why no value of a score may open a gate; empty where one may."""
+    if lost := lacks_assessments(evaluation, wanted.score, [arm_id]):
+        return lost
+    if found.count < LEAST_RECORDS:
+        return f"fewer than {LEAST_RECORDS} records tell nothing"
+    # Of numbers that are all alike nobody knows how far one that was not seen lies off.
+    if wanted.whole_interval and found.lower >= found.upper:
+        return "its interval is not known"
+    return ""
+
+
+def _wanted(wanted: ScoreGate, arm_id: str, found: ScoreEstimate) -> str:
+    """Return in words what a gate wants of a score, and what the score is."""
+    is_share = found.kind != SCORE_KIND_REAL
+    is_least = wanted.WhichOneof("threshold") == "least"
     limit = reached(wanted.least if is_least else wanted.most, is_share=is_share)
     word = "at least" if is_least else "at most"
     which = "the whole interval of " if wanted.whole_interval else ""
-    interval = f"[{reached(found.lower, is_share=is_share)}, {reached(found.upper, is_share=is_share)}]"
-    sentence = (
+    lower, upper = (reached(one, is_share=is_share) for one in (found.lower, found.upper))
+    bounds = f" [{lower}, {upper}]" if found.lower < found.upper else ""
+    return (
         f"{which}{wanted.score} of arm {arm_id} must be {word} {limit}, it is "
-        f"{reached(found.value, is_share=is_share)} {interval} on {found.count:,} records"
+        f"{reached(found.value, is_share=is_share)}{bounds} on {found.count:,} records"
     )
-    return GateResult(gate=gate, open=is_open, sentence=sentence)
 
 
 def _scores(evaluation: Evaluation, arm_id: str) -> Sequence[ScoreEstimate]:
@@ -165,7 +188,12 @@ def _verdict_result(gate: Gate, wanted: VerdictGate, arm_id: str, evaluation: Ev
     sentence = (
         f"the verdict must be {names}, it is {_outcome(verdict.outcome)}: {verdict.sentence.rstrip('.')}"
     )
-    return GateResult(gate=gate, open=verdict.outcome in wanted.outcomes, sentence=sentence)
+    # What a guard watches may be lost: whoever set it does not want to find out later.
+    unsettled = [one for one in verdict.guards if one.standing == GuardResult.STANDING_UNDECIDED]
+    if verdict.outcome in wanted.outcomes and unsettled:
+        sentence += f"; no guard may be unsettled, {len(unsettled)} of {len(verdict.guards)} are"
+    is_open = verdict.outcome in wanted.outcomes and not unsettled
+    return GateResult(gate=gate, open=is_open, sentence=sentence)
 
 
 def _outcome(outcome: Outcome.ValueType) -> str:

@@ -2,6 +2,7 @@
 
 A comparison's interval leaves zero out exactly where its p-value says so, corrected for the comparisons beside it. The
 candidate must be better than each prompting arm, so that no correction is needed for a win: all of them have to hold.
+Of all other outcomes one prompting arm is enough: the intervals hold all truths together, in 95 % of evaluations.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from statistics import NormalDist
 
-from luthier.evaluation.amounts import amount, spread
+from luthier.evaluation.amounts import amount, is_alike, spread
+from luthier.evaluation.completeness import lacks_assessments
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
 from luthier.evaluation.evaluations.telling import blind_scores, blind_words
-from luthier.grading.metrics.scores import JUDGED
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_LOWER_IS_BETTER,
     SCORE_KIND_REAL,
@@ -29,8 +30,6 @@ CONFIDENCE = 0.95
 POWER = 0.8
 LEAST_RECORDS = 10
 """Below it nothing is said, however clear."""
-LEAST_JUDGED = 0.9
-"""Share of the judgements asked for that must have come for a judge's score to tell anything."""
 _MOST_RECORDS = 10**9
 Outcome = EvaluationVerdict.Outcome
 Standing = GuardResult.Standing
@@ -69,7 +68,7 @@ class Advantage:
         """Return what it shows where only a difference of `smallest` (0: any) matters."""
         if not self.tells:
             return Relation.OPEN
-        if smallest and -smallest < self.lower and self.upper < smallest:
+        if is_alike(self.lower, self.upper, smallest):
             return Relation.ALIKE
         if self.lower > 0:
             return Relation.BETTER
@@ -87,7 +86,7 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
         return EvaluationVerdict(sentence=f"No verdict: there is no {missing} to hold against the others.")
     found = {one.rival: one for one in advantages(evaluation, evaluation.primary_score)}
     rivals = [found[arm_id] for arm_id in prompting if arm_id in found]
-    lost = lacks_judgements(evaluation, evaluation.primary_score)
+    lost = lacks_assessments(evaluation, evaluation.primary_score, [candidate, *prompting])
     if lost:
         verdict = EvaluationVerdict(outcome=Outcome.OUTCOME_INCONCLUSIVE, sentence=f"Inconclusive: {lost}.")
     else:
@@ -105,19 +104,6 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
     elif open_guards:
         verdict.sentence = f"{verdict.sentence[:-1]}; not settled: {open_guards[0].sentence}."
     return verdict
-
-
-def lacks_judgements(evaluation: Evaluation, score: str) -> str:
-    """Return why a judge's score tells nothing: too few judgements came; empty where it does, or is no judge's.
-
-    What is missing is not missing at random: a judge fails on long answers, or on those that confuse it.
-    """
-    for result in evaluation.judge_results:
-        num_made = result.num_asked - result.num_errors
-        if score == f"{JUDGED}{result.judge_id}" and num_made < LEAST_JUDGED * result.num_asked:
-            came = f"{num_made:,} of {result.num_asked:,} judgements came of {result.judge_id}"
-            return f"{came}, and {LEAST_JUDGED:.0%} must"
-    return ""
 
 
 def advantages(evaluation: Evaluation, score: str) -> Iterator[Advantage]:
@@ -234,7 +220,7 @@ def _guarded(evaluation: Evaluation, guard: Guard, prompting: Sequence[str]) -> 
     assert guard.WhichOneof("guarded") == "score", "the door refuses a guard of nothing"
     wanted = guard.score
     arms = [wanted.baseline_arm_id] if wanted.baseline_arm_id else prompting
-    if lost := lacks_judgements(evaluation, wanted.score):
+    if lost := lacks_assessments(evaluation, wanted.score, [evaluation.candidate_arm_id, *arms]):
         return GuardResult(guard=guard, standing=Standing.STANDING_UNDECIDED, sentence=lost)
     found = {one.rival: one for one in advantages(evaluation, wanted.score)}
     results = [

@@ -7,37 +7,35 @@ import uuid
 from contextlib import closing
 from dataclasses import replace
 
-from luthier.errors import LuthierError
 from luthier.evaluation.access import Access
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import PATIENCE, in_children
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
 from luthier.evaluation.worker.order import Setup
+from luthier.runtime.clear_errors import clear_errors
 from luthier.work.cache import BlobCache
 from luthier.work.children import Children, Program
-from luthier.work.device import ChosenDevice
+from luthier.work.device import ChosenDevice, chosen_device
 from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.worker import run_worker
-from luthier.work.worker_config import WorkerConfig, device_of, read_worker_config, worker_settings
+from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_settings
 
 _RELIEVE_SECONDS = 5.0
 
 
+@clear_errors()
 def main() -> None:
     """Work until SIGTERM. This process computes nothing, and has no torch."""
     config = read_worker_config()
     # Before a process is started that could see what is taken.
     access = Access(judges=JudgeAccess.of_worker(config), rewards=RewardAddresses(config.reward_addresses))
-    device = device_of(config)
+    device = chosen_device(config.device)
     children = Children(program_of(config, device), PATIENCE)
-    try:
-        children.require_ready()
-    except LuthierError as error:
-        raise SystemExit(f"error: {error.message}") from error
+    children.require_ready()
     settings = worker_settings(config, "evaluation", config.evaluation_address, device.equipment)
     cache = BlobCache(settings.cache_folder, settings.cache_bytes)
     # A name of its own: whether another process works in this folder shows only when the worker's lock is taken.

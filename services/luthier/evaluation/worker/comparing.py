@@ -1,19 +1,29 @@
-"""All comparisons of an evaluation: each pair of arms on each score, corrected for how many they are."""
+"""All comparisons of an evaluation: each pair of arms on each score, corrected for how many they are.
+
+There are three families, each corrected by itself, so that measuring more weakens neither the verdict nor a guard:
+- those that the verdict rests on. A win needs all of them, so that no chance adds up, and they stand as they are. Of
+  anything else any one of them is enough, and they share the error;
+- those that guards rest on, which stand as they are: each says of its own guard, at its own 95 %, that it holds;
+- all others, by Holm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from luthier.evaluation.amounts import is_alike
 from luthier.evaluation.worker.scoring import Answer, differences, direction_of, preferences
 from luthier.grading.graded_scores import scores_of
-from luthier.grading.metrics.holm import ALPHA, Corrected, corrected
+from luthier.grading.metrics.holm import ALPHA, Corrected, corrected, shared
 from luthier.grading.metrics.intervals import MIN_PAIRS, verdict
 from luthier.grading.metrics.paired import PairedDifference
 from luthier.grading.metrics.scores import Score, ScoreKind
 from luthier.v1 import evaluation_pb2
 
+Correction = Callable[[Sequence[float]], list[Corrected]]
+"""Of the p-values of a family."""
 _METHODS = {
     ScoreKind.BINARY: evaluation_pb2.COMPARISON_METHOD_SCORE_TEST,
     ScoreKind.FRACTION: evaluation_pb2.COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD,
@@ -23,7 +33,13 @@ _METHODS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pair:
-    """Two arms on one score. `primary`: the evaluation's verdict rests on it; `wins`: its judged arm is better."""
+    """Two arms on one score.
+
+    Attributes:
+        primary: the evaluation's verdict rests on it.
+        guarded: a guard rests on it, and no verdict.
+        wins: its judged arm is better, by what matters as far as is known.
+    """
 
     candidate: str
     baseline: str
@@ -31,6 +47,7 @@ class _Pair:
     name: str
     difference: PairedDifference
     primary: bool
+    guarded: bool
     wins: bool
 
 
@@ -39,9 +56,7 @@ def comparisons_of(
 ) -> list[evaluation_pb2.Comparison]:
     """Return every later arm against every earlier one on each score that both have.
 
-    The comparisons that the verdict rests on stand as they are where each of them says that the judged arm is better:
-    all of them must, so that no chance adds up. Otherwise they are corrected for each other, and all others for one
-    another. Fewer than `MIN_PAIRS` pairs are no evidence and take part in no correction.
+    Fewer than `MIN_PAIRS` pairs are no evidence and take part in no correction.
 
     Raises:
         ValueError: a score is unknown or not of its kind.
@@ -62,8 +77,8 @@ def comparisons_of(
     primary = [pair for pair in pairs if pair.primary]
     levels: dict[int, Corrected] = {}
     if not _wins(evaluation, primary):
-        levels |= _corrected(primary)
-    levels |= _corrected([pair for pair in pairs if not pair.primary])
+        levels |= _levels(primary, shared)
+    levels |= _levels([pair for pair in pairs if not (pair.primary or pair.guarded)], corrected)
     return [_comparison(pair, levels.get(id(pair))) for pair in pairs]
 
 
@@ -75,31 +90,56 @@ def _pair(
     difference: PairedDifference,
 ) -> _Pair:
     candidate, baseline = arms
-    prompting = {arm.arm_id for arm in evaluation.arms if not arm.tuned}
     judged = evaluation.candidate_arm_id
     rival = baseline if candidate == judged else candidate
-    is_up = (difference.value > 0) == (candidate == judged)
+    is_judged = judged in arms
+    primary = is_judged and name == evaluation.primary_score and rival in _prompting(evaluation)
     return _Pair(
         candidate=candidate,
         baseline=baseline,
         score=score,
         name=name,
         difference=difference,
-        primary=name == evaluation.primary_score and judged in (candidate, baseline) and rival in prompting,
-        wins=difference.p_value <= ALPHA and is_up == score.higher_is_better,
+        primary=primary,
+        guarded=is_judged and not primary and _is_guarded(evaluation, name, rival),
+        wins=primary
+        and ((difference.value > 0) == (candidate == judged)) == score.higher_is_better
+        and _is_a_win(difference, evaluation.smallest_difference),
     )
+
+
+def _prompting(evaluation: evaluation_pb2.Evaluation) -> set[str]:
+    return {arm.arm_id for arm in evaluation.arms if not arm.tuned}
+
+
+def _is_guarded(evaluation: evaluation_pb2.Evaluation, name: str, rival: str) -> bool:
+    return any(
+        guard.score.score == name
+        and (
+            rival == guard.score.baseline_arm_id
+            if guard.score.baseline_arm_id
+            else rival in _prompting(evaluation)
+        )
+        for guard in evaluation.guards
+        if guard.WhichOneof("guarded") == "score"
+    )
+
+
+def _is_a_win(difference: PairedDifference, smallest: float) -> bool:
+    """Whether a difference in favour of the judged arm is told, and not known to be too small to matter."""
+    if difference.count < MIN_PAIRS or difference.p_value > ALPHA:
+        return False
+    interval = difference.interval(1 - ALPHA)
+    return not is_alike(interval.lower, interval.upper, smallest)
 
 
 def _wins(evaluation: evaluation_pb2.Evaluation, primary: Sequence[_Pair]) -> bool:
-    num_prompting = sum(not arm.tuned for arm in evaluation.arms)
-    return len(primary) == num_prompting and all(
-        pair.wins and pair.difference.count >= MIN_PAIRS for pair in primary
-    )
+    return len(primary) == len(_prompting(evaluation)) and all(pair.wins for pair in primary)
 
 
-def _corrected(pairs: Sequence[_Pair]) -> dict[int, Corrected]:
+def _levels(pairs: Sequence[_Pair], corrects: Correction) -> dict[int, Corrected]:
     telling = [pair for pair in pairs if pair.difference.count >= MIN_PAIRS]
-    levels = corrected([pair.difference.p_value for pair in telling])
+    levels = corrects([pair.difference.p_value for pair in telling])
     return {id(pair): level for pair, level in zip(telling, levels, strict=True)}
 
 

@@ -114,7 +114,7 @@ def clean_answers(
 
 
 def scored_apart(
-    learnt: Learnt, answers: Mapping[str, Sequence[Answer]], seed: int, named: NameScore = score_named
+    learnt: Learnt, answers: Mapping[str, Sequence[Answer]], named: NameScore = score_named
 ) -> evaluation_pb2.Contamination:
     """Return the counts with the scores over records that were learnt from, and over others. Raises as `estimates`."""
     contamination = evaluation_pb2.Contamination()
@@ -122,8 +122,8 @@ def scored_apart(
     clean_by_arm = clean_answers(answers, learnt.held) if learnt.held else {}
     for arm_id, clean in clean_by_arm.items():
         contaminated = [answer for row, answer in enumerate(answers[arm_id]) if row in learnt.held]
-        contamination.clean.add(arm_id=arm_id, scores=estimates(clean, seed, named))
-        contamination.contaminated.add(arm_id=arm_id, scores=estimates(contaminated, seed, named))
+        contamination.clean.add(arm_id=arm_id, scores=estimates(clean, named))
+        contamination.contaminated.add(arm_id=arm_id, scores=estimates(contaminated, named))
     return contamination
 
 

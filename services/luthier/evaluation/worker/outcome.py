@@ -39,14 +39,13 @@ def result_of(
     held = learnt.held if learnt else {}
     said = {arm_id: answers[arm_id].records for arm_id in arms}
     failures = [warning for arm_id in arms for warning in _warning(arm_id, answers[arm_id], questions)]
-    apart = scored_apart(learnt, scored, evaluation.seed, named) if learnt else None
+    apart = scored_apart(learnt, scored, named) if learnt else None
     learnt_warnings = warnings_of(apart, len(questions)) if apart else ()
     unread = [one for arm_id in arms for one in _unread(arm_id, answers[arm_id])] if grading.ratios else []
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     return task_pb2.EvaluateResult(
         arm_results=[
-            _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], evaluation.seed, named))
-            for arm_id in arms
+            _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], named)) for arm_id in arms
         ],
         comparisons=comparisons_of(evaluation, clean_answers(scored, held)),
         num_records=write_answers(grading, questions, said, path, range(len(questions)), assessed),

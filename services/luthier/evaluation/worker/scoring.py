@@ -9,13 +9,8 @@ from dataclasses import dataclass, field
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.grading.graded_scores import NameScore
-from luthier.grading.metrics.intervals import (
-    Interval,
-    bootstrap_mean,
-    bootstrap_perplexity,
-    bootstrap_rate,
-    wilson,
-)
+from luthier.grading.metrics.intervals import Interval, wilson
+from luthier.grading.metrics.means import perplexity, rate_mean, real_mean, share_mean
 from luthier.grading.metrics.paired import (
     PairedDifference,
     binary_difference,
@@ -28,6 +23,7 @@ from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY, Score, Sco
 from luthier.grading.metrics.text_form import TEXT_FORM
 from luthier.v1 import evaluation_pb2
 
+_MEANS = {ScoreKind.FRACTION: share_mean, ScoreKind.REAL: real_mean}
 _DIFFERENCES = {
     ScoreKind.BINARY: binary_difference,
     ScoreKind.FRACTION: share_difference,
@@ -59,7 +55,7 @@ class Answer:
 
 
 def estimates(
-    answers: Sequence[Answer], seed: int, named: NameScore = score_named
+    answers: Sequence[Answer], named: NameScore = score_named
 ) -> list[evaluation_pb2.ScoreEstimate]:
     """Return every score of an arm: its mean over the records that have it, with a 95 % interval.
 
@@ -72,16 +68,14 @@ def estimates(
     found = []
     for name in names_of(answers):
         values = [answer.scores[name] for answer in answers if name in answer.scores]
-        found.append(_estimate(named(name), name, values, seed))
+        found.append(_estimate(named(name), name, values))
     if any(answer.num_tokens for answer in answers):
         nll, tokens = _references(answers)
         with _named_failure():
-            found.append(
-                _message(named(PERPLEXITY), PERPLEXITY, bootstrap_perplexity(nll, tokens, seed=seed))
-            )
+            found.append(_message(named(PERPLEXITY), PERPLEXITY, perplexity(nll, tokens)))
     if any(answer.num_bytes for answer in answers):
         bits, sizes = _bits(answers)
-        found.append(_message(named(BITS_PER_BYTE), BITS_PER_BYTE, bootstrap_rate(bits, sizes, seed=seed)))
+        found.append(_message(named(BITS_PER_BYTE), BITS_PER_BYTE, rate_mean(bits, sizes)))
     return found
 
 
@@ -159,9 +153,9 @@ def _named_failure() -> Iterator[None]:
         raise FailedPrecondition(message, reason=Reason.LOSS_NOT_FINITE) from error
 
 
-def _estimate(score: Score, name: str, values: Sequence[float], seed: int) -> evaluation_pb2.ScoreEstimate:
+def _estimate(score: Score, name: str, values: Sequence[float]) -> evaluation_pb2.ScoreEstimate:
     if score.kind is not ScoreKind.BINARY:
-        return _message(score, name, bootstrap_mean(values, seed=seed))
+        return _message(score, name, _MEANS[score.kind](values))
     wrong = [value for value in values if value not in (0.0, 1.0)]
     if wrong:
         raise ValueError(f"{name} is BINARY: its values must be 0 or 1, got {wrong[:3]}")

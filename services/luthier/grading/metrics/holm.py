@@ -1,7 +1,10 @@
-"""Many comparisons at once: Holm's correction, with the confidence at which each interval says what its verdict says.
+"""Many comparisons at once, with the confidence at which each interval says what its verdict says.
 
-Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 1979; the intervals:
-K. Strassburger and F. Bretz, "Compatible simultaneous lower confidence bounds for the Holm procedure", Stat. Med. 2008.
+Source of `corrected`: S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 1979. It
+decides which differences are there. How large they are it does not tell together: the intervals of its steps say of
+zero what their p-values say, and hold the truth each at its own confidence (bounds that hold together and agree with
+Holm end at zero: K. Strassburger and F. Bretz, "Compatible simultaneous lower confidence bounds for the Holm
+procedure", Stat. Med. 2008). Where sizes are held against a limit it has to be `shared`.
 """
 
 from __future__ import annotations
@@ -20,11 +23,22 @@ class Corrected:
     confidence: float
 
 
+def shared(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected]:
+    """Return each p-value corrected for as many as there are, and the confidence at which all intervals hold together.
+
+    For statements about sizes of which any one is enough (C. Bonferroni, 1936): at most alpha of such families have an
+    interval without its truth.
+    """
+    count = len(p_values)
+    return [Corrected(p_value=min(1.0, count * one), confidence=1 - alpha / count) for one in p_values]
+
+
 def corrected(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected]:
     """Return each p-value corrected for all of them.
 
     At most alpha of such families call anything different that is not. An interval of the given confidence leaves zero
-    out exactly where the corrected p-value is at most alpha, if it and the p-value are of one test.
+    out exactly where the corrected p-value is at most alpha, if it and the p-value are of one test. Several of these
+    intervals need not hold their truths together.
     """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     found: dict[int, Corrected] = {}

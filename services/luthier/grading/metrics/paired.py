@@ -6,7 +6,7 @@ zero out exactly where the p-value is at most alpha:
 | kind | method |
 |---|---|
 | BINARY | the score test of `paired_binary` |
-| FRACTION | the larger p-value of Student's test and the empirical likelihood, `paired_share` |
+| FRACTION | the largest p-value of Student's test, the empirical likelihood and the worst's, `paired_share` |
 | REAL | Student's test of differences, or of the jackknife's pseudo-values where the score is no mean of records |
 
 SciPy is imported where it is used: it takes over a second, and a worker is to answer before it scores.
@@ -81,7 +81,7 @@ def share_difference(candidate: Sequence[float], baseline: Sequence[float]) -> P
         ValueError: the two have different lengths, there is no record, or a score lies elsewhere.
     """
     left, right = _pairs(candidate, baseline)
-    wrong = [score for score in (*left, *right) if not 0 <= score <= 1]
+    wrong = [float(score) for score in (*left, *right) if not 0 <= score <= 1]
     if wrong:
         raise ValueError(f"scores must be in 0..1, got {wrong[:3]}")
     differences = left - right

@@ -260,6 +260,8 @@ class TrainHandler:
         """No worker has the job, and none is given it until it is resumed."""
         job = await self._stored(connection, task)
         changed = job.copy()
+        # One that was resumed and not begun since has been paused all the time.
+        _end_pause(changed)
         changed.pause_time.GetCurrentTime()
         await self._move(connection, job, State.STATE_PAUSED, changed)
 

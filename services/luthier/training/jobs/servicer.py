@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc.aio
 
-from luthier.runtime.auth import policy_of
 from luthier.runtime.field_limits import limit_violations, refuse, whole
 from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import PageTokens, fingerprint, page_size
+from luthier.runtime.policies import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.training.jobs.rollouts import Place
 from luthier.training.jobs.rules import MAX_STEPS

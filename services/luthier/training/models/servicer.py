@@ -9,9 +9,9 @@ import grpc.aio
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import Failure, InvalidArgument
-from luthier.runtime.auth import policy_of
 from luthier.runtime.names import PROJECT
 from luthier.runtime.paging import MAX_PAGE_SIZE, PageTokens, fingerprint, page_size
+from luthier.runtime.policies import policy_of
 from luthier.runtime.server import Registration, of_families
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models.making import ModelMaking

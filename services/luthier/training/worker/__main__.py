@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from luthier.errors import LuthierError
+from luthier.runtime.clear_errors import clear_errors
 from luthier.training.executors.inline import InChild
 from luthier.training.executors.ranks import require_choice, require_devices
 from luthier.training.executors.ray.driver import OnRay, found_fleet
@@ -27,19 +27,14 @@ from luthier.work.worker import run_worker
 from luthier.work.worker_config import WorkerConfig, read_worker_config, worker_settings
 
 
+@clear_errors()
 def main() -> None:
     """Work for the Training service. This process computes nothing, and has no torch."""
     config = read_worker_config()
-    try:
-        roots = allowed_roots(config)
-        device, executor = chosen(config)
-    except LuthierError as error:
-        raise SystemExit(f"error: {error.message}") from error
+    roots = allowed_roots(config)
+    device, executor = chosen(config)
     with Children(program_of(config, device)) as children, channel(config.data_address) as data_channel:
-        try:
-            children.require_ready()
-        except LuthierError as error:
-            raise SystemExit(f"error: {error.message}") from error
+        children.require_ready()
         runners: Mapping[TaskKind, Runner] = {
             TaskKind.REGISTER_MODEL: partial(run_register, register=register_in(children), roots=roots),
             TaskKind.MERGE: partial(run_merge, make=make_in(children)),

@@ -59,7 +59,8 @@ def run_register(
     Raises:
         FailedPrecondition: BASE_MODEL_MISSING; the source is not there, or the Hub did not deliver it.
         InvalidArgument: PATH_NOT_ALLOWED, UNSAFE_MODEL_FILE or MODEL_INVALID.
-        Unavailable: STALLED or CRASHED; the registration hung, or its process ended.
+        Unavailable: STALLED or CRASHED; the registration hung, or its process ended. Or the disk of a folder or a file
+            does not answer just now.
     """
     spec = context.task.register_model
     context.progress("reading", 0, 0, "files")
@@ -69,6 +70,8 @@ def run_register(
         registered = register(order, context)
     except (NotFound, Unavailable) as error:
         if error.reason in {Reason.STALLED, Reason.CRASHED, Reason.SHUTTING_DOWN}:
+            raise
+        if isinstance(error, Unavailable) and spec.WhichOneof("source") != "hub":
             raise
         raise FailedPrecondition(
             f"the source of {context.task.subject} must be readable: {error.message}",

@@ -175,7 +175,7 @@ class WorkerServiceServicer(object):
     def CommitCheckpoint(self, request, context):
         """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+        Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob is not there; it is sent, and this called again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +186,7 @@ class WorkerServiceServicer(object):
         again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
         Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
-        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+        another kind or method; BLOB_MISSING, as CommitCheckpoint. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +195,7 @@ class WorkerServiceServicer(object):
     def FinishTask(self, request, context):
         """Hand in the outcome of a task and end the lease.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob of the result is missing.
+        Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob of the result is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,19 +77,19 @@ class WorkerServiceStub:
     CommitCheckpoint: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CommitCheckpointRequest, _worker_service_pb2.CommitCheckpointResponse]
     """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+    Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob is not there; it is sent, and this called again.
     """
     CommitRollouts: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.CommitRolloutsRequest, _worker_service_pb2.CommitRolloutsResponse]
     """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
     again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
     Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
-    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+    another kind or method; BLOB_MISSING, as CommitCheckpoint. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
     """
     FinishTask: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]
     """Hand in the outcome of a task and end the lease.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob of the result is missing.
+    Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob of the result is not there.
     """
     TakeGenerations: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.TakeGenerationsRequest, _worker_service_pb2.TakeGenerationsResponse]
     """Offer to generate text: a stream of orders and cancels, bounded by the worker's free slots.
@@ -151,19 +151,19 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     CommitCheckpoint: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CommitCheckpointRequest, _worker_service_pb2.CommitCheckpointResponse]  # type: ignore[assignment]
     """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+    Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob is not there; it is sent, and this called again.
     """
     CommitRollouts: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.CommitRolloutsRequest, _worker_service_pb2.CommitRolloutsResponse]  # type: ignore[assignment]
     """Keep what a step of a TRAIN task drew from its model, before the update that learns from it. Its blob must be there. The same
     again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
     Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
-    another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+    another kind or method; BLOB_MISSING, as CommitCheckpoint. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
     """
     FinishTask: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.FinishTaskRequest, _worker_service_pb2.FinishTaskResponse]  # type: ignore[assignment]
     """Hand in the outcome of a task and end the lease.
 
-    Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob of the result is missing.
+    Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob of the result is not there.
     """
     TakeGenerations: _aio.UnaryStreamMultiCallable[_worker_service_pb2.TakeGenerationsRequest, _worker_service_pb2.TakeGenerationsResponse]  # type: ignore[assignment]
     """Offer to generate text: a stream of orders and cancels, bounded by the worker's free slots.
@@ -270,7 +270,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.CommitCheckpointResponse, _abc.Awaitable[_worker_service_pb2.CommitCheckpointResponse]]:
         """Keep a checkpoint of a TRAIN or EVALUATE task to resume from. Its blobs must be there. The same step again is passed over.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob is missing.
+        Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob is not there; it is sent, and this called again.
         """
 
     @_abc_1.abstractmethod
@@ -283,7 +283,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         again is passed over; others of the same step take its place under a later epoch alone, and never once a checkpoint holds the step.
 
         Errors: FAILED_PRECONDITION LEASE_LOST; ROLLOUTS_FINAL: other ones of this step stay; WRONG_STATE: the task is of
-        another kind or method. NOT_FOUND: the blob is missing. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
+        another kind or method; BLOB_MISSING, as CommitCheckpoint. INVALID_ARGUMENT: a field is not valid, or the file does not hold so many.
         """
 
     @_abc_1.abstractmethod
@@ -294,7 +294,7 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.FinishTaskResponse, _abc.Awaitable[_worker_service_pb2.FinishTaskResponse]]:
         """Hand in the outcome of a task and end the lease.
 
-        Errors: FAILED_PRECONDITION LEASE_LOST. NOT_FOUND: a blob of the result is missing.
+        Errors: FAILED_PRECONDITION LEASE_LOST; BLOB_MISSING: a blob of the result is not there.
         """
 
     @_abc_1.abstractmethod

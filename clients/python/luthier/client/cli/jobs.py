@@ -157,7 +157,10 @@ def pause(session: Session, name: str) -> None:
 @click.argument("name", shell_complete=complete_names)
 @pass_session
 def resume(session: Session, name: str) -> None:
-    """Queue a paused job again; it goes on from its last checkpoint and ends as if it had never paused."""
+    """Queue a paused job again; it goes on from its last checkpoint.
+
+    On a like worker with as many ranks it ends as if it had never paused; else its run record says BEST_EFFORT.
+    """
     resumed = session.client.jobs.resume(name)
     session.show(resumed, partial(_facts, is_wide=session.is_wide))
     session.hint(f"jobs watch {short(resumed.name)}")

@@ -128,7 +128,8 @@ export type ScoreEstimate = Message<"luthier.v1.ScoreEstimate"> & {
   value: number;
 
   /**
-   * Lower bound. Both bounds are 0 where they are not known: lm-evaluation-harness has no standard error of some metrics.
+   * Lower bound of the 95 % interval. Both bounds are alike where they are not known: of one number, or of numbers that are all alike, which do
+   * not tell how far others lie; lm-evaluation-harness has no standard error of some metrics (both are 0).
    *
    * @generated from field: double lower = 3;
    */
@@ -278,8 +279,8 @@ export const ArmResultSchema: GenMessage<ArmResult> = /*@__PURE__*/
 
 /**
  * Comparison is a paired comparison of two arms on the same records. One test gives interval and p-value, so that they never
- * contradict each other. Those of the evaluation's verdict are corrected by Holm for each other, unless all of them are better; all others for
- * one another.
+ * contradict each other. Those of the evaluation's verdict share the error (Bonferroni) unless all of them are better by what matters; those
+ * that a guard rests on stand as they are; all others are corrected by Holm for one another.
  *
  * @generated from message luthier.v1.Comparison
  */
@@ -362,7 +363,7 @@ export type Comparison = Message<"luthier.v1.Comparison"> & {
   direction: ScoreDirection;
 
   /**
-   * Confidence of the interval. Above 0.95 where it is corrected for other comparisons. 0: older than this field, 0.95.
+   * Confidence of the interval, which it has by itself. Above 0.95 where it is corrected for other comparisons. 0: older than this field, 0.95.
    *
    * @generated from field: double confidence = 60;
    */
@@ -847,7 +848,7 @@ export type Evaluation = Message<"luthier.v1.Evaluation"> & {
   maxRecords: number;
 
   /**
-   * Seed of the choice of records, of few-shot examples and of the bootstrap.
+   * Seed of the choice of records and of few-shot examples.
    *
    * @generated from field: int64 seed = 9;
    */
@@ -1562,14 +1563,14 @@ export enum ScoreKind {
   BINARY = 1,
 
   /**
-   * Each record has a share from 0 to 1: bootstrap interval; differences as COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD.
+   * Each record has a share from 0 to 1: COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD, of one arm and of differences.
    *
    * @generated from enum value: SCORE_KIND_FRACTION = 2;
    */
   FRACTION = 2,
 
   /**
-   * Any number: bootstrap interval; differences as COMPARISON_METHOD_STUDENT.
+   * Any number: COMPARISON_METHOD_STUDENT, of one arm and of differences.
    *
    * @generated from enum value: SCORE_KIND_REAL = 3;
    */
@@ -1713,7 +1714,8 @@ export enum ComparisonMethod {
   SCORE_TEST = 1,
 
   /**
-   * The larger p-value of Student's paired test and of the empirical likelihood of differences that may be -1 to 1.
+   * The largest p-value of Student's paired test, of the empirical likelihood of differences that may be -1 to 1, and of the exact test of how
+   * often the worst of them happens.
    *
    * @generated from enum value: COMPARISON_METHOD_STUDENT_AND_LIKELIHOOD = 2;
    */

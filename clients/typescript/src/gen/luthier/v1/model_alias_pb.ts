@@ -19,7 +19,7 @@ export const file_luthier_v1_model_alias: GenFile = /*@__PURE__*/
   fileDesc("ChxsdXRoaWVyL3YxL21vZGVsX2FsaWFzLnByb3RvEgpsdXRoaWVyLnYxIngKCVNjb3JlR2F0ZRITCgVzY29yZRgBIAEoCUIE4kEBAhIVCgVsZWFzdBgCIAEoAUIE4kEBAUgAEhQKBG1vc3QYAyABKAFCBOJBAQFIABIcCg53aG9sZV9pbnRlcnZhbBgEIAEoCEIE4kEBAUILCgl0aHJlc2hvbGQiTAoLVmVyZGljdEdhdGUSPQoIb3V0Y29tZXMYASADKA4yJS5sdXRoaWVyLnYxLkV2YWx1YXRpb25WZXJkaWN0Lk91dGNvbWVCBOJBAQIibwoER2F0ZRIsCgVzY29yZRgBIAEoCzIVLmx1dGhpZXIudjEuU2NvcmVHYXRlQgTiQQEBSAASMAoHdmVyZGljdBgCIAEoCzIXLmx1dGhpZXIudjEuVmVyZGljdEdhdGVCBOJBAQFIAEIHCgVnYXRlZCKsBAoKTW9kZWxBbGlhcxISCgRuYW1lGAEgASgJQgTiQQEIEhEKA3VpZBgCIAEoCUIE4kEBAxIaCgxkaXNwbGF5X25hbWUYAyABKAlCBOJBAQESOAoGbGFiZWxzGAQgAygLMiIubHV0aGllci52MS5Nb2RlbEFsaWFzLkxhYmVsc0VudHJ5QgTiQQEBEiUKBWdhdGVzGAUgAygLMhAubHV0aGllci52MS5HYXRlQgTiQQEBEiwKB2N1cnJlbnQYBiABKAsyFS5sdXRoaWVyLnYxLkFsaWFzTW92ZUIE4kEBAxI1CgtjcmVhdGVfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBCBOJBAQMSNQoLdXBkYXRlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDEhIKBGV0YWcYCSABKAlCBOJBAQMSNQoLZGVsZXRlX3RpbWUYCiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAE6ZOpBYQoWbHV0aGllci5kZXYvTW9kZWxBbGlhcxItcHJvamVjdHMve3Byb2plY3R9L21vZGVsQWxpYXNlcy97bW9kZWxfYWxpYXN9Kgxtb2RlbEFsaWFzZXMyCm1vZGVsQWxpYXMitgIKCUFsaWFzTW92ZRIUCgZudW1iZXIYASABKANCBOJBAQMSKQoFbW9kZWwYAiABKAlCGuJBAQP6QRMKEWx1dGhpZXIuZGV2L01vZGVsEhcKCW1vZGVsX3VpZBgDIAEoCUIE4kEBAxIaCgxtb2RlbF9kaWdlc3QYBCABKAlCBOJBAQMSMwoKZXZhbHVhdGlvbhgFIAEoCUIf4kEBA/pBGAoWbHV0aGllci5kZXYvRXZhbHVhdGlvbhIcCg5ldmFsdWF0aW9uX3VpZBgGIAEoCUIE4kEBAxIrCgVnYXRlcxgHIAMoCzIWLmx1dGhpZXIudjEuR2F0ZVJlc3VsdEIE4kEBAxIzCgltb3ZlX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQgTiQQEDIl4KCkdhdGVSZXN1bHQSJAoEZ2F0ZRgBIAEoCzIQLmx1dGhpZXIudjEuR2F0ZUIE4kEBAxISCgRvcGVuGAIgASgIQgTiQQEDEhYKCHNlbnRlbmNlGAMgASgJQgTiQQEDYgZwcm90bzM", [file_google_api_field_behavior, file_google_api_resource, file_google_protobuf_timestamp, file_luthier_v1_verdict]);
 
 /**
- * ScoreGate wants a score of a model to reach a threshold.
+ * ScoreGate wants a score of a model to reach a threshold, on at least 10 records. One of a judge or a grader needs 90 % of what was asked for.
  *
  * @generated from message luthier.v1.ScoreGate
  */
@@ -55,7 +55,7 @@ export type ScoreGate = Message<"luthier.v1.ScoreGate"> & {
   } | { case: undefined; value?: undefined };
 
   /**
-   * Whether the worse end of the score's 95 % interval must reach it too, so that chance alone opens no gate.
+   * Whether the worse end of the score's 95 % interval must reach it too, so that chance alone opens no gate. One that is not known opens none.
    *
    * @generated from field: bool whole_interval = 4;
    */
@@ -70,7 +70,7 @@ export const ScoreGateSchema: GenMessage<ScoreGate> = /*@__PURE__*/
   messageDesc(file_luthier_v1_model_alias, 0);
 
 /**
- * VerdictGate wants a model's evaluation to have one of some verdicts.
+ * VerdictGate wants a model's evaluation to have one of some verdicts, and no guard that is not settled.
  *
  * @generated from message luthier.v1.VerdictGate
  */

@@ -888,8 +888,9 @@ export const TrainingService: GenService<{
   },
   /**
    * Ask a job to pause: its worker ends the step, stores a checkpoint and is free for others. One that no worker has, or whose worker
-   * has made no step yet, keeps what it has and is given to none. A job that is paused or pausing is returned unchanged; it ends with
-   * the same weights as one that never paused, and may end before it pauses.
+   * has made no step yet, keeps what it has and is given to none; what comes before the first step is done again. A job that is paused
+   * or pausing is returned unchanged. It may end before it pauses. It ends with the same weights as one that never paused where it goes
+   * on on a like worker with as many ranks; else its run record says BEST_EFFORT.
    *
    * Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it has ended, or is stopping.
    *
@@ -903,7 +904,8 @@ export const TrainingService: GenService<{
   /**
    * Queue a paused job again; it goes on from its last checkpoint.
    *
-   * Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED.
+   * Errors: NOT_FOUND: no job has this name. ABORTED: etag does not fit. FAILED_PRECONDITION WRONG_STATE: it is not PAUSED, or its work
+   * was given up meanwhile; then it can only be cancelled.
    *
    * @generated from rpc luthier.v1.TrainingService.ResumeFineTuningJob
    */

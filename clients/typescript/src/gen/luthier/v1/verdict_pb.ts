@@ -108,7 +108,7 @@ export const GuardSchema: GenMessage<Guard> = /*@__PURE__*/
   messageDesc(file_luthier_v1_verdict, 2);
 
 /**
- * GuardResult says what became of a guard.
+ * GuardResult says what became of a guard, at 95 % of its own, however much else is compared.
  *
  * @generated from message luthier.v1.GuardResult
  */
@@ -170,7 +170,7 @@ export enum GuardResult_Standing {
   BROKEN = 2,
 
   /**
-   * The interval holds the limit, or there are too few pairs.
+   * The interval holds the limit, there are too few pairs, or too few judgements or grades came.
    *
    * @generated from enum value: STANDING_UNDECIDED = 3;
    */

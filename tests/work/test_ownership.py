@@ -1,0 +1,140 @@
+"""One store of blobs has one owner, and whoever else comes is refused with both named."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from tests.stores import database_url, open_blobs, open_database
+
+from luthier.errors import FailedPrecondition
+from luthier.storage import blob_refs
+from luthier.storage.blobs import MARK_NAME, BlobStore
+from luthier.storage.database import Database
+from luthier.storage.identity import database_id
+from luthier.storage.migrations import upgrade
+from luthier.work.ownership import own_blobs, require_own
+from luthier.work.schema import MIGRATIONS
+
+
+class Make(Protocol):
+    """Makes a database of its own."""
+
+    async def __call__(self, name: str) -> Database: ...
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+
+        async def made(name: str) -> Database:
+            await asyncio.to_thread(upgrade, database_url(tmp_path / name), (MIGRATIONS,))
+            database = open_database(tmp_path / name)
+            stack.push_async_callback(database.close)
+            return database
+
+        yield made
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return open_blobs(tmp_path / "blobs")
+
+
+async def id_of(database: Database) -> str:
+    async with database.reading() as connection:
+        return await database_id(connection)
+
+
+async def test_two_services_do_not_share_a_store(make: Make, blobs: BlobStore) -> None:
+    data, training = await make("data"), await make("training")
+    await own_blobs(data, blobs, "data")
+    await own_blobs(data, blobs, "data")
+    with pytest.raises(FailedPrecondition) as caught:
+        await own_blobs(training, blobs, "training")
+    text = caught.value.message
+    assert f"are those of the data service with database {await id_of(data)}" in text
+    assert f"this is the training service with database {await id_of(training)}" in text
+    assert "LUTHIER_TRAINING_BLOBS_URL" in text
+    with pytest.raises(FailedPrecondition, match="the data service with database"):
+        await require_own(training, blobs, "training")
+
+
+async def test_of_two_who_start_at_once_one_gets_the_store(make: Make, blobs: BlobStore) -> None:
+    databases = [await make(f"d{number}") for number in range(6)]
+    starts = (own_blobs(database, blobs, "data") for database in databases)
+    ends = await asyncio.gather(*starts, return_exceptions=True)
+    assert sum(end is None for end in ends) == 1
+    assert sum(isinstance(end, FailedPrecondition) for end in ends) == 5
+
+
+async def test_a_new_database_does_not_take_the_blobs_of_one_that_is_gone_until_it_is_told(
+    make: Make, blobs: BlobStore, tmp_path: Path
+) -> None:
+    await own_blobs(await make("old"), blobs, "data")
+    new = await make("new")
+    with pytest.raises(FailedPrecondition) as caught:
+        await own_blobs(new, blobs, "data")
+    right = f"write `data {await id_of(new)}` to {tmp_path}/blobs/{MARK_NAME}"
+    assert caught.value.message.endswith(f"or, if it is gone for good, {right}")
+    (tmp_path / "blobs" / MARK_NAME).write_text(f"data {await id_of(new)}")
+    await own_blobs(new, blobs, "data")
+
+
+async def test_a_database_and_its_blobs_know_each_other_wherever_both_are_restored(
+    make: Make, blobs: BlobStore, tmp_path: Path
+) -> None:
+    database = await make("here")
+    await own_blobs(database, blobs, "data")
+    await database.close()
+    shutil.copy(tmp_path / "here.db", tmp_path / "there.db")
+    shutil.copytree(tmp_path / "blobs", tmp_path / "theirs")
+    await own_blobs(await make("there"), open_blobs(tmp_path / "theirs"), "data")
+
+
+@pytest.mark.parametrize("known", ["needed", "loose"])
+async def test_blobs_of_before_there_were_marks_become_the_service_s_that_knows_some(
+    make: Make, blobs: BlobStore, known: str
+) -> None:
+    for number in range(3):
+        await blobs.put_bytes(b"of a crash %d" % number)
+    blob = await blobs.put_bytes(b"needed once")
+    database = await make("data")
+    async with database.transaction() as connection:
+        await blob_refs.refer(connection, "uid", [blob.digest])
+    if known == "loose":
+        async with database.transaction() as connection:
+            await blob_refs.drop(connection, "uid")
+    await own_blobs(database, blobs, "data")
+    owner = await blobs.owner()
+    assert owner is not None
+    assert owner.database_id == await id_of(database)
+
+
+async def test_blobs_of_nobody_are_not_taken_by_a_database_that_knows_none(
+    make: Make, blobs: BlobStore, tmp_path: Path
+) -> None:
+    digests = [(await blobs.put_bytes(b"of another %d" % number)).digest for number in range(3)]
+    database = await make("data")
+    tomorrow_us = round((time.time() + 86_400) * 1e6)
+    async with database.transaction() as connection:
+        await blob_refs.note_strays(connection, digests, tomorrow_us)
+    with pytest.raises(FailedPrecondition, match="are nobody's so far, and the data service") as caught:
+        await own_blobs(database, blobs, "data")
+    assert f"write `data {await id_of(database)}` to {tmp_path}/blobs/{MARK_NAME}" in caught.value.message
+    assert await blobs.owner() is None
+
+
+@pytest.mark.parametrize("text", ["", "data", "data x", "../a 0", "data " + "0" * 33, "\0" * 41])
+async def test_what_is_no_mark_is_refused_by_name(
+    make: Make, blobs: BlobStore, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "blobs" / MARK_NAME).write_text(text)
+    with pytest.raises(FailedPrecondition, match=f"{tmp_path}/blobs/{MARK_NAME} must say whose blobs"):
+        await own_blobs(await make("data"), blobs, "data")
