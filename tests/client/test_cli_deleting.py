@@ -108,7 +108,7 @@ def test_list_shows_until_when_what_is_deleted_comes_back(services: Any, run: Ru
     assert "nothing found" in run("models", "list").stderr
     assert "DELETED until" in run("models", "list", "--deleted").stdout
     assert (
-        json.loads(run("--json", "models", "list", "--deleted").stdout)[0]["purgeTime"]
+        json.loads(run("--json", "models", "list", "--deleted").stdout)[0]["purge_time"]
         == "2023-12-14T22:13:20Z"
     )
     assert asked == [False, True, True]
