@@ -192,7 +192,7 @@ class Chore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, what it does while it serves.
+    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does.
 
     `families` holds what other services may hold, by the id of its collection.
     """
@@ -202,6 +202,7 @@ class Hosted:
     policy: Policy
     families: Mapping[str, Holdable] = field(default_factory=dict)
     generations: Generations | None = None
+    before_serving: Callable[[], Awaitable[None]] | None = None
     chores: Sequence[Chore] = ()
 
 
@@ -233,6 +234,8 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
             parts.queue.register(kind, handler)
+        if hosted.before_serving is not None:
+            await hosted.before_serving()
         await parts.queue.recover()
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)
