@@ -194,7 +194,7 @@ class Chore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """What a service brings: its servicers, who follows its tasks, what it does while it serves.
+    """What a service brings: its servicers, who follows its tasks, what it does before it serves and while it does.
 
     `families` holds what other services may hold, by the id of its collection; `purged` are those whose deleted
     resources go for good in the end, what holds others before those.
