@@ -7,6 +7,7 @@ back, and a few are the same in all lives, so that they must stay.
 from __future__ import annotations
 
 import hashlib
+import struct
 import time
 import uuid
 import zlib
@@ -64,8 +65,8 @@ class Workers:
         worker.finish(task, task_pb2.TaskResult(train=task_pb2.TrainResult(files=files, step=1)))
 
     def _result(self, worker: FakeWorker, task: Any, *, kind: str, text: str) -> dict[str, Any]:
-        def put(path: str, content: str) -> task_pb2.BlobFile:
-            return worker.put(task, path, content.encode())
+        def put(path: str, content: str | bytes) -> task_pb2.BlobFile:
+            return worker.put(task, path, content.encode() if isinstance(content, str) else content)
 
         return {kind: _RESULTS[kind](put, text)}
 
@@ -126,7 +127,12 @@ def _evaluated(put: Any, text: str) -> task_pb2.EvaluateResult:
         "template_date": "2026-11-28",
     }
     arms = [evaluation_pb2.ArmResult(arm_id=arm, **asked) for arm in ("base", "tuned")]
-    predictions = put("predictions", f"answers {text}")
+    rows = [
+        evaluation_pb2.Prediction(row=row, reference=text).SerializeToString(deterministic=True)
+        for row in range(2)
+    ]
+    ends = [0, len(rows[0]), len(rows[0]) + len(rows[1])]
+    predictions = put("predictions", b"".join(rows) + struct.pack("<3Q", *ends))
     return task_pb2.EvaluateResult(arm_results=arms, num_records=2, predictions=predictions)
 
 
@@ -173,7 +179,7 @@ class Lives:
         """Make one of each kind: with an even number all come to their end, with an odd one all are cancelled."""
         make = self._ended if number % 2 == 0 else self._cancelled
         self._made.append(Made(when=time.monotonic(), resources=list(make(f"l{number}"))))
-        while self._made[0].when < time.monotonic() - _LAG_SECONDS:
+        while self._made and self._made[0].when < time.monotonic() - _LAG_SECONDS:
             self._gone(self._made.popleft())
 
     def end(self) -> None:

@@ -25,6 +25,7 @@ from tests.work.collected import collect_later, purge_later
 
 from luthier.evaluation.aliases import repository as aliases
 from luthier.evaluation.schema import alias_moves
+from luthier.storage.blobs import MARK_NAME
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
 from luthier.work.peers import error_of
@@ -116,9 +117,9 @@ def needed(home: Path) -> set[str]:
 
 
 def files(home: Path) -> set[str]:
-    """All files beside the databases: blobs by their digests, and whatever is staged or left."""
+    """All files beside the databases: blobs by their digests, and whatever is staged or left; no owners' marks."""
     folders = [home / service / "blobs" for service in SERVICES]
-    return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
+    return {path.name for folder in folders for path in folder.rglob("*") if path.is_file()} - {MARK_NAME}
 
 
 def descriptors(cluster: RestingCluster) -> dict[str, int]:

@@ -20,11 +20,17 @@ from luthier.runtime.admission import Gate, Slots
 from luthier.runtime.intake import Intake
 
 
-def wait(intake: Intake, clock: Clock, seconds: float) -> None:
-    """Let the server's own call wait so long."""
-    intake._sent_at = clock.now
+def wait(intake: Intake, clock: Clock, seconds: float, ahead: int = 20) -> None:
+    """Let the server's own call wait so long, behind so many others."""
+    send(intake, clock, ahead)
     clock.now += seconds
     intake.service(called(intake.method))
+
+
+def send(intake: Intake, clock: Clock, ahead: int = 20) -> None:
+    intake._sent_at, intake._ahead = clock.now, 0
+    for _ in range(ahead):
+        intake.arrived()
 
 
 def called(method: str) -> Any:
@@ -51,7 +57,7 @@ def test_who_still_waits_counts_by_now() -> None:
     clock = Clock()
     intake = Intake(clock)
     wait(intake, clock, 0.03)
-    intake._sent_at = clock.now
+    send(intake, clock)
     assert not intake.is_flooded(clock.now + 0.015)
     assert intake.is_flooded(clock.now + 0.025)
     assert intake.wait_seconds(clock.now + 0.03) == pytest.approx(0.03)
@@ -60,9 +66,26 @@ def test_who_still_waits_counts_by_now() -> None:
 def test_one_wait_that_is_very_long_is_enough() -> None:
     clock = Clock()
     intake = Intake(clock)
-    intake._sent_at = clock.now
+    send(intake, clock)
     assert not intake.is_flooded(clock.now + 0.04)
     assert intake.is_flooded(clock.now + 0.06)
+
+
+def test_a_busy_machine_is_no_flood() -> None:
+    """Few calls waited long: there is nobody whose refusal would make the others quicker."""
+    clock = Clock()
+    intake = Intake(clock)
+    for _ in range(3):
+        wait(intake, clock, 0.5, ahead=12)
+        assert not intake.is_flooded(clock.now)
+    assert intake.wait_seconds(clock.now) == pytest.approx(0.5), "and it can be seen"
+    send(intake, clock, ahead=12)
+    assert not intake.is_flooded(clock.now + 1.0)
+    for _ in range(2):
+        wait(intake, clock, 0.5)
+    assert intake.is_flooded(clock.now)
+    wait(intake, clock, 0.5, ahead=3)
+    assert not intake.is_flooded(clock.now), "those who waited are gone"
 
 
 def test_nobody_else_ends_the_wait() -> None:

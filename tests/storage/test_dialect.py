@@ -74,7 +74,7 @@ async def test_what_is_opened_after_its_opener_was_cancelled_is_closed(
 def test_what_is_a_dialects_own_stands_in_one_file() -> None:
     """Migrations are as they were on their day, and with them what they share; workers sort in files of their own."""
     source = Path(dialect.__file__).parents[1]
-    former = {f"storage/{name}_rows.py" for name in ("json", "label", "uid", "ref")}
+    former = {f"storage/{name}_rows.py" for name in ("json", "label", "uid", "ref", "purge")}
     own = re.compile(
         r"sqlalchemy\.dialects|import aiosqlite|PRAGMA|\b(?:sqlite|postgresql)_(?:where|with_rowid)"
     )

@@ -154,7 +154,9 @@ def test_the_table_is_the_one_that_resources_are_stored_in_on_that_day(home: Hom
     metadata.create_all(today.engine)
     today.name = "evaluations"
     with today.engine.begin() as connection:  # what came to the table since
-        connection.execute(sa.text("DROP INDEX ix_evaluations_deleted"))
+        for index in ("deleted", "gone", "purge"):
+            connection.execute(sa.text(f"DROP INDEX ix_evaluations_{index}"))
+        connection.execute(sa.text("ALTER TABLE evaluations DROP COLUMN purge_time_us"))
     assert home.shape() == today.shape()
     assert sa.inspect(home.engine).get_table_names() == ["evaluations"], "the old table is gone"
     with home.engine.connect() as connection:

@@ -22,6 +22,7 @@ OF_ADAPTERS = {
     "data/killed_life.py": "is killed at each call of the system that the local stores make",
     "evaluation/test_migrations.py": "begins with a database of SQLite that former code made",
     "data/test_migrations.py": "begins with a database of SQLite that former code made",
+    "golden/test_purging.py": "counts the tables, pages and files of local stores",
     "runtime/test_home.py": "looks at the modes of files",
     "stores.py": "has the templates",
     "training/test_migration.py": "begins with a database of SQLite that former code made",

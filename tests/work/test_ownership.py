@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from sqlalchemy import insert
 from tests.stores import database_url, open_blobs, open_database
 
 from luthier.errors import FailedPrecondition
@@ -20,7 +21,7 @@ from luthier.storage.database import Database
 from luthier.storage.identity import database_id
 from luthier.storage.migrations import upgrade
 from luthier.work.ownership import own_blobs, require_own
-from luthier.work.schema import MIGRATIONS
+from luthier.work.schema import MIGRATIONS, tasks
 
 
 class Make(Protocol):
@@ -54,10 +55,10 @@ async def id_of(database: Database) -> str:
 
 async def test_two_services_do_not_share_a_store(make: Make, blobs: BlobStore) -> None:
     data, training = await make("data"), await make("training")
-    await own_blobs(data, blobs, "data")
-    await own_blobs(data, blobs, "data")
+    await own_blobs(data, blobs, "data", is_beside=False)
+    await own_blobs(data, blobs, "data", is_beside=False)
     with pytest.raises(FailedPrecondition) as caught:
-        await own_blobs(training, blobs, "training")
+        await own_blobs(training, blobs, "training", is_beside=False)
     text = caught.value.message
     assert f"are those of the data service with database {await id_of(data)}" in text
     assert f"this is the training service with database {await id_of(training)}" in text
@@ -68,7 +69,7 @@ async def test_two_services_do_not_share_a_store(make: Make, blobs: BlobStore) -
 
 async def test_of_two_who_start_at_once_one_gets_the_store(make: Make, blobs: BlobStore) -> None:
     databases = [await make(f"d{number}") for number in range(6)]
-    starts = (own_blobs(database, blobs, "data") for database in databases)
+    starts = (own_blobs(database, blobs, "data", is_beside=False) for database in databases)
     ends = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(end is None for end in ends) == 1
     assert sum(isinstance(end, FailedPrecondition) for end in ends) == 5
@@ -77,25 +78,25 @@ async def test_of_two_who_start_at_once_one_gets_the_store(make: Make, blobs: Bl
 async def test_a_new_database_does_not_take_the_blobs_of_one_that_is_gone_until_it_is_told(
     make: Make, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    await own_blobs(await make("old"), blobs, "data")
+    await own_blobs(await make("old"), blobs, "data", is_beside=False)
     new = await make("new")
     with pytest.raises(FailedPrecondition) as caught:
-        await own_blobs(new, blobs, "data")
+        await own_blobs(new, blobs, "data", is_beside=False)
     right = f"write `data {await id_of(new)}` to {tmp_path}/blobs/{MARK_NAME}"
     assert caught.value.message.endswith(f"or, if it is gone for good, {right}")
     (tmp_path / "blobs" / MARK_NAME).write_text(f"data {await id_of(new)}")
-    await own_blobs(new, blobs, "data")
+    await own_blobs(new, blobs, "data", is_beside=False)
 
 
 async def test_a_database_and_its_blobs_know_each_other_wherever_both_are_restored(
     make: Make, blobs: BlobStore, tmp_path: Path
 ) -> None:
     database = await make("here")
-    await own_blobs(database, blobs, "data")
+    await own_blobs(database, blobs, "data", is_beside=False)
     await database.close()
     shutil.copy(tmp_path / "here.db", tmp_path / "there.db")
     shutil.copytree(tmp_path / "blobs", tmp_path / "theirs")
-    await own_blobs(await make("there"), open_blobs(tmp_path / "theirs"), "data")
+    await own_blobs(await make("there"), open_blobs(tmp_path / "theirs"), "data", is_beside=False)
 
 
 @pytest.mark.parametrize("known", ["needed", "loose"])
@@ -111,7 +112,7 @@ async def test_blobs_of_before_there_were_marks_become_the_service_s_that_knows_
     if known == "loose":
         async with database.transaction() as connection:
             await blob_refs.drop(connection, "uid")
-    await own_blobs(database, blobs, "data")
+    await own_blobs(database, blobs, "data", is_beside=False)
     owner = await blobs.owner()
     assert owner is not None
     assert owner.database_id == await id_of(database)
@@ -126,9 +127,33 @@ async def test_blobs_of_nobody_are_not_taken_by_a_database_that_knows_none(
     async with database.transaction() as connection:
         await blob_refs.note_strays(connection, digests, tomorrow_us)
     with pytest.raises(FailedPrecondition, match="are nobody's so far, and the data service") as caught:
-        await own_blobs(database, blobs, "data")
+        await own_blobs(database, blobs, "data", is_beside=False)
     assert f"write `data {await id_of(database)}` to {tmp_path}/blobs/{MARK_NAME}" in caught.value.message
     assert await blobs.owner() is None
+
+
+async def test_beside_a_database_that_has_had_work_blobs_that_it_does_not_need_are_its_own(
+    make: Make, blobs: BlobStore
+) -> None:
+    """As former versions left them; a database that never had work may be there in place of a lost one."""
+    await blobs.put_bytes(b"an answer of former times")
+    database = await make("evaluation")
+    with pytest.raises(FailedPrecondition, match="are nobody's so far"):
+        await own_blobs(database, blobs, "evaluation", is_beside=True)
+    texts = ("task_id", "kind", "uid", "subject", "project", "state", "worker")
+    numbers = ("epoch", "attempt", "last_local_number", "queued_at_us")
+    row = {
+        **dict.fromkeys(texts, "x"),
+        **dict.fromkeys(numbers, 1),
+        "resources": [],
+        "cancel_requested": False,
+    }
+    async with database.transaction() as connection:
+        await connection.execute(insert(tasks).values(row))
+    with pytest.raises(FailedPrecondition, match="are nobody's so far"):
+        await own_blobs(database, blobs, "evaluation", is_beside=False)
+    await own_blobs(database, blobs, "evaluation", is_beside=True)
+    assert await blobs.owner() is not None
 
 
 @pytest.mark.parametrize("text", ["", "data", "data x", "../a 0", "data " + "0" * 33, "\0" * 41])
@@ -137,4 +162,4 @@ async def test_what_is_no_mark_is_refused_by_name(
 ) -> None:
     (tmp_path / "blobs" / MARK_NAME).write_text(text)
     with pytest.raises(FailedPrecondition, match=f"{tmp_path}/blobs/{MARK_NAME} must say whose blobs"):
-        await own_blobs(await make("data"), blobs, "data")
+        await own_blobs(await make("data"), blobs, "data", is_beside=False)

@@ -321,7 +321,7 @@ class Admission:
         return self._gates[_pool_of(call_type, method, kind)]
 
     def arrived(self) -> None:
-        """Count a call that came."""
+        """Count a unary call that came, of whoever; those of health checks are counted by nobody."""
         self.intake.arrived()
 
     def refused(self, gate: Gate) -> None:

@@ -25,6 +25,7 @@ _CROWDED_FOR_SECONDS = 0.25
 _FLOOD_SECONDS = 0.02
 _FLOOD_OVER_SECONDS = 0.005
 _STALL_SECONDS = 0.05
+_FEWEST_AHEAD = 16
 _LONGEST_SECONDS = 10.0
 # Channels of one process share a connection unless told not to.
 _OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
@@ -47,11 +48,14 @@ class Intake(grpc.GenericRpcHandler):
         self._crowded_at = -math.inf
         self._sent_at: float | None = None
         self._waits = (0.0, 0.0)
+        self._ahead = 0
+        self._waited = 0.0
         self._flooded = False
 
     def arrived(self) -> None:
-        """Count a call that was taken in."""
+        """Count a unary call that was taken in: one of those that can be refused for it."""
         self._calls += 1
+        self._ahead += 1
         if self._calls == _CALM_CALLS:
             self._came.set()
 
@@ -61,19 +65,23 @@ class Intake(grpc.GenericRpcHandler):
 
     def wait_seconds(self, now: float) -> float:
         """Return how long the server's own call waited last, or waits by now if that is longer."""
-        return max(self._waits[1], 0.0 if self._sent_at is None else now - self._sent_at)
+        return max(self._waited, 0.0 if self._sent_at is None else now - self._sent_at)
 
     def is_flooded(self, now: float) -> bool:
         """Tell whether calls come faster than they are taken in beside those that run.
 
         It begins when two waits running are long, as one alone may be a stall, or one is very long. It ends with one
-        that is short.
+        that is short. A wait in which few calls were taken in is none of theirs: then the machine is busy otherwise,
+        and to refuse them would help nobody.
         """
+        before, last = self._waits
+        if self._sent_at is not None and self._ahead >= _FEWEST_AHEAD:
+            waits_by_now = now - self._sent_at
+            before, last = last, max(waits_by_now, last if self._flooded else 0.0)
         if self._flooded:
-            self._flooded = self.wait_seconds(now) > _FLOOD_OVER_SECONDS
-            return self._flooded
-        before, last = self._waits if self._sent_at is None else (self._waits[1], now - self._sent_at)
-        self._flooded = min(before, last) > _FLOOD_SECONDS or last > _STALL_SECONDS
+            self._flooded = last > _FLOOD_OVER_SECONDS
+        else:
+            self._flooded = min(before, last) > _FLOOD_SECONDS or last > _STALL_SECONDS
         return self._flooded
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
@@ -114,7 +122,7 @@ class Intake(grpc.GenericRpcHandler):
             await self._came.wait()
 
     async def _send(self, call: _Call) -> None:
-        self._sent_at = self._clock()
+        self._sent_at, self._ahead = self._clock(), 0
         try:
             await call(b"", timeout=_LONGEST_SECONDS)
         except aio.AioRpcError as error:
@@ -125,8 +133,9 @@ class Intake(grpc.GenericRpcHandler):
                 self._forget()
 
     def _over(self, seconds: float) -> None:
-        self._waits = (self._waits[1], seconds)
+        self._waits = (self._waits[1], seconds if self._ahead >= _FEWEST_AHEAD else 0.0)
+        self._waited = seconds
         self._sent_at = None
 
     def _forget(self) -> None:
-        self._sent_at, self._waits = None, (0.0, 0.0)
+        self._sent_at, self._waits, self._waited = None, (0.0, 0.0), 0.0

@@ -38,9 +38,9 @@ class Shedding:
 
     def __call__(self, method: str, call_type: CallType, metadata: Metadata) -> Refusal | None:
         """Return how to refuse a call; None when it may come to the stages, which say what else is wrong."""
-        self._admission.arrived()
         if call_type != "unary" or method.startswith(HEALTH_SERVICE):
             return None
+        self._admission.arrived()
         gate = self._admission.gate(call_type, method, "key")
         if not gate.is_crowded():
             return None

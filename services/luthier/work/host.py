@@ -232,7 +232,8 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         database = stores.database
         stack.push_async_callback(database.close)
         await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
-        await own_blobs(database, stores.blobs, settings.name)
+        is_beside = urls == store_urls(settings.folder)
+        await own_blobs(database, stores.blobs, settings.name, is_beside=is_beside)
         await _reserve(database)
         parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)

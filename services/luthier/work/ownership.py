@@ -5,25 +5,30 @@ from __future__ import annotations
 import time
 from pathlib import PurePath
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition
 from luthier.storage import blob_refs, identity
 from luthier.storage.blobs import MARK_NAME, BlobReader, BlobStore, Owner
 from luthier.storage.reading import Readable
+from luthier.work.schema import tasks
 
 _LISTED_AT_ONCE = 500
 
 
-async def own_blobs(database: Readable, blobs: BlobStore, service: str) -> None:
+async def own_blobs(database: Readable, blobs: BlobStore, service: str, *, is_beside: bool) -> None:
     """Make a store that is nobody's a service's own, with its database.
+
+    `is_beside`: the blobs are where the service has them unless told otherwise, beside the database. Then it is enough
+    that the database has ever had work: what former versions left there may be nothing that it needs.
 
     Raises FailedPrecondition, with both named, for another's store; for one that is nobody's and has blobs of which
     the database knows none; for a mark that is none.
     """
     async with database.reading() as connection:
         owner = await _owner(connection, service)
-        if await blobs.owner() is None:
+        if await blobs.owner() is None and not (is_beside and await _has_worked(connection)):
             await _require_known(connection, blobs, owner)
     _require(await blobs.own(owner), owner, blobs)
 
@@ -33,6 +38,10 @@ async def require_own(database: Readable, blobs: BlobReader, service: str) -> No
     async with database.reading() as connection:
         owner = await _owner(connection, service)
     _require(await blobs.owner() or owner, owner, blobs)
+
+
+async def _has_worked(connection: AsyncConnection) -> bool:
+    return (await connection.execute(select(tasks.c.uid).limit(1))).first() is not None
 
 
 async def _owner(connection: AsyncConnection, service: str) -> Owner:

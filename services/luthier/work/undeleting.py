@@ -104,6 +104,8 @@ class Undeleting(Generic[M, P]):
             require_etag(deleted, etag)
             await self._holds.require_free(connection, deleted, for_good=True)
             await self._deleted.give_up(connection, deleted.uid)
+            # It cannot come back any more: what it needed may be purged with the next call.
+            await self._holds.drop(connection, deleted.uid)
             return deleted.message
 
 

@@ -383,20 +383,17 @@ def test_an_arm_is_tuned_where_a_job_made_its_model_of_what_others_are(
 
 def test_only_a_tuned_arm_is_judged_and_none_is_held_against_itself() -> None:
     arms = [EvaluationArm(arm_id="zero", model="base"), EvaluationArm(arm_id="tuned", model="adapter")]
-    said = r"candidate_arm_id: must be an arm of a tuned model \(tuned\), got 'zero'"
-    with pytest.raises(InvalidArgument, match=said):
+    with pytest.raises(InvalidArgument, match=r"must be an arm of a tuned model \(tuned\), got 'zero'"):
         set_roles(wanted(arms=arms, candidate_arm_id="zero"), ROLES)
-    guard = Guard(score=ScoreGuard(score="exact_match", baseline_arm_id="tuned"))
+    guards = [Guard(score=ScoreGuard(score="exact_match", baseline_arm_id="tuned"))]
     with pytest.raises(InvalidArgument, match="must be another arm than the one that is judged, got 'tuned'"):
-        set_roles(wanted(arms=arms, guards=[guard]), ROLES)
+        set_roles(wanted(arms=arms, guards=guards), ROLES)
 
 
 def test_an_outcome_carries_its_verdict_and_an_older_evaluation_has_none() -> None:
     evaluation = evaluated({"zero": 0}, tuned=30, count=48)
-    result = EvaluateResult(
-        arm_results=[ArmResult(arm_id=arm.arm_id) for arm in evaluation.arms],
-        comparisons=evaluation.comparisons,
-    )
+    arms = [ArmResult(arm_id=arm.arm_id) for arm in evaluation.arms]
+    result = EvaluateResult(arm_results=arms, comparisons=evaluation.comparisons)
     del evaluation.comparisons[:]
     assert scored(evaluation, result).verdict.outcome == EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
     evaluation.primary_score = ""
