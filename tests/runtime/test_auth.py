@@ -254,6 +254,7 @@ async def test_a_call_about_nothing_comes_to_no_servicer_and_the_log_says_what_o
     await site.create(data_service_pb2.CreateDatasetRequest(parent="projects/p"))
     lines: list[dict[str, Any]] = [vars(one) for one in caplog.records if one.name == "luthier.access"]
     assert [line.get("subject") for line in lines] == [None, "projects/p"]
+    assert [line.get("project") for line in lines] == [None, "p"]
 
 
 async def test_a_call_that_no_stage_has_authorised_is_not_served(tmp_path: Path) -> None:

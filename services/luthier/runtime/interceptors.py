@@ -20,6 +20,7 @@ from luthier.runtime.auth import Authenticator, Principal, confine, permit, set_
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
+from luthier.runtime.names import project_named
 from luthier.runtime.named_resources import subject_of
 from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.status import printable, to_code, to_trailer
@@ -131,7 +132,7 @@ class AccessLog:
 
     def _write(self, call: Call, started: float) -> None:
         level = logging.DEBUG if call.method.startswith(HEALTH_SERVICE) else logging.INFO
-        told = {"subject": call.subject, "detail": call.detail}
+        told = {"subject": call.subject, "project": project_named(call.subject), "detail": call.detail}
         _access.log(
             level,
             "%s %s",
