@@ -171,6 +171,55 @@ async def test_a_server_that_stands_still_is_flooded_by_those_who_came_meanwhile
                 break
 
 
+@pytest.mark.parametrize("authorization", ["", "Bearer nobodys"])
+async def test_those_without_a_key_bring_no_flood_upon_those_with_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch, authorization: str
+) -> None:
+    """They are not refused for it, so that to refuse others would end nothing."""
+    monkeypatch.setattr(module, "_FEWEST_AHEAD", 1)
+    monkeypatch.setattr(module, "_FLOOD_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_CALM_SECONDS", 0.001)
+    counted: list[None] = []
+    arrived = Intake.arrived
+
+    def seen(self: Intake) -> None:
+        counted.append(None)
+        arrived(self)
+
+    monkeypatch.setattr(Intake, "arrived", seen)
+    metadata = (("authorization", authorization),) if authorization else ()
+
+    async def call() -> grpc.StatusCode:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await site.create(metadata=metadata)
+        return caught.value.code()
+
+    codes = await asyncio.gather(*(call() for _ in range(100)))
+    assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
+    assert counted == []
+    await site.create()
+    assert len(counted) == 1
+
+
+async def test_measuring_begins_again_after_it_failed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_LONGEST_SECONDS", 0.05)
+    sent: list[None] = []
+
+    async def fails_once(self: Intake, call: Any) -> None:
+        sent.append(None)
+        if len(sent) == 1:
+            raise LookupError("a broken channel")
+
+    monkeypatch.setattr(Intake, "_send", fails_once)
+    until = time.monotonic() + 5
+    while len(sent) < 3 and time.monotonic() < until:
+        await site.create()
+    assert len(sent) >= 3
+    assert [one.exc_info for one in caplog.records if "it cannot be measured" in one.message]
+
+
 async def test_a_method_that_is_not_there_is_unimplemented_to_everybody(site: Site) -> None:
     for method in ("/luthier.Intake/0123", "/luthier.v1.DataService/NoSuchMethod"):
         call: Any = site.wire.unary_unary(method)

@@ -20,7 +20,7 @@ from luthier.storage.blobs import MARK_NAME, BlobStore
 from luthier.storage.database import Database
 from luthier.storage.identity import database_id
 from luthier.storage.migrations import upgrade
-from luthier.work.ownership import own_blobs, require_own
+from luthier.work.ownership import own_blobs, require_own, require_service
 from luthier.work.schema import MIGRATIONS, tasks
 
 
@@ -73,6 +73,16 @@ async def test_of_two_who_start_at_once_one_gets_the_store(make: Make, blobs: Bl
     ends = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(end is None for end in ends) == 1
     assert sum(isinstance(end, FailedPrecondition) for end in ends) == 5
+
+
+async def test_anothers_store_is_refused_without_a_database(make: Make, blobs: BlobStore) -> None:
+    await require_service(blobs, "training")
+    await own_blobs(await make("data"), blobs, "data", is_beside=False)
+    await require_service(blobs, "data")
+    with pytest.raises(
+        FailedPrecondition, match=r"are those of the data service .*LUTHIER_TRAINING_BLOBS_URL"
+    ):
+        await require_service(blobs, "training")
 
 
 async def test_a_new_database_does_not_take_the_blobs_of_one_that_is_gone_until_it_is_told(

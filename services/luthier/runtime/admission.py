@@ -321,7 +321,7 @@ class Admission:
         return self._gates[_pool_of(call_type, method, kind)]
 
     def arrived(self) -> None:
-        """Count a unary call that came, of whoever; those of health checks are counted by nobody."""
+        """Count a unary call with a key that came: for those of others nobody is refused."""
         self.intake.arrived()
 
     def refused(self, gate: Gate) -> None:

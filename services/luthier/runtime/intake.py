@@ -27,8 +27,8 @@ _FLOOD_OVER_SECONDS = 0.005
 _STALL_SECONDS = 0.05
 _FEWEST_AHEAD = 16
 _LONGEST_SECONDS = 10.0
-# Channels of one process share a connection unless told not to.
-_OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
+# Channels of one process share a connection unless told not to; and no proxy stands between a server and itself.
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
 _Call = aio.UnaryUnaryMultiCallable[bytes, bytes]
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Intake(grpc.GenericRpcHandler):
         self._flooded = False
 
     def arrived(self) -> None:
-        """Count a unary call that was taken in: one of those that can be refused for it."""
+        """Count a call that was taken in, and that could have been refused: a unary one with a key."""
         self._calls += 1
         self._ahead += 1
         if self._calls == _CALM_CALLS:
@@ -100,15 +100,19 @@ class Intake(grpc.GenericRpcHandler):
             await asyncio.wait([measuring])
 
     async def _measure(self, address: str) -> None:
-        try:
-            async with aio.insecure_channel(address, options=_OPTIONS) as channel:
-                call: _Call = channel.unary_unary(self.method)
-                while True:
-                    await self._due()
-                    await self._send(call)
-        except Exception:
-            _logger.exception("it is not measured any more how long calls wait to be taken in")
-            self._forget()
+        while True:
+            try:
+                async with aio.insecure_channel(address, options=_OPTIONS) as channel:
+                    call: _Call = channel.unary_unary(self.method)
+                    while True:
+                        await self._due()
+                        await self._send(call)
+            except Exception:
+                self._forget()
+                _logger.exception(
+                    "it cannot be measured how long calls wait; tried again in %g s", _LONGEST_SECONDS
+                )
+                await asyncio.sleep(_LONGEST_SECONDS)
 
     async def _due(self) -> None:
         if self._waits[1] > _FLOOD_OVER_SECONDS:

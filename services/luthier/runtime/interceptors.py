@@ -20,8 +20,8 @@ from luthier.runtime.auth import Authenticator, Principal, confine, permit, set_
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import Call, Stage
 from luthier.runtime.logs import bind
-from luthier.runtime.names import project_named
 from luthier.runtime.named_resources import subject_of
+from luthier.runtime.names import project_named
 from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.status import printable, to_code, to_trailer
 

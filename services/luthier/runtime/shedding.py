@@ -40,15 +40,15 @@ class Shedding:
         """Return how to refuse a call; None when it may come to the stages, which say what else is wrong."""
         if call_type != "unary" or method.startswith(HEALTH_SERVICE):
             return None
-        self._admission.arrived()
-        gate = self._admission.gate(call_type, method, "key")
-        if not gate.is_crowded():
-            return None
         try:
             principal = self._authenticator.authenticate(first_value(metadata, "authorization"))
         except LuthierError:
             return None
         if principal.kind != "key":
+            return None
+        self._admission.arrived()
+        gate = self._admission.gate(call_type, method, "key")
+        if not gate.is_crowded():
             return None
 
         async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:

@@ -48,7 +48,7 @@ from luthier.work.holds import Holds
 from luthier.work.log import EventLog
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 from luthier.work.metrics import WorkMetrics
-from luthier.work.ownership import own_blobs
+from luthier.work.ownership import own_blobs, require_service
 from luthier.work.peers import aio_channel
 from luthier.work.purging import Purged, PurgeMetrics, Purging
 from luthier.work.queue import Queue, QueueSettings
@@ -231,6 +231,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         stores = opening(urls, settings.min_free_bytes)
         database = stores.database
         stack.push_async_callback(database.close)
+        await require_service(stores.blobs, settings.name)
         await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
         is_beside = urls == store_urls(settings.folder)
         await own_blobs(database, stores.blobs, settings.name, is_beside=is_beside)

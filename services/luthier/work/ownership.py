@@ -12,7 +12,7 @@ from luthier.errors import FailedPrecondition
 from luthier.storage import blob_refs, identity
 from luthier.storage.blobs import MARK_NAME, BlobReader, BlobStore, Owner
 from luthier.storage.reading import Readable
-from luthier.work.schema import tasks
+from luthier.work.schema import events, tasks
 
 _LISTED_AT_ONCE = 500
 
@@ -33,6 +33,17 @@ async def own_blobs(database: Readable, blobs: BlobStore, service: str, *, is_be
     _require(await blobs.own(owner), owner, blobs)
 
 
+async def require_service(blobs: BlobReader, service: str) -> None:
+    """Raise FailedPrecondition for a store that is another service's, before a database is made or migrated for it."""
+    found = await blobs.owner()
+    if found is not None and found.service != service:
+        raise FailedPrecondition(
+            f"the blobs in {blobs.place} are those of {_named(found)}, this is the {service} service, which would "
+            f"delete them: {_own_folder(service)}",
+            metadata={"place": blobs.place, "owner": found.mark},
+        )
+
+
 async def require_own(database: Readable, blobs: BlobReader, service: str) -> None:
     """Raise FailedPrecondition for a store that is another's than a service's with its database. Marks nothing."""
     async with database.reading() as connection:
@@ -41,7 +52,9 @@ async def require_own(database: Readable, blobs: BlobReader, service: str) -> No
 
 
 async def _has_worked(connection: AsyncConnection) -> bool:
-    return (await connection.execute(select(tasks.c.uid).limit(1))).first() is not None
+    # Tasks are forgotten in time; events go with what they are of.
+    found = [(await connection.execute(select(table.c.uid).limit(1))).first() for table in (events, tasks)]
+    return found != [None, None]
 
 
 async def _owner(connection: AsyncConnection, service: str) -> Owner:
@@ -51,7 +64,7 @@ async def _owner(connection: AsyncConnection, service: str) -> Owner:
 def _require(found: Owner, owner: Owner, blobs: BlobReader) -> None:
     if found == owner:
         return
-    hint = f"give each a folder of its own by LUTHIER_{owner.service.upper()}_BLOBS_URL"
+    hint = _own_folder(owner.service)
     if found.service == owner.service:
         hint += (
             f"; or restore the database of these blobs, or, if it is gone for good, {_by_hand(owner, blobs)}"
@@ -87,6 +100,10 @@ async def _require_known(connection: AsyncConnection, blobs: BlobReader, owner: 
 
 def _named(owner: Owner) -> str:
     return f"the {owner.service} service with database {owner.database_id}"
+
+
+def _own_folder(service: str) -> str:
+    return f"give each a folder of its own by LUTHIER_{service.upper()}_BLOBS_URL"
 
 
 def _by_hand(owner: Owner, blobs: BlobReader) -> str:
