@@ -22,7 +22,7 @@ from luthier.v1.event_pb2 import Progress
 from luthier.work import schema as work_schema
 
 NAME = "projects/p/evaluations/e"
-TOLD_BY_COLUMNS = ("uid", "create_time", "update_time", "delete_time", "etag")
+TOLD_BY_COLUMNS = ("uid", "create_time", "update_time", "delete_time", "purge_time", "etag")
 
 
 @pytest.fixture
