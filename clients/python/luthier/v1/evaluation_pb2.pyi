@@ -287,7 +287,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_WORSE: _Verdict.ValueType  # 2
     """The interval of the difference lies wholly on the worse side of zero."""
     VERDICT_INCONCLUSIVE: _Verdict.ValueType  # 3
-    """The interval holds zero."""
+    """The interval holds zero, or is not known."""
     VERDICT_INSUFFICIENT_EVIDENCE: _Verdict.ValueType  # 4
     """Fewer than 10 pairs."""
 
@@ -301,7 +301,7 @@ VERDICT_BETTER: Verdict.ValueType  # 1
 VERDICT_WORSE: Verdict.ValueType  # 2
 """The interval of the difference lies wholly on the worse side of zero."""
 VERDICT_INCONCLUSIVE: Verdict.ValueType  # 3
-"""The interval holds zero."""
+"""The interval holds zero, or is not known."""
 VERDICT_INSUFFICIENT_EVIDENCE: Verdict.ValueType  # 4
 """Fewer than 10 pairs."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
@@ -642,7 +642,9 @@ class Comparison(_message.Message):
     difference: _builtins.float
     """Mean of candidate minus baseline."""
     lower: _builtins.float
-    """Lower bound of the paired interval of this `confidence`."""
+    """Lower bound of the paired interval of this `confidence`. Both bounds are alike where it is not known: numbers that differ by as much on
+    each record do not tell how far others lie, and show nothing.
+    """
     upper: _builtins.float
     """Upper bound of that interval."""
     p_value: _builtins.float

@@ -324,7 +324,8 @@ export type Comparison = Message<"luthier.v1.Comparison"> & {
   difference: number;
 
   /**
-   * Lower bound of the paired interval of this `confidence`.
+   * Lower bound of the paired interval of this `confidence`. Both bounds are alike where it is not known: numbers that differ by as much on
+   * each record do not tell how far others lie, and show nothing.
    *
    * @generated from field: double lower = 5;
    */
@@ -1683,7 +1684,7 @@ export enum Verdict {
   WORSE = 2,
 
   /**
-   * The interval holds zero.
+   * The interval holds zero, or is not known.
    *
    * @generated from enum value: VERDICT_INCONCLUSIVE = 3;
    */
