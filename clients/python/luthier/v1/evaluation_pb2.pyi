@@ -350,7 +350,7 @@ class _ContaminationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     """The very record."""
     CONTAMINATION_KIND_NORMALISED: _ContaminationKind.ValueType  # 2
     """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-    System turns are compared too where records of the evaluation differ in nothing else.
+    System turns are compared too where records of the evaluation ask the same under several.
     """
     CONTAMINATION_KIND_NGRAM: _ContaminationKind.ValueType  # 3
     """At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other
@@ -366,7 +366,7 @@ CONTAMINATION_KIND_EXACT: ContaminationKind.ValueType  # 1
 """The very record."""
 CONTAMINATION_KIND_NORMALISED: ContaminationKind.ValueType  # 2
 """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-System turns are compared too where records of the evaluation differ in nothing else.
+System turns are compared too where records of the evaluation ask the same under several.
 """
 CONTAMINATION_KIND_NGRAM: ContaminationKind.ValueType  # 3
 """At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other

@@ -1768,7 +1768,7 @@ export enum ContaminationKind {
 
   /**
    * The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-   * System turns are compared too where records of the evaluation differ in nothing else.
+   * System turns are compared too where records of the evaluation ask the same under several.
    *
    * @generated from enum value: CONTAMINATION_KIND_NORMALISED = 2;
    */
