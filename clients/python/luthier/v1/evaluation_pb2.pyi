@@ -454,10 +454,10 @@ class EvaluationArm(_message.Message):
     shot_choice: Global___ShotChoice.ValueType
     """How the examples are chosen. Must be unset without num_shots."""
     system_prompt: _builtins.str
-    """System prompt to ask this arm with, at most 32,768 characters, in place of the system turns that a record begins with; where it has
-    none, before its first turn. Its examples never bring system turns of their own. Records must be conversations, and the template
-    must write system turns (TEMPLATE_INVALID). Judges and graders see records as they are, and drift is measured without it. Empty:
-    as each record says.
+    """System prompt to ask this arm with, at most 32,768 characters, those of all arms with their templates at most 1 MiB, in place of the
+    system turns that a record begins with; where it has none, before its first turn. Its examples never bring system turns of their
+    own. Records must be conversations, and the template must write system turns (TEMPLATE_INVALID). Judges and graders see records as
+    they are, and drift is measured without it. Empty: as each record says.
     """
     tuned: _builtins.bool
     """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""

@@ -85,10 +85,10 @@ export type EvaluationArm = Message<"luthier.v1.EvaluationArm"> & {
   shotChoice: ShotChoice;
 
   /**
-   * System prompt to ask this arm with, at most 32,768 characters, in place of the system turns that a record begins with; where it has
-   * none, before its first turn. Its examples never bring system turns of their own. Records must be conversations, and the template
-   * must write system turns (TEMPLATE_INVALID). Judges and graders see records as they are, and drift is measured without it. Empty:
-   * as each record says.
+   * System prompt to ask this arm with, at most 32,768 characters, those of all arms with their templates at most 1 MiB, in place of the
+   * system turns that a record begins with; where it has none, before its first turn. Its examples never bring system turns of their
+   * own. Records must be conversations, and the template must write system turns (TEMPLATE_INVALID). Judges and graders see records as
+   * they are, and drift is measured without it. Empty: as each record says.
    *
    * @generated from field: string system_prompt = 7;
    */
