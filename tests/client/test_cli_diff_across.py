@@ -22,6 +22,8 @@ from luthier.v1.evaluation_pb2 import (
     ScoreEstimate,
 )
 from luthier.v1.evaluation_service_pb2 import ListPredictionsResponse
+from luthier.v1.grader_pb2 import RemoteGrader
+from luthier.v1.judge_pb2 import JudgeEndpoint
 from luthier.v1.verdict_pb2 import EvaluationVerdict
 
 Run = Callable[..., Result]
@@ -163,3 +165,88 @@ def test_without_a_score_in_common_whether_the_whole_answer_is_right_tells(two: 
     two["new"].verdict.score = "judge.j"
     nothing = run("evaluations", "diff", "new:tuned", "old:tuned")
     assert shown(nothing.stdout) == [("0", "differs"), ("2", "differs"), ("4", "differs")]
+
+
+PAIRS = (
+    "a judge of pairs says how an arm stands to the other arms of its evaluation, not how good its answer is"
+)
+
+
+def judged(two: dict[str, Evaluation], score: str = "judge.j") -> None:
+    """Let both evaluations have a score that somebody gave, the one of their verdicts."""
+    for made in two.values():
+        made.verdict.score = score
+        for result in made.arm_results:
+            result.scores.add(score=score, kind=SCORE_KIND_FRACTION)
+
+
+def refused(run: Run, score: str) -> str:
+    found = run("evaluations", "diff", "new:tuned", "old:tuned", "--score", score)
+    assert found.exit_code == 2
+    return " ".join(found.output.split())
+
+
+def test_a_judge_of_pairs_says_nothing_of_arms_of_another_evaluation(
+    two: dict[str, Evaluation], run: Run
+) -> None:
+    judged(two)
+    for made in two.values():
+        made.judges.add(judge_id="j", criteria="good").pairwise.arm_id = "tuned"
+    found = run("evaluations", "diff", "new:tuned", "old:tuned")
+    assert shown(found.stdout) == [("0", "differs"), ("2", "differs"), ("4", "differs")]
+    assert f"whether the whole answer is right tells, not the score of the verdict: {PAIRS}" in " ".join(
+        found.stderr.split()
+    )
+    assert f"one that both have, chrf, perplexity, got 'judge.j': {PAIRS}" in refused(run, "judge.j")
+    assert run("evaluations", "diff", "new:tuned", "old:tuned", "--score", "chrf").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("score", "kind", "change"),
+    [
+        ("judge.j", "judge", lambda made: setattr(made.judges[0], "criteria", "short")),
+        ("judge.j", "judge", lambda made: setattr(made.judges[0].rubric, "most", 10)),
+        ("judge.j", "judge", lambda made: made.model_digests.update(base="other")),
+        ("judge.j", "judge", lambda made: made.judges.pop()),
+        (
+            "grader.g",
+            "grader",
+            lambda made: setattr(made.graders[0].multi.graders["a"].remote, "address", "b:1"),
+        ),
+        ("grader.g", "grader", lambda made: made.model_digests.update(values="other")),
+        ("reward", "reward model", lambda made: setattr(made, "reward_model", "other")),
+        ("reward", "reward model", lambda made: made.model_digests.update(values="other")),
+    ],
+)
+def test_a_score_that_others_gave_is_none_that_both_have(
+    two: dict[str, Evaluation], run: Run, score: str, kind: str, change: Callable[[Evaluation], object]
+) -> None:
+    judged(two, score)
+    for number, made in enumerate(two.values(), start=1):
+        judge = made.judges.add(judge_id="j", criteria="good", model="judging", base_model="base")
+        judge.rubric.most = 5
+        parts = made.graders.add(name="g").multi.graders
+        # How long it may take, and how many it is sent at once, is no part of what it says.
+        parts["a"].remote.MergeFrom(
+            RemoteGrader(address="a:1", timeout_seconds=number, max_batch_size=number)
+        )
+        parts["b"].reward_model.model = "values"
+        made.reward_model = "values"
+        made.model_digests.update(judging="d1", base="d2", values="d3")
+    assert run("evaluations", "diff", "new:tuned", "old:tuned", "--score", score).exit_code == 0
+    change(two["old"])
+    assert f"got '{score}': its {kind} is not the same in both" in refused(run, score)
+
+
+def test_an_endpoint_is_the_same_judge_whatever_it_may_take(two: dict[str, Evaluation], run: Run) -> None:
+    judged(two)
+    for number, made in enumerate(two.values(), start=1):
+        judge = made.judges.add(judge_id="j", criteria="good")
+        judge.endpoint.MergeFrom(
+            JudgeEndpoint(
+                url="http://a", model="m", key=f"K{number}", timeout_seconds=number, max_calls=number
+            )
+        )
+    assert run("evaluations", "diff", "new:tuned", "old:tuned", "--score", "judge.j").exit_code == 0
+    two["old"].judges[0].endpoint.model = "n"
+    assert "its judge is not the same in both" in refused(run, "judge.j")

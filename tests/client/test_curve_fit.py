@@ -108,6 +108,14 @@ def test_the_words_say_what_the_last_step_brought(
     assert more_data_words(Evaluation(), points(*found)).startswith(begins)
 
 
+def test_scores_without_an_interval_show_no_step() -> None:
+    words = more_data_words(Evaluation(), points((100, loss(9.0, 0.0)), (400, loss(5.0, 0.0))))
+    assert words.startswith(
+        "Whether more data would help is not seen in the last step. From 100 to 400 records: -4, inconclusive. Over "
+        "all parts each doubling has changed perplexity by -2. "
+    )
+
+
 def test_a_share_is_never_foretold_beyond_all() -> None:
     words = more_data_words(Evaluation(), points((100, share(0.5, 0.01)), (200, share(0.9, 0.01))))
     assert "at 400 records exact_match would be 100.0 %. " in words

@@ -60,6 +60,8 @@ def test_words_say_what_is_retained_and_what_could_not_be_measured() -> None:
     assert dict(skill_words(found)) == {"facts": "20 of 25, 1 gained", "grammar": "10 of 15"}
     assert divergence_words(found) == "0.123 [0.1, 0.15] nats per token"
     assert text_loss_words(found) == "+0.25 [+0.2, +0.3] on 1.5 bits a byte"
+    found.text_loss.lower = found.text_loss.upper = found.text_loss.value
+    assert text_loss_words(found) == "+0.25 on 1.5 bits a byte", "each text lost the same"
     found.ClearField("divergence")
     assert divergence_words(found) == "not measured: other tokens"
     found.num_drawn_tokens = 7

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 
 from luthier.client.report import ReportData, render_report
+from luthier.client.scores import difference_words
 from luthier.v1.evaluation_pb2 import (
     COMPARISON_METHOD_SCORE_TEST,
     CORRECTNESS_RIGHT,
     CORRECTNESS_WRONG,
     SCORE_KIND_BINARY,
+    SCORE_KIND_REAL,
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
     ArmResult,
@@ -126,6 +128,21 @@ def test_an_evaluation_older_than_its_methods_says_what_was_done_then() -> None:
     html = render_report(ReportData(evaluation=found))
     assert "with 95 % bootstrap intervals" in html
     assert "<b>tuned</b> against <b>few</b>" in html
+
+
+def test_a_difference_without_an_interval_is_shown_alone() -> None:
+    found = evaluation()
+    row = comparison("grader.fair", primary=True)
+    row.difference = row.lower = row.upper = 1.0
+    row.kind = SCORE_KIND_REAL
+    assert difference_words(row) == "+1"
+    found.comparisons.append(row)
+    table = render_report(ReportData(evaluation=found)).partition("Paired comparisons")[2]
+    assert re.search(r"<td[^>]*>\+1</td>", table)
+    row.kind = SCORE_KIND_BINARY
+    assert difference_words(row) == "+100.0 pp"
+    found.ClearField("verdict")
+    assert "<strong>+1.0</strong>" in render_report(ReportData(evaluation=found))
 
 
 def test_sections_come_in_the_order_in_which_one_decides() -> None:

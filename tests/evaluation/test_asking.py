@@ -9,7 +9,8 @@ from tests.evaluation.evaluations.conftest import draft
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation.asking import MAX_TEMPLATES_BYTES, as_taught, askings
-from luthier.evaluation.evaluations.rules import check, resolved
+from luthier.evaluation.evaluations.rules import MAX_SYSTEM_CHARACTERS, check, resolved
+from luthier.runtime.server import MAX_MESSAGE_BYTES
 from luthier.v1.evaluation_pb2 import (
     ARM_TEMPLATE_BASE,
     ARM_TEMPLATE_TAUGHT,
@@ -20,7 +21,7 @@ from luthier.v1.evaluation_pb2 import (
     EvaluationArm,
 )
 from luthier.v1.model_pb2 import Model, Taught
-from luthier.worker.v1.task_pb2 import Asking, PrefixTokens
+from luthier.worker.v1.task_pb2 import ArmModel, Asking, EvaluateSpec, PrefixTokens
 
 TODAY = date(2026, 11, 28)
 EOS = [9, 11]
@@ -177,8 +178,35 @@ def test_an_arm_cannot_want_what_nobody_was_taught() -> None:
 def test_templates_of_all_arms_must_fit_one_message() -> None:
     large = Taught(chat_template="é" * (MAX_TEMPLATES_BYTES // 4))
     ask(contender("a", large), contender("b", large))
-    with pytest.raises(InvalidArgument, match="must have at most 1048576 bytes together, got 1572864"):
+    with pytest.raises(
+        InvalidArgument, match="must have at most 1048576 bytes together, got 1572864: 1572864 of"
+    ):
         ask(contender("a", large), contender("b", large), contender("c", large))
+
+
+def test_system_prompts_of_all_arms_fit_one_message_beside_their_templates() -> None:
+    """Each is within its own limit, and stands in a task thrice."""
+    prompt = "語" * MAX_SYSTEM_CHARACTERS
+    many = [contender(f"arm-{number}") for number in range(16)]
+    for arm, _ in many:
+        arm.system_prompt = prompt
+    assert 3 * 16 * len(prompt.encode()) > MAX_MESSAGE_BYTES
+    with pytest.raises(InvalidArgument) as caught:
+        ask(*many)
+    assert caught.value.violations[0].field == "evaluation.arms"
+    assert "got 1572864: 0 of templates and 1572864 of system_prompt; compare fewer" in caught.value.message
+    rest = MAX_TEMPLATES_BYTES - 10 * len(prompt.encode())
+    fitting = [contender("t", Taught(chat_template="x" * rest)), *many[:10]]
+    asked = ask(*fitting).values()
+    arms = [arm for arm, _ in fitting]
+    task = EvaluateSpec(
+        evaluation=draft(arms=arms),
+        arms=[ArmModel(arm=arm, asking=asking) for arm, asking in zip(arms, asked, strict=True)],
+    )
+    assert task.ByteSize() < MAX_MESSAGE_BYTES
+    fitting[0][1].taught.chat_template += "x"
+    with pytest.raises(InvalidArgument, match="got 1048577: 65537 of templates and 983040 of system_prompt"):
+        ask(*fitting)
 
 
 def test_an_arm_says_one_thing_of_its_template() -> None:

@@ -19,7 +19,7 @@ from luthier.v1.model_pb2 import Model
 from luthier.worker.v1.task_pb2 import Asking, PrefixTokens
 
 MAX_TEMPLATES_BYTES = 1 << 20
-"""Most that the templates of all arms may have together: they travel in one message."""
+"""Most that the templates and system prompts of all arms may have together: they travel in one message, thrice."""
 
 
 def as_base(base: Model, today: date) -> Asking:
@@ -55,20 +55,26 @@ def askings(arms: Sequence[EvaluationArm], models: Mapping[str, Model], today: d
     Raises:
         FailedPrecondition: CHAT_TEMPLATE_MISSING, an arm wants what a tuned arm was taught and none says it in tokens
             that the arm has.
-        InvalidArgument: their templates are too large together.
+        InvalidArgument: their templates and system prompts are too large together.
     """
     taught = [models[arm.model] for arm in arms if models[arm.model].HasField("taught")]
     found = [_asking(arm, models, taught, today) for arm in arms]
     for arm, asking in zip(arms, found, strict=True):
         asking.system_prompt = arm.system_prompt
-    size_bytes = sum(len(asking.chat_template.encode()) for asking in found)
-    if size_bytes > MAX_TEMPLATES_BYTES:
+    _require_one_message(found)
+    return found
+
+
+def _require_one_message(found: Sequence[Asking]) -> None:
+    of_templates = sum(len(asking.chat_template.encode()) for asking in found)
+    of_prompts = sum(len(asking.system_prompt.encode()) for asking in found)
+    if of_templates + of_prompts > MAX_TEMPLATES_BYTES:
         description = (
-            f"the templates that all arms are asked with must have at most {MAX_TEMPLATES_BYTES} bytes together, got "
-            f"{size_bytes}; compare fewer arms at a time"
+            f"the templates and system prompts that all arms are asked with must have at most {MAX_TEMPLATES_BYTES} "
+            f"bytes together, got {of_templates + of_prompts}: {of_templates} of templates and {of_prompts} of "
+            "system_prompt; compare fewer arms at a time"
         )
         raise InvalidArgument.of_fields(FieldViolation(field="evaluation.arms", description=description))
-    return found
 
 
 def _asking(arm: EvaluationArm, models: Mapping[str, Model], taught: Sequence[Model], today: date) -> Asking:

@@ -10,8 +10,10 @@ from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
     SCORE_KIND_FRACTION,
     SCORE_KIND_REAL,
+    VERDICT_BETTER,
     ArmResult,
     ArmScores,
+    Comparison,
     Evaluation,
     EvaluationArm,
     ScoreEstimate,
@@ -20,7 +22,7 @@ from luthier.v1.grader_pb2 import GraderResult
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate, VerdictGate
 from luthier.v1.model_pb2 import Model
-from luthier.v1.verdict_pb2 import EvaluationVerdict, GuardResult
+from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 BASE, TUNED = (f"projects/default/models/{name}" for name in ("base", "tuned"))
 MODEL = Model(name=TUNED, uid="u1", digest="d" * 64)
@@ -227,6 +229,34 @@ def test_a_guard_that_is_not_settled_opens_no_gate_on_the_verdict() -> None:
         found, gate
     )
     found.verdict.guards[1].CopyFrom(held)
+    assert moved(alias(gate), MODEL, found).current.gates[0].open
+
+
+def test_what_former_versions_settled_without_an_interval_opens_no_gate() -> None:
+    won = Comparison(
+        candidate_arm_id="tuned",
+        baseline_arm_id="zero",
+        score="grader.fair",
+        difference=1.0,
+        lower=1.0,
+        upper=1.0,
+        count=48,
+        kind=SCORE_KIND_REAL,
+        verdict=VERDICT_BETTER,
+    )
+    found = evaluation(primary_score="grader.fair", comparisons=[won])
+    found.verdict.score = "grader.fair"
+    gate = Gate(verdict=VerdictGate(outcomes=[WINS]))
+    assert "it is INCONCLUSIVE: Inconclusive: 48 records do not tell tuned from zero" in blocked(found, gate)
+    found.comparisons[0].lower = 0.5
+    assert moved(alias(gate), MODEL, found).current.gates[0].open, "as it is stored"
+    held = GuardResult(guard=Guard(score=ScoreGuard(score="grader.kind")), standing=GuardResult.STANDING_HELD)
+    found.guards.append(held.guard)
+    found.verdict.guards.append(held)
+    found.comparisons.add().CopyFrom(won)
+    found.comparisons[1].score = "grader.kind"
+    assert "no guard may be unsettled, 1 of 1 are" in blocked(found, gate)
+    found.comparisons[1].lower = 0.5
     assert moved(alias(gate), MODEL, found).current.gates[0].open
 
 

@@ -207,6 +207,53 @@ def test_nobody_can_say_how_many_records_show_a_difference_that_was_not_seen() -
     assert verdict_of(equal).num_records_to_settle > 48
 
 
+def unscattered(difference: float, *, guarded: float, smallest: float = 0.0) -> Evaluation:
+    """An evaluation whose graders gave the same difference to each of 48 records, as rows say it."""
+
+    def row(score: str, value: float) -> Comparison:
+        return Comparison(
+            candidate_arm_id="tuned",
+            baseline_arm_id="zero",
+            score=score,
+            difference=value,
+            lower=value,
+            upper=value,
+            p_value=0.0,
+            count=48,
+            kind=SCORE_KIND_REAL,
+            verdict=VERDICT_BETTER,
+        )
+
+    return Evaluation(
+        arms=[EvaluationArm(arm_id="zero"), EvaluationArm(arm_id="tuned", tuned=True)],
+        primary_score="grader.fair",
+        candidate_arm_id="tuned",
+        smallest_difference=smallest,
+        guards=[guard("grader.kind", 0.5)],
+        comparisons=[row("grader.fair", difference), row("grader.kind", guarded)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "smallest", "guarded"),
+    [(1.0, 0.0, 0.0), (1.0, 0.0, -3.0), (-1.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 0.0)],
+)
+def test_differences_without_an_interval_settle_no_verdict_and_no_guard(
+    difference: float, smallest: float, guarded: float
+) -> None:
+    """Ten answers of 10 out of 10 each do not show that no loss is possible."""
+    verdict = verdict_of(unscattered(difference, guarded=guarded, smallest=smallest))
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert verdict.num_records_to_settle == 0
+    assert (
+        f"48 records do not tell tuned from zero on grader.fair: {difference:+.4g} (interval not known); they differ "
+        "by as much on each, which does not tell how far others lie" in verdict.sentence
+    )
+    (result,) = verdict.guards
+    assert result.standing == GuardResult.STANDING_UNDECIDED
+    assert "tuned may lose more than 0.5 against zero on grader.kind" in result.sentence
+
+
 @pytest.mark.parametrize(("num_errors", "is_told"), [(5, True), (96, False), (10, False)])
 @pytest.mark.parametrize("kind", ["judge", "grader"])
 def test_a_judge_or_grader_that_seldom_judged_decides_nothing(

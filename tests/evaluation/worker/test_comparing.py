@@ -135,6 +135,17 @@ def test_perplexity_has_a_p_value_and_its_lower_side_is_the_better() -> None:
     assert shown["exact_match"].verdict == evaluation_pb2.VERDICT_INCONCLUSIVE
 
 
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_numbers_that_differ_by_as_much_on_each_record_show_nothing(gap: float) -> None:
+    zero, tuned = (said([0.0] * 24, grader__fair=[10.0 + more] * 24) for more in (0.0, gap))
+    evaluation = wanted(ARMS[:1] + ARMS[2:], "grader.fair")
+    (found,) = by_arms(comparisons_of(evaluation, {"zero": zero, "tuned": tuned}), "grader.fair").values()
+    assert found.kind == evaluation_pb2.SCORE_KIND_REAL
+    assert (found.difference, found.lower, found.upper) == (gap, gap, gap), "nothing infinite is sent"
+    assert found.p_value == 1.0
+    assert found.verdict == evaluation_pb2.VERDICT_INCONCLUSIVE
+
+
 def test_an_evaluation_older_than_verdicts_has_no_primary_comparison() -> None:
     answers = {"zero": said([0.0] * 12), "tuned": said([1.0] * 12)}
     old = Evaluation(arms=[EvaluationArm(arm_id="zero"), EvaluationArm(arm_id="tuned")])

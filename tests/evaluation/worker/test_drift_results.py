@@ -109,7 +109,7 @@ def test_one_answer_has_no_interval() -> None:
     mine, other = ([*only[:-1], AnsweredRecord(row=9, nll=nll, num_reference_tokens=2)] for nll in (5.0, 4.0))
     result = drifted(arm(found=mine), arm(found=other))
     assert (result.divergence.value, result.divergence.count) == (0.5, 1)
-    assert (result.divergence.lower, result.divergence.upper) == (-math.inf, math.inf)
+    assert (result.divergence.lower, result.divergence.upper) == (0.5, 0.5)
     assert not result.HasField("greedy_divergence")
 
 

@@ -145,3 +145,28 @@ def test_a_system_turn_that_alone_tells_records_apart_is_compared() -> None:
     assert not overlaps.held
     overlaps.show(words("Which mood?", "glad", "c", "quite GOOD"), PLACE)
     assert {row: one.kind for row, one in overlaps.held.items()} == {1: Kind.NORMALISED}
+
+
+SHORT = [("Which mood?", answer, f"A text that is {answer}") for answer in ("glad", "sad", "angry")]
+
+
+def test_a_question_about_texts_in_system_turns_is_the_same_about_the_same_text_alone() -> None:
+    """No two records of the evaluation have one answer."""
+    overlaps = Overlaps([words(question, answer, answer, text) for question, answer, text in SHORT])
+    for _, answer, _ in SHORT:
+        overlaps.show(words("Which mood?", answer, "b", "Another text altogether"), PLACE)
+    assert not overlaps.held
+    overlaps.show(words("which MOOD", "sad", "c", "a text that is SAD."), PLACE)
+    assert {row: one.kind for row, one in overlaps.held.items()} == {1: Kind.NORMALISED}
+
+
+@pytest.mark.parametrize("num_texts", [2, 40])
+def test_a_long_question_about_several_texts_is_no_records_own(num_texts: int) -> None:
+    asked = [words(LONG, f"no {number}", f"t{number}", f"text {number}") for number in range(num_texts)]
+    others = [words(names(number * 20, 15), "", f"o{number}") for number in range(40)]
+    answered = words(LONG, names(90_000, 20), "long", "a text with a long answer")
+    overlaps = Overlaps([*asked, *others, answered])
+    overlaps.show(words(LONG, "another answer", "b", "another text"), PLACE)
+    assert not overlaps.held
+    overlaps.show(words("Say something.", names(90_000, 20), "c", "another text"), PLACE)
+    assert {row: one.kind for row, one in overlaps.held.items()} == {num_texts + 40: Kind.NGRAM}

@@ -31,6 +31,12 @@ IGNORES = TEMPLATE.replace(
 )
 
 
+REFUSES_ONE = (
+    "{% for message in messages if message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endfor %}"
+    + IGNORES
+)
+
+
 def under(record: SingleRecord, text: str) -> ChatRecord:
     assert isinstance(record, ChatRecord)
     asked = [message for message in record.messages if message.role != "system"]
@@ -120,6 +126,19 @@ async def test_a_template_that_does_not_write_it_fails_the_evaluation_with_the_a
         assert part in failure.message
 
 
+async def test_a_record_that_is_refused_for_reasons_of_its_own_hides_no_template_that_drops_it(
+    site: Any,
+) -> None:
+    turns = (Message(role="user", content="refuse me"), Message(role="assistant", content="no"))
+    site.data.records["TEST"][0] = ChatRecord(messages=turns)
+    plain = await evaluated(site, EvaluationArm(arm_id="plain", chat_template=REFUSES_ONE))
+    assert plain.state == Evaluation.STATE_SUCCEEDED, plain.error
+    assert plain.arm_results[0].num_errors == 1
+    told = await evaluated(site, EvaluationArm(arm_id="told", chat_template=REFUSES_ONE, system_prompt=WORDS))
+    assert told.state == Evaluation.STATE_FAILED
+    assert "arm told: the chat template writes no system turn" in told.error.message
+
+
 async def test_plain_text_has_no_place_for_it(site: Any) -> None:
     for split in ("TRAIN", "TEST"):
         site.data.records[split] = [
@@ -138,13 +157,42 @@ def test_a_record_that_is_refused_anyway_says_nothing_of_system_prompts() -> Non
     def has_no_turns(text: str) -> tuple[int, ...]:
         raise RenderingError("INVALID_FIELD", "no turns")
 
-    require_written("a", "text", refuses)
-    require_written("a", "text", has_no_turns)
-    require_written("a", "", lambda text: ())
+    def drops(text: str) -> tuple[int, ...]:
+        return (1, 2)
+
+    require_written("a", "text", [refuses, has_no_turns])
+    require_written("a", "text", [])
+    require_written("a", "", [drops])
     with pytest.raises(InvalidArgument, match="arm a: the chat template writes no system turn"):
-        require_written("a", "text", lambda text: (1, 2))
+        require_written("a", "text", [refuses, has_no_turns, drops])
+
+
+def test_the_first_record_that_is_taken_under_a_system_prompt_decides() -> None:
+    tried = []
+
+    def refuses_it(text: str) -> tuple[int, ...]:
+        tried.append(text)
+        if text:
+            raise TemplateError("no system turn beside tools")
+        return (1,)
+
+    def writes(text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
+
+    def drops(text: str) -> tuple[int, ...]:
+        return (1, 2)
+
+    require_written("a", "text", [refuses_it, writes, drops])
+    with pytest.raises(InvalidArgument, match="writes no system turn"):
+        require_written("a", "text", [refuses_it, drops, writes])
+    with pytest.raises(InvalidArgument, match=r"refuses its system_prompt \(no system turn beside tools\)"):
+        require_written("a", "text", [refuses_it])
+    tried.clear()
+    with pytest.raises(InvalidArgument, match="refuses its system_prompt"):
+        require_written("a", "text", [refuses_it] * 10_000)
+    assert len(tried) < 100, "a template that always refuses is not asked for each record"
 
 
 def test_a_default_that_says_the_same_is_written_all_the_same() -> None:
     """Some templates put a system turn of their own where there is none."""
-    require_written("a", "be kind", lambda text: tuple(map(ord, text or "be kind")))
+    require_written("a", "be kind", [lambda text: tuple(map(ord, text or "be kind"))])

@@ -13,6 +13,7 @@ from scipy import stats
 from tests.grading.metrics.simulated import Lopsided
 
 from luthier.grading.metrics import paired_share
+from luthier.grading.metrics.intervals import Interval
 from luthier.grading.metrics.means import perplexity
 from luthier.grading.metrics.paired import (
     PairedDifference,
@@ -115,6 +116,32 @@ def test_one_record_shows_nothing() -> None:
     assert share_difference([1.0], [0.0]).interval(0.95).lower == -1.0
     assert binary_difference([1.0], [0.0]).p_value == 1.0
     assert real_difference([9.0], [0.0]).interval(0.95).lower == -math.inf
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        real_difference([10.0] * 12, [10.0] * 12),
+        real_difference([11.0] * 12, [10.0] * 12),
+        real_difference([0.1 + 0.2, 0.3] * 6, [0.3] * 12),
+        real_difference([1000.1, 1000.4, 7.3] * 4, [1000.0, 1000.3, 7.2] * 4),
+        rate_difference([2.0, 4.0, 8.0] * 4, [1.0, 2.0, 4.0] * 4, [10, 20, 40] * 4),
+        perplexity_difference(([5.0, 10.0] * 6, [1, 2] * 6), ([4.0, 8.0] * 6, [1, 2] * 6)),
+    ],
+)
+def test_differences_that_do_not_scatter_show_nothing(alike: PairedDifference) -> None:
+    """They have no standard error but that of rounding, which would settle anything."""
+    assert alike.p_value == 1.0
+    assert alike.bounds(0.95) == (-math.inf, math.inf)
+    assert alike.interval(0.95).told() == Interval(
+        value=alike.value, lower=alike.value, upper=alike.value, count=12
+    )
+
+
+def test_one_record_that_differs_is_enough_for_an_interval() -> None:
+    found = real_difference([11.0] * 11 + [10.0], [10.0] * 12).interval(0.95)
+    assert 0 < found.lower < found.value < found.upper < math.inf
+    assert found.told() is found
 
 
 def test_a_difference_of_perplexities_counts_the_tokens_of_each_side() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from luthier.client.disagreements import Contest
 from luthier.client.names import short
+from luthier.client.score_makers import why_apart
 from luthier.client.scores import lower_is_better
 from luthier.client.verdicts import judged_arms
 from luthier.errors import InvalidArgument
@@ -50,8 +51,9 @@ def entrant(evaluation: Evaluation, arm_id: str = "") -> Entrant:
 def contest_between(candidate: Entrant, baseline: Entrant, score: str = "") -> Contest:
     """Return a contest between arms of two evaluations, which have asked records of one dataset version.
 
-    Without a score that of the candidate's verdict tells them apart where both have it; else whether the whole answer
-    is right. Raises InvalidArgument for evaluations of different records, and for a score that not both have.
+    Without a score that of the candidate's verdict tells them apart where it is one thing in both; else whether the
+    whole answer is right. Raises InvalidArgument for evaluations of different records, and for a score that not both
+    have, or that others have given.
     """
     if candidate.evaluation.name == baseline.evaluation.name:
         raise InvalidArgument(
@@ -60,20 +62,23 @@ def contest_between(candidate: Entrant, baseline: Entrant, score: str = "") -> C
         )
     _require_same_records(candidate.evaluation, baseline.evaluation)
     measured, other = candidate.scores(), baseline.scores()
-    common = [name for name in measured if name in other]
+    apart = {
+        name: why_apart(name, candidate.evaluation, baseline.evaluation) for name in measured if name in other
+    }
+    common = [name for name, why in apart.items() if not why]
     if score and score not in common:
-        raise InvalidArgument(
-            f"the score must be one that both have, {', '.join(common) or 'of which there is none'}, got {score!r}"
-        )
-    told = score or (
-        candidate.evaluation.verdict.score if candidate.evaluation.verdict.score in common else ""
-    )
+        why = f": {apart[score]}" if score in apart else ""
+        known = ", ".join(common) or "of which there is none"
+        raise InvalidArgument(f"the score must be one that both have, {known}, got {score!r}{why}")
+    verdict_score = candidate.evaluation.verdict.score
+    told = score or (verdict_score if verdict_score in common else "")
     return Contest(
         candidate=candidate.label,
         baseline=baseline.label,
         score=told,
         lower_is_better=bool(told) and lower_is_better(measured[told]),
         or_correctness=not score,
+        passed_over="" if told else apart.get(verdict_score, ""),
     )
 
 

@@ -11,7 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from luthier.client.scores import difference_words, estimate_words, is_share, lower_is_better, verdict_word
+from luthier.client.scores import (
+    difference_words,
+    estimate_words,
+    has_bounds,
+    is_share,
+    lower_is_better,
+    verdict_word,
+)
 from luthier.v1.evaluation_pb2 import (
     VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
@@ -137,6 +144,8 @@ def point_rows(points: Sequence[CurvePoint]) -> list[tuple[str, str, str]]:
 
 
 def _change_words(value: float, lower: float, upper: float, *, is_share: bool) -> str:
+    if lower == upper:
+        return f"{100 * value:+.1f} pp" if is_share else f"{value:+.4g}"
     if is_share:
         return f"{100 * value:+.1f} pp [{100 * lower:+.1f}, {100 * upper:+.1f}]"
     return f"{value:+.4g} [{lower:+.4g}, {upper:+.4g}]"
@@ -151,7 +160,8 @@ def _step(evaluation: Evaluation, points: Sequence[CurvePoint]) -> Comparison:
             return one
     difference = last.estimate.value - before.estimate.value
     sides = [(one.estimate.upper - one.estimate.lower) / 2 for one in (before, last)]
-    half = math.hypot(*sides)
+    known = all(has_bounds(one.estimate) for one in (before, last))
+    half = math.hypot(*sides) if known else 0.0
     is_worse = (difference > 0) == lower_is_better(last.estimate)
     seen = VERDICT_WORSE if is_worse else VERDICT_BETTER
     return Comparison(
@@ -163,5 +173,5 @@ def _step(evaluation: Evaluation, points: Sequence[CurvePoint]) -> Comparison:
         difference=difference,
         lower=difference - half,
         upper=difference + half,
-        verdict=seen if abs(difference) > half else VERDICT_INCONCLUSIVE,
+        verdict=seen if known and abs(difference) > half else VERDICT_INCONCLUSIVE,
     )

@@ -37,6 +37,7 @@ class Contest:
     """Two arms, and the score that tells them apart; empty: whether the whole answer is right.
 
     `or_correctness`: where answers to a record lack the score, whether the whole answer is right tells in its place.
+    `passed_over`: why the score of the verdict does not tell arms of two evaluations apart; empty where it may.
     """
 
     candidate: str
@@ -44,6 +45,7 @@ class Contest:
     score: str = ""
     lower_is_better: bool = False
     or_correctness: bool = False
+    passed_over: str = ""
 
     @property
     def told_by(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.client.scores import estimate_words
+from luthier.client.scores import estimate_words, has_bounds
 from luthier.v1.evaluation_pb2 import DriftResult
 
 
@@ -40,7 +40,8 @@ def text_loss_words(result: DriftResult) -> str:
     if not result.HasField("text_loss"):
         return "not measured"
     loss = result.text_loss
-    return f"{loss.value:+.3g} [{loss.lower:+.3g}, {loss.upper:+.3g}] on {result.baseline_text_bits:.3g} bits a byte"
+    bounds = f" [{loss.lower:+.3g}, {loss.upper:+.3g}]" if has_bounds(loss) else ""
+    return f"{loss.value:+.3g}{bounds} on {result.baseline_text_bits:.3g} bits a byte"
 
 
 def _unmeasured(result: DriftResult) -> str:

@@ -49,6 +49,6 @@ def table(
 
 
 def estimate_cell(text: str) -> str:
-    """Return `value [lower, upper]`, the interval small."""
-    value, _, bounds = text.partition(" [")
-    return f"{escaped_html(value)} <small>[{escaped_html(bounds)}</small>"
+    """Return `value [lower, upper]`, the interval small; the value alone where there is none."""
+    value, bracket, bounds = text.partition(" [")
+    return escaped_html(value) + (f" <small>[{escaped_html(bounds)}</small>" if bracket else "")

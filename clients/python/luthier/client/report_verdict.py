@@ -7,7 +7,14 @@ from luthier.client.escaping import escaped_html
 from luthier.client.graders import first_error, lost_words
 from luthier.client.judges import agreement_words, bias_words, cost_words, error_words, pair_words
 from luthier.client.report_parts import estimate_cell, section, table
-from luthier.client.scores import difference_words, is_share, lower_is_better, main_score, verdict_word
+from luthier.client.scores import (
+    difference_words,
+    has_bounds,
+    is_share,
+    lower_is_better,
+    main_score,
+    verdict_word,
+)
 from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
 from luthier.v1.evaluation_pb2 import Comparison, Evaluation
 from luthier.v1.verdict_pb2 import GuardResult
@@ -46,10 +53,9 @@ def _older_headline(evaluation: Evaluation) -> str:
     word = verdict_word(comparison.verdict)
     unit = " percentage points" if is_share(comparison) else ""
     scale = 100 if is_share(comparison) else 1
-    numbers = (
-        f"{scale * comparison.difference:+.1f}{unit} [{scale * comparison.lower:+.1f},"
-        f" {scale * comparison.upper:+.1f}]"
-    )
+    numbers = f"{scale * comparison.difference:+.1f}{unit}"
+    if has_bounds(comparison):
+        numbers += f" [{scale * comparison.lower:+.1f}, {scale * comparison.upper:+.1f}]"
     return (
         f'<section class="headline {_verdict_class(word)}">'
         f"<b>{escaped_html(comparison.candidate_arm_id)}</b> against <b>{escaped_html(comparison.baseline_arm_id)}</b>:"

@@ -58,9 +58,9 @@ def text_form_words(evaluation: Evaluation) -> str:
     return ", ".join(sorted(TextForm.Name(form).removeprefix("TEXT_FORM_") for form in forms))
 
 
-def has_bounds(estimate: ScoreEstimate) -> bool:
-    """Whether an estimate has an interval: both bounds are alike where nobody knows it."""
-    return estimate.lower < estimate.upper
+def has_bounds(result: ScoreEstimate | Comparison) -> bool:
+    """Whether an estimate or a difference has an interval: both bounds are alike where nobody knows it."""
+    return result.lower < result.upper
 
 
 def estimate_words(estimate: ScoreEstimate) -> str:
@@ -73,10 +73,14 @@ def estimate_words(estimate: ScoreEstimate) -> str:
 
 
 def difference_words(comparison: Comparison) -> str:
-    """Return `difference [lower, upper]`; of shares in percentage points."""
+    """Return `difference [lower, upper]`; of shares in percentage points; the difference alone as `estimate_words`."""
     if not is_share(comparison):
-        return f"{comparison.difference:+.4g} [{comparison.lower:.4g}, {comparison.upper:.4g}]"
-    return f"{100 * comparison.difference:+.1f} pp [{100 * comparison.lower:+.1f}, {100 * comparison.upper:+.1f}]"
+        bounds = f" [{comparison.lower:.4g}, {comparison.upper:.4g}]" if has_bounds(comparison) else ""
+        return f"{comparison.difference:+.4g}{bounds}"
+    bounds = (
+        f" [{100 * comparison.lower:+.1f}, {100 * comparison.upper:+.1f}]" if has_bounds(comparison) else ""
+    )
+    return f"{100 * comparison.difference:+.1f} pp{bounds}"
 
 
 def verdict_word(verdict: Verdict.ValueType) -> str:

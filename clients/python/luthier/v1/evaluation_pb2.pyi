@@ -287,7 +287,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_WORSE: _Verdict.ValueType  # 2
     """The interval of the difference lies wholly on the worse side of zero."""
     VERDICT_INCONCLUSIVE: _Verdict.ValueType  # 3
-    """The interval holds zero."""
+    """The interval holds zero, or is not known."""
     VERDICT_INSUFFICIENT_EVIDENCE: _Verdict.ValueType  # 4
     """Fewer than 10 pairs."""
 
@@ -301,7 +301,7 @@ VERDICT_BETTER: Verdict.ValueType  # 1
 VERDICT_WORSE: Verdict.ValueType  # 2
 """The interval of the difference lies wholly on the worse side of zero."""
 VERDICT_INCONCLUSIVE: Verdict.ValueType  # 3
-"""The interval holds zero."""
+"""The interval holds zero, or is not known."""
 VERDICT_INSUFFICIENT_EVIDENCE: Verdict.ValueType  # 4
 """Fewer than 10 pairs."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
@@ -350,7 +350,7 @@ class _ContaminationKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Con
     """The very record."""
     CONTAMINATION_KIND_NORMALISED: _ContaminationKind.ValueType  # 2
     """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-    System turns are compared too where records of the evaluation differ in nothing else.
+    System turns are compared too where records of the evaluation ask the same under several.
     """
     CONTAMINATION_KIND_NGRAM: _ContaminationKind.ValueType  # 3
     """At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other
@@ -366,7 +366,7 @@ CONTAMINATION_KIND_EXACT: ContaminationKind.ValueType  # 1
 """The very record."""
 CONTAMINATION_KIND_NORMALISED: ContaminationKind.ValueType  # 2
 """The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-System turns are compared too where records of the evaluation differ in nothing else.
+System turns are compared too where records of the evaluation ask the same under several.
 """
 CONTAMINATION_KIND_NGRAM: ContaminationKind.ValueType  # 3
 """At least half of its own runs of 13 words stand in one training record: those of no system turn, shared by few other
@@ -454,10 +454,10 @@ class EvaluationArm(_message.Message):
     shot_choice: Global___ShotChoice.ValueType
     """How the examples are chosen. Must be unset without num_shots."""
     system_prompt: _builtins.str
-    """System prompt to ask this arm with, at most 32,768 characters, in place of the system turns that a record begins with; where it has
-    none, before its first turn. Its examples never bring system turns of their own. Records must be conversations, and the template
-    must write system turns (TEMPLATE_INVALID). Judges and graders see records as they are, and drift is measured without it. Empty:
-    as each record says.
+    """System prompt to ask this arm with, at most 32,768 characters, those of all arms with their templates at most 1 MiB, in place of the
+    system turns that a record begins with; where it has none, before its first turn. Its examples never bring system turns of their
+    own. Records must be conversations, and the template must write system turns (TEMPLATE_INVALID). Judges and graders see records as
+    they are, and drift is measured without it. Empty: as each record says.
     """
     tuned: _builtins.bool
     """Whether its model was tuned by a job. An arm that is not is a prompting arm. False in evaluations older than this field."""
@@ -642,7 +642,9 @@ class Comparison(_message.Message):
     difference: _builtins.float
     """Mean of candidate minus baseline."""
     lower: _builtins.float
-    """Lower bound of the paired interval of this `confidence`."""
+    """Lower bound of the paired interval of this `confidence`. Both bounds are alike where it is not known: numbers that differ by as much on
+    each record do not tell how far others lie, and show nothing.
+    """
     upper: _builtins.float
     """Upper bound of that interval."""
     p_value: _builtins.float

@@ -124,7 +124,7 @@ class GuardResult(_message.Message):
         STANDING_BROKEN: GuardResult._Standing.ValueType  # 2
         """The loss is beyond the limit, even at the better end of its interval."""
         STANDING_UNDECIDED: GuardResult._Standing.ValueType  # 3
-        """The interval holds the limit, there are too few pairs, or too few judgements or grades came."""
+        """The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came."""
 
     class Standing(_Standing, metaclass=_StandingEnumTypeWrapper):
         """Standing of a guard."""
@@ -136,7 +136,7 @@ class GuardResult(_message.Message):
     STANDING_BROKEN: GuardResult.Standing.ValueType  # 2
     """The loss is beyond the limit, even at the better end of its interval."""
     STANDING_UNDECIDED: GuardResult.Standing.ValueType  # 3
-    """The interval holds the limit, there are too few pairs, or too few judgements or grades came."""
+    """The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came."""
 
     GUARD_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
@@ -225,7 +225,7 @@ class EvaluationVerdict(_message.Message):
     """The prompting arm that decided: of FINE_TUNE_WINS the one that came closest."""
     num_records_to_settle: _builtins.int
     """About how many records would settle it at the difference that was seen, 4 times in 5. 0: it is settled, or nobody can say: no
-    difference was seen, and no smallest_difference is given.
+    difference was seen and no smallest_difference is given, or its interval is not known.
     """
     @_builtins.property
     def prompting_arm_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
 from luthier.evaluation.completeness import lacks_assessments
-from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS
+from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS, verdict_now
 from luthier.grading.metrics.scores import find_score
 from luthier.runtime.field_limits import (
     REQUIRED,
@@ -184,6 +184,7 @@ def _verdict_result(gate: Gate, wanted: VerdictGate, arm_id: str, evaluation: Ev
     if not verdict.outcome or verdict.candidate_arm_id != arm_id:
         judged = f"it is about arm {verdict.candidate_arm_id}" if verdict.outcome else "it has none"
         raise _not_measured(evaluation, f"a verdict on arm {arm_id}", judged)
+    verdict = verdict_now(evaluation)
     names = " or ".join(_outcome(one) for one in wanted.outcomes)
     sentence = (
         f"the verdict must be {names}, it is {_outcome(verdict.outcome)}: {verdict.sentence.rstrip('.')}"

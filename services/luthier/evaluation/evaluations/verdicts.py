@@ -47,7 +47,10 @@ class Relation(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advantage:
-    """By how much the candidate is better than another arm, whichever direction the score has."""
+    """By how much the candidate is better than another arm, whichever direction the score has.
+
+    `tells`: whether it may settle anything. Too few records do not, nor does an interval that nobody knows.
+    """
 
     rival: str
     value: float
@@ -59,9 +62,15 @@ class Advantage:
     tells: bool
 
     @property
+    def is_bounded(self) -> bool:
+        """Whether its interval is known: both bounds are alike where numbers do not scatter."""
+        return self.lower < self.upper
+
+    @property
     def words(self) -> str:
         """The advantage with its interval, for people."""
-        bounds = spread(self.lower, self.upper, is_share=self.is_share)
+        known = self.is_bounded
+        bounds = spread(self.lower, self.upper, is_share=self.is_share) if known else "(interval not known)"
         return f"{amount(self.value, is_share=self.is_share, signed=True)} {bounds}"
 
     def relation(self, smallest: float) -> Relation:
@@ -104,6 +113,18 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
     elif open_guards:
         verdict.sentence = f"{verdict.sentence[:-1]}; not settled: {open_guards[0].sentence}."
     return verdict
+
+
+def verdict_now(evaluation: Evaluation) -> EvaluationVerdict:
+    """Return the verdict of a stored evaluation, for gates.
+
+    Former versions settled verdicts and guards on differences without an interval: these are read anew.
+    """
+    stored = evaluation.verdict
+    scores = {stored.score, *(one.guard.score.score for one in stored.guards)}
+    if all(one.is_bounded for score in scores for one in advantages(evaluation, score)):
+        return stored
+    return verdict_of(evaluation)
 
 
 def advantages(evaluation: Evaluation, score: str) -> Iterator[Advantage]:
@@ -201,16 +222,19 @@ def _open(evaluation: Evaluation, unsettled: Sequence[Advantage]) -> EvaluationV
     hardest = max(unsettled, key=lambda one: wanted[one.rival] or math.inf)
     verdict.rival_arm_id = hardest.rival
     verdict.num_records_to_settle = wanted[hardest.rival]
-    needed = (
-        f"about {wanted[hardest.rival]:,} would"
-        if wanted[hardest.rival]
-        else "how many would depends on the smallest difference that matters, which is not given"
-    )
     verdict.sentence = (
         f"Inconclusive: {hardest.count:,} records do not tell {candidate} from {hardest.rival} on {score}: "
-        f"{hardest.words}; {needed}."
+        f"{hardest.words}; {_needed_words(hardest, wanted[hardest.rival])}."
     )
     return verdict
+
+
+def _needed_words(hardest: Advantage, num_records: int) -> str:
+    if num_records:
+        return f"about {num_records:,} would"
+    if not hardest.is_bounded:
+        return "they differ by as much on each, which does not tell how far others lie"
+    return "how many would depends on the smallest difference that matters, which is not given"
 
 
 def _guarded(evaluation: Evaluation, guard: Guard, prompting: Sequence[str]) -> GuardResult:
@@ -260,5 +284,5 @@ def _advantage(one: Comparison, candidate: str) -> Advantage:
         count=one.count,
         confidence=one.confidence or CONFIDENCE,
         is_share=one.kind != SCORE_KIND_REAL,
-        tells=one.verdict != VERDICT_INSUFFICIENT_EVIDENCE,
+        tells=one.verdict != VERDICT_INSUFFICIENT_EVIDENCE and one.lower < one.upper,
     )

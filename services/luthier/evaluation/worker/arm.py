@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from luthier.errors import FailedPrecondition, Failure, InvalidArgument, Reason
 from luthier.errors.status import failure_to_status, status_to_failure
@@ -119,13 +120,11 @@ class ArmRunner:
         began = time.monotonic()
         asking = self._manner.asking
         asker = self._loaded.asker(asking, self._context.check)
-        if questions:
-            one = questions[0]
-            require_written(
-                arm_id,
-                asking.system_prompt,
-                lambda text: asker.prompt_under(text, one.record, shots(one)),
-            )
+        require_written(
+            arm_id,
+            asking.system_prompt,
+            (partial(asker.prompt_under, record=one.record, shots=shots(one)) for one in questions),
+        )
         asked = ask(asker, questions, shots, measured=self._manner.is_measured)
         seconds = time.monotonic() - began
         stops = asker.stops(_asked_first(asker, asked, questions, shots))

@@ -148,6 +148,7 @@ def _comparison(pair: _Pair, level: Corrected | None) -> evaluation_pb2.Comparis
     confidence = level.confidence if level else 1 - ALPHA
     interval = pair.difference.interval(confidence)
     shown = verdict(interval, higher_is_better=score.higher_is_better)
+    interval = interval.told()
     return evaluation_pb2.Comparison(
         candidate_arm_id=pair.candidate,
         baseline_arm_id=pair.baseline,

@@ -113,7 +113,7 @@ def _add_exact(result: DriftResult, compared: Records) -> None:
         return
     tokens = [one.num_reference_tokens for one in known]
     nothing = [0.0] * len(tokens)
-    found = rate_difference([one.nll for one in known], nothing, tokens).interval(_CONFIDENCE)
+    found = rate_difference([one.nll for one in known], nothing, tokens).interval(_CONFIDENCE).told()
     # No divergence is below 0; what rounding and the interval's symmetry say of there is known to be wrong.
     value, lower, upper = (max(0.0, one) for one in (found.value, found.lower, found.upper))
     interval = Interval(value=value, lower=lower, upper=upper, count=found.count)
@@ -140,7 +140,7 @@ def _has_failed(pairs: Pairs) -> bool:
 def _loss(pairs: Pairs, sizes: Sequence[float]) -> Interval:
     """Return by how much less likely the tuned arm finds all of it, for one of `sizes`."""
     mine, baseline = [one.nll for one, _ in pairs], [other.nll for _, other in pairs]
-    return rate_difference(mine, baseline, sizes).interval(_CONFIDENCE)
+    return rate_difference(mine, baseline, sizes).interval(_CONFIDENCE).told()
 
 
 def _count(skill: SkillDrift, mine: bool, other: bool) -> None:

@@ -3,7 +3,8 @@
 Runs of 13 words are those of T. Brown et al., "Language models are few-shot learners", 2020, appendix C. There one of
 them is enough; here half of a record's own must stand in one training record. Its own are those that few records of the
 evaluation share, and none of a system turn: an instruction or a template that all records begin with says nothing of
-what was learnt.
+what was learnt. Where records ask the same under several system turns, these hold what is asked about, a text for
+instance: then they are compared, and what asks is no record's own.
 Memory: a number for each run of words of the evaluation's records, whatever is read of training records. Time: at most
 `MOST_SHARED` steps for each run of words of a training record.
 """
@@ -69,14 +70,13 @@ class Overlaps:
         self._exact: dict[str, list[int]] = defaultdict(list)
         self._said: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.held: dict[int, Held] = {}
-        runs_by_position: list[set[int]] = []
-        for position, record in enumerate(records):
-            form = _form(record)
+        forms = [_form(record) for record in records]
+        self._asked_of_several = _asked_of_several(forms)
+        for position, (record, form) in enumerate(zip(records, forms, strict=True)):
             self._exact[record.record_id].append(position)
             if form.words:
                 self._said[form.said][form.system].append(position)
-            runs_by_position.append(set(_runs(form.words)))
-        self._runs = _own(runs_by_position)
+        self._runs = _own([set(_runs(self._own_words(form))) for form in forms])
         self._num_runs = Counter(position for positions in self._runs.values() for position in positions)
 
     def show(self, record: Words, place: Place) -> None:
@@ -95,14 +95,14 @@ class Overlaps:
                 self._hold(position, Held(kind=Kind.NGRAM, overlap=overlap, place=place))
 
     def _same_words(self, form: _Form) -> Iterable[int]:
-        """Return the records that say the same.
-
-        What a system turn says is looked at where records differ in nothing else: then it holds what is asked about.
-        """
+        """Return the records that say the same; under the same system turn where that holds what is asked about."""
         by_system = self._said.get(form.said, {})
-        if len(by_system) > 1:
+        if form.question in self._asked_of_several:
             return by_system.get(form.system, ())
         return chain.from_iterable(by_system.values())
+
+    def _own_words(self, form: _Form) -> Sequence[str]:
+        return form.answer if form.question in self._asked_of_several else form.words
 
     def _hold(self, position: int, found: Held) -> None:
         known = self.held.get(position)
@@ -112,15 +112,32 @@ class Overlaps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
+    question: str
     words: list[str]
-    said: str
+    answer: list[str]
     system: str
+
+    @property
+    def said(self) -> str:
+        return f"{self.question}\n{' '.join(self.answer)}"
 
 
 def _form(record: Words) -> _Form:
     question, answer = _split(record.question), _split(record.answer)
-    said = f"{' '.join(question)}\n{' '.join(answer)}"
-    return _Form(words=question + answer, said=said, system=" ".join(_split(record.system)))
+    return _Form(
+        question=" ".join(question),
+        words=question + answer,
+        answer=answer,
+        system=" ".join(_split(record.system)),
+    )
+
+
+def _asked_of_several(forms: Iterable[_Form]) -> frozenset[str]:
+    """Return the questions that are asked under several system turns, whatever is answered."""
+    systems: dict[str, set[str]] = defaultdict(set)
+    for form in forms:
+        systems[form.question].add(form.system)
+    return frozenset(question for question, found in systems.items() if len(found) > 1)
 
 
 def _split(text: str) -> list[str]:

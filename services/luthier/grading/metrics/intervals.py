@@ -32,6 +32,12 @@ class Interval:
     upper: float
     count: int
 
+    def told(self) -> Interval:
+        """Return it as messages tell it: bounds that nobody knows, which are infinite here, are the value itself."""
+        if math.isfinite(self.upper - self.lower):
+            return self
+        return Interval(value=self.value, lower=self.value, upper=self.value, count=self.count)
+
 
 def wilson(successes: int, count: int) -> Interval:
     """Return a proportion with its Wilson score interval.

@@ -3,8 +3,8 @@
 One method for each kind of score, so that an arm's interval and those of its differences cannot contradict each other:
 shares as `paired_share`, numbers by Student, ratios of sums by Student over the jackknife. Right or wrong has `wilson`.
 
-Numbers that do not scatter, or of which there is one, do not tell how sure their mean is: any mean of a number that was
-not seen is possible. Their bounds are the value itself, which says that nobody knows them.
+Numbers that do not scatter, or of which there is one, do not tell how sure their mean is. Their bounds are the value
+itself, which says that nobody knows them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from luthier.grading.metrics.intervals import MAX_MEAN_NLL, Interval, perplexity
 from luthier.grading.metrics.paired import rate_difference, real_difference, share_difference
 
 CONFIDENCE = 0.95
-_ROUNDING = 1e-12
 
 
 def share_mean(shares: Sequence[float]) -> Interval:
@@ -37,7 +36,7 @@ def real_mean(values: Sequence[float]) -> Interval:
     Raises:
         ValueError: there is no number, or one is not finite.
     """
-    return _told(real_difference(values, [0.0] * len(values)).interval(CONFIDENCE))
+    return real_difference(values, [0.0] * len(values)).interval(CONFIDENCE).told()
 
 
 def rate_mean(amounts: Sequence[float], sizes: Sequence[float]) -> Interval:
@@ -46,7 +45,7 @@ def rate_mean(amounts: Sequence[float], sizes: Sequence[float]) -> Interval:
     Raises:
         ValueError: there is no record, an amount is not finite, or a size is not above 0.
     """
-    found = _told(rate_difference(amounts, [0.0] * len(amounts), sizes).interval(CONFIDENCE))
+    found = rate_difference(amounts, [0.0] * len(amounts), sizes).interval(CONFIDENCE).told()
     return Interval(value=found.value, lower=max(0.0, found.lower), upper=found.upper, count=found.count)
 
 
@@ -64,10 +63,3 @@ def perplexity(nll: Sequence[float], num_tokens: Sequence[int]) -> Interval:
         return Interval(value=value, lower=value, upper=value, count=found.count)
     lower, upper = math.exp(found.lower), math.exp(found.upper)
     return Interval(value=value, lower=lower, upper=upper, count=found.count)
-
-
-def _told(found: Interval) -> Interval:
-    width = found.upper - found.lower
-    if math.isfinite(width) and width > _ROUNDING * abs(found.value):
-        return found
-    return Interval(value=found.value, lower=found.value, upper=found.value, count=found.count)

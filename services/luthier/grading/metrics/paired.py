@@ -9,6 +9,9 @@ zero out exactly where the p-value is at most alpha:
 | FRACTION | the largest p-value of Student's test, the empirical likelihood and the worst's, `paired_share` |
 | REAL | Student's test of differences, or of the jackknife's pseudo-values where the score is no mean of records |
 
+Numbers that do not scatter, or of which there is one, do not tell how sure their mean is: any mean of a number that was
+not seen is possible. Their bounds are infinite, and their p-value is 1.
+
 SciPy is imported where it is used: it takes over a second, and a worker is to answer before it scores.
 """
 
@@ -25,6 +28,8 @@ from luthier.grading.metrics import paired_binary, paired_share
 from luthier.grading.metrics.intervals import Interval, perplexity_of
 
 Array = NDArray[np.float64]
+_ROUNDING = 1e-12
+"""A standard error below this share of what was measured is rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +106,7 @@ def real_difference(candidate: Sequence[float], baseline: Sequence[float]) -> Pa
     """
     left, right = _pairs(candidate, baseline)
     differences = left - right
-    return _student(float(differences.mean()), differences)
+    return _student(float(differences.mean()), differences, _largest(left, right))
 
 
 def perplexity_difference(
@@ -122,7 +127,7 @@ def perplexity_difference(
             f"pairs must be complete, got {len(left[0])} candidates and {len(right[0])} baselines"
         )
     values, pseudo = zip(*(_jackknifed(perplexity_of, *side) for side in (left, right)), strict=True)
-    return _student(values[0] - values[1], pseudo[0] - pseudo[1])
+    return _student(values[0] - values[1], pseudo[0] - pseudo[1], _largest(*pseudo))
 
 
 def rate_difference(
@@ -139,7 +144,7 @@ def rate_difference(
     _, counts = _pairs(candidate, sizes)
     if not (counts > 0).all():
         raise ValueError(f"sizes must be above 0, got {counts.min():g}")
-    return _student(*_jackknifed(np.divide, left - right, counts))
+    return _student(*_jackknifed(np.divide, left - right, counts), _largest(left / counts, right / counts))
 
 
 def _jackknifed(statistic: Callable[..., Any], amounts: Array, counts: Array) -> tuple[float, Array]:
@@ -152,17 +157,21 @@ def _jackknifed(statistic: Callable[..., Any], amounts: Array, counts: Array) ->
     return value, count * value - (count - 1) * without
 
 
-def _student(value: float, values: Array) -> PairedDifference:
-    """Return Student's test of `values` around `value`."""
+def _largest(*sides: Array) -> float:
+    return max(float(np.abs(side).max()) for side in sides)
+
+
+def _student(value: float, values: Array, measured: float) -> PairedDifference:
+    """Return Student's test of `values` around `value`; `measured` is the largest amount that they are made of."""
     count = len(values)
     centred = values - values.mean() + value
+    error = float(centred.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    if error <= _ROUNDING * measured:
+        return PairedDifference(value=value, count=count, p_value=1.0, bounds=lambda _: (-np.inf, np.inf))
 
     def bounds(confidence: float) -> tuple[float, float]:
         from scipy import special
 
-        if count == 1:
-            return -np.inf, np.inf
-        error = float(centred.std(ddof=1) / np.sqrt(count))
         half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
         return value - half, value + half
 

@@ -87,6 +87,8 @@ def diff(
     from luthier.client.disagreements import disagreements
 
     contest, predictions = _contest(session, name, others, score)
+    if contest.passed_over:
+        session.note(f"{contest.told_by} tells, not the score of the verdict: {contest.passed_over}")
     found = (one for one in disagreements(predictions, contest) if only is None or one.side == only)
     if output is not None:
         _write(session, (one.prediction for one in found), output)

@@ -85,10 +85,10 @@ export type EvaluationArm = Message<"luthier.v1.EvaluationArm"> & {
   shotChoice: ShotChoice;
 
   /**
-   * System prompt to ask this arm with, at most 32,768 characters, in place of the system turns that a record begins with; where it has
-   * none, before its first turn. Its examples never bring system turns of their own. Records must be conversations, and the template
-   * must write system turns (TEMPLATE_INVALID). Judges and graders see records as they are, and drift is measured without it. Empty:
-   * as each record says.
+   * System prompt to ask this arm with, at most 32,768 characters, those of all arms with their templates at most 1 MiB, in place of the
+   * system turns that a record begins with; where it has none, before its first turn. Its examples never bring system turns of their
+   * own. Records must be conversations, and the template must write system turns (TEMPLATE_INVALID). Judges and graders see records as
+   * they are, and drift is measured without it. Empty: as each record says.
    *
    * @generated from field: string system_prompt = 7;
    */
@@ -324,7 +324,8 @@ export type Comparison = Message<"luthier.v1.Comparison"> & {
   difference: number;
 
   /**
-   * Lower bound of the paired interval of this `confidence`.
+   * Lower bound of the paired interval of this `confidence`. Both bounds are alike where it is not known: numbers that differ by as much on
+   * each record do not tell how far others lie, and show nothing.
    *
    * @generated from field: double lower = 5;
    */
@@ -1683,7 +1684,7 @@ export enum Verdict {
   WORSE = 2,
 
   /**
-   * The interval holds zero.
+   * The interval holds zero, or is not known.
    *
    * @generated from enum value: VERDICT_INCONCLUSIVE = 3;
    */
@@ -1767,7 +1768,7 @@ export enum ContaminationKind {
 
   /**
    * The same words in the question and in the answer: case, white space, punctuation and Unicode's compatibility forms aside.
-   * System turns are compared too where records of the evaluation differ in nothing else.
+   * System turns are compared too where records of the evaluation ask the same under several.
    *
    * @generated from enum value: CONTAMINATION_KIND_NORMALISED = 2;
    */

@@ -170,7 +170,7 @@ export enum GuardResult_Standing {
   BROKEN = 2,
 
   /**
-   * The interval holds the limit, there are too few pairs, or too few judgements or grades came.
+   * The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came.
    *
    * @generated from enum value: STANDING_UNDECIDED = 3;
    */
@@ -233,7 +233,7 @@ export type EvaluationVerdict = Message<"luthier.v1.EvaluationVerdict"> & {
 
   /**
    * About how many records would settle it at the difference that was seen, 4 times in 5. 0: it is settled, or nobody can say: no
-   * difference was seen, and no smallest_difference is given.
+   * difference was seen and no smallest_difference is given, or its interval is not known.
    *
    * @generated from field: int64 num_records_to_settle = 7;
    */
