@@ -14,13 +14,17 @@ ABOUT_KEY = "luthier-about"
 VERSION_KEY = "luthier-version"
 TIME_KEY = "luthier-time"
 """Seconds since 1970 by this process's clock."""
+_VERSION = version("luthier")
 
 
 @asynccontextmanager
 async def about_stage(call: Call) -> AsyncIterator[None]:
-    """Tell who asks. It stands behind the stage of credentials: who has no key need not know our version."""
-    if call.metadata(ABOUT_KEY) is not None:
-        call.trailers[VERSION_KEY] = version("luthier")
+    """Tell who asks and has shown a key: who has none need not know our version.
+
+    It stands behind the stage of credentials, which lets checks of health pass without one.
+    """
+    if call.principal and call.metadata(ABOUT_KEY) is not None:
+        call.trailers[VERSION_KEY] = _VERSION
         call.trailers[TIME_KEY] = f"{time.time():.6f}"
         call.context.set_trailing_metadata(tuple(call.trailers.items()))
     yield
