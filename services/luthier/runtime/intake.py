@@ -102,17 +102,20 @@ class Intake(grpc.GenericRpcHandler):
     async def _measure(self, address: str) -> None:
         while True:
             try:
-                async with aio.insecure_channel(address, options=_OPTIONS) as channel:
-                    call: _Call = channel.unary_unary(self.method)
-                    while True:
-                        await self._due()
-                        await self._send(call)
+                await self._measure_by_one_channel(address)
             except Exception:
                 self._forget()
                 _logger.exception(
                     "it cannot be measured how long calls wait; tried again in %g s", _LONGEST_SECONDS
                 )
                 await asyncio.sleep(_LONGEST_SECONDS)
+
+    async def _measure_by_one_channel(self, address: str) -> None:
+        async with aio.insecure_channel(address, options=_OPTIONS) as channel:
+            call: _Call = channel.unary_unary(self.method)
+            while True:
+                await self._due()
+                await self._send(call)
 
     async def _due(self) -> None:
         if self._waits[1] > _FLOOD_OVER_SECONDS:

@@ -97,9 +97,7 @@ class EventLog:
                 behind = middle
         return first
 
-    async def _next_of_any(
-        self, connection: AsyncConnection, uid: str, first: int, end: int
-    ) -> Event | None:
+    async def _next_of_any(self, connection: AsyncConnection, uid: str, first: int, end: int) -> Event | None:
         """Return the next event that is of an attempt, from one number up to another; None: all are of none."""
         for sequence in range(first, end):
             (event,) = await self.read(connection, uid, sequence, 1)
