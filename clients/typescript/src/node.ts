@@ -17,8 +17,11 @@ export * from "./index.js";
 export interface NodeOptions extends ConfigArguments, Pick<ClientOptions, "headers" | "retry"> {}
 
 const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
-/** A watch may be quiet for 15 s; a peer that vanished without a word is found out after 40 s. */
-const PINGS = { pingIntervalMs: 30_000, pingTimeoutMs: 10_000 };
+/**
+ * A watch may be quiet for 15 s; a peer that vanished without a word is found out after 50 s. A peer on a busy machine
+ * may take seconds to answer a ping: as long as gRPC's own clients wait for one by default.
+ */
+const PINGS = { pingIntervalMs: 30_000, pingTimeoutMs: 20_000 };
 
 /**
  * Return a client that speaks gRPC. Nothing is sent before the first call.
