@@ -72,19 +72,13 @@ export class Datasets {
   }
 
   /** Bring back a dataset that was deleted, until it is purged; `uid`: which of several that had the name. */
-  async undelete(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Dataset> {
+  async undelete(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Dataset> {
     const request = { name: this.name("datasets", name), uid, etag };
     return call(this.scope.of(options), DataService.method.undeleteDataset, request);
   }
 
   /** Purge a dataset that was deleted, at once and for good; `uid` as in `undelete`. */
-  async purge(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Dataset> {
+  async purge(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Dataset> {
     const request = { name: this.name("datasets", name), uid, etag };
     return call(this.scope.of(options), DataService.method.purgeDataset, request);
   }
@@ -138,10 +132,7 @@ export class Datasets {
   }
 
   /** Purge an upload that was deleted, at once and for good; `uid` as in `undelete`. */
-  async purgeUpload(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Upload> {
+  async purgeUpload(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Upload> {
     const request = { name: this.name("uploads", name), uid, etag };
     return call(this.scope.of(options), DataService.method.purgeUpload, request);
   }

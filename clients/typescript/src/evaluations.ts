@@ -5,7 +5,15 @@ import type { ChangeOptions, DeletedOptions } from "./datasets.js";
 import { DataLoss } from "./errors.js";
 import { type WaitOptions, type WatchOptions, wait, watch } from "./events.js";
 import { EvaluationFailed } from "./failures.js";
-import { call, type ListDeletableOptions, type ListOptions, owned, pages, ResumedStream, waitOrThrow } from "./flows.js";
+import {
+  call,
+  type ListDeletableOptions,
+  type ListOptions,
+  owned,
+  pages,
+  ResumedStream,
+  waitOrThrow,
+} from "./flows.js";
 import { type ChatMessageSchema, ConversationSchema } from "./gen/luthier/v1/chat_pb.js";
 import { type Evaluation, EvaluationSchema, type Prediction } from "./gen/luthier/v1/evaluation_pb.js";
 import {
@@ -106,10 +114,7 @@ export class Evaluations {
   }
 
   /** Purge an evaluation that was deleted, at once and for good; `uid` as in `undelete`. */
-  async purge(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Evaluation> {
+  async purge(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Evaluation> {
     const request = { name: this.name(name), uid, etag };
     return call(this.scope.of(options), EvaluationService.method.purgeEvaluation, request);
   }

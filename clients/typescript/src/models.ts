@@ -95,19 +95,13 @@ export class Models {
   }
 
   /** Bring back a model that was deleted, until it is purged; `uid`: which of several that had the name. */
-  async undelete(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Model> {
+  async undelete(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Model> {
     const request = { name: this.name(name), uid, etag };
     return call(this.scope.of(options), ModelService.method.undeleteModel, request);
   }
 
   /** Purge a model that was deleted, at once and for good; `uid` as in `undelete`. */
-  async purge(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Model> {
+  async purge(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Model> {
     const request = { name: this.name(name), uid, etag };
     return call(this.scope.of(options), ModelService.method.purgeModel, request);
   }

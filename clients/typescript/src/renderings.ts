@@ -76,19 +76,13 @@ export class Renderings {
   }
 
   /** Bring back a rendering that was deleted, until it is purged; `uid`: which of several that had the name. */
-  async undelete(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Rendering> {
+  async undelete(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Rendering> {
     const request = { name: this.name(name), uid, etag };
     return call(this.scope.of(options), DataService.method.undeleteRendering, request);
   }
 
   /** Purge a rendering that was deleted, at once and for good; `uid` as in `undelete`. */
-  async purge(
-    name: string,
-    { uid = "", etag = "", ...options }: DeletedOptions = {},
-  ): Promise<Rendering> {
+  async purge(name: string, { uid = "", etag = "", ...options }: DeletedOptions = {}): Promise<Rendering> {
     const request = { name: this.name(name), uid, etag };
     return call(this.scope.of(options), DataService.method.purgeRendering, request);
   }
