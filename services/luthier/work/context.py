@@ -23,6 +23,7 @@ from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.cache import BlobCache
 from luthier.work.events import Severity, line
 from luthier.work.limited import Check
+from luthier.work.paced import Paced
 from luthier.work.phase_spans import PhaseSpans
 from luthier.work.retry import HEAR_SECONDS
 from luthier.work.row_file import count_rows
@@ -99,6 +100,7 @@ class TaskContext:
         self._storing: Future[list[task_pb2.BlobFile]] | None = None
         self._pauses_itself = False
         self._phases = PhaseSpans()
+        self._progress: event_pb2.Event | None = None
 
     @property
     def token(self) -> str:
@@ -204,7 +206,8 @@ class TaskContext:
             unit=unit,
             remaining_seconds=remaining_seconds,
         )
-        self._add(event_pb2.Event(step=step, progress=progress))
+        self._progress = event_pb2.Event(step=step, progress=progress)
+        self._add(self._progress)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Report values measured at `step`."""
@@ -248,12 +251,15 @@ class TaskContext:
         return self.cache.take(file.sha256, target, lambda: self._download(file.sha256))
 
     def _download(self, sha256: str) -> Iterator[bytes]:
-        stream = aiter(self._session.fetch(sha256))
+        stream, paced = aiter(self._session.fetch(sha256)), Paced()
         while True:
             chunk = self._wait(anext(stream, None), self.check)
             if chunk is None:
                 return
             self.check()
+            # Nothing is done but for one more piece: who waits for word is told again what the task is at.
+            if paced.due() and self._progress is not None:
+                self._add(self._progress)
             yield chunk
 
     def store(self, path: Path, name: str) -> task_pb2.BlobFile:

@@ -105,11 +105,17 @@ def test_answers_are_drawn_on_both_ranks_as_one_draws_them(make_run: RunMaker, t
 def test_a_stored_reference_is_the_same_whoever_scores_it(make_run: RunMaker, tmp_path: Path) -> None:
     def scored(collective: Collective) -> Any:
         run = make_run("dpo", "all")
-        score_reference(run.engine(collective), run.corpus, 48)
-        return [run.corpus.stream(REFERENCE, split) for split in ("TRAIN", "VALIDATION")]
+        told: list[tuple[int, ...]] = []
+        score_reference(run.engine(collective), run.corpus, 48, tell=lambda *far: told.append(far))
+        return [run.corpus.stream(REFERENCE, split) for split in ("TRAIN", "VALIDATION")], told
 
-    alone = scored(OneRank())
-    for found in on_ranks(2, tmp_path, scored):
+    alone, every = scored(OneRank())
+    assert every[0] == (0, 40)
+    assert every == sorted(set(every))
+    for found, told in on_ranks(2, tmp_path, scored):
+        assert told[0] == every[0]
+        assert told == sorted(set(told) & set(every)), "what all have scored, not this one"
+        assert len(told) < len(every)
         for left, right in zip(found, alone, strict=True):
             assert np.array_equal(left, right)
             assert np.any(right)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +59,30 @@ def score_reference(
     corpus: Corpus,
     micro_batch_tokens: int,
     check: Callable[[], None] = lambda: None,
+    tell: Callable[[int, int], None] = lambda *_: None,
 ) -> None:
     """Give every learnt token of a corpus the log-probability that the engine's weights give it now.
 
-    To be called before the first step and before a checkpoint is loaded. `check` is called before each forward pass.
-    Ranks share the passes, and each has all values then, those that one rank alone would find.
+    To be called before the first step and before a checkpoint is loaded. Before each pass `check` is called, and `tell`
+    with how many rows are scored and how many will be, of all ranks: they share the passes, and each has all values
+    then, those that one rank alone would find.
     """
+    passes = {
+        split: pack_first_fit(teaching_units(corpus.lengths(split)), micro_batch_tokens) for split in _SPLITS
+    }
+    num_rows = sum(len(rows) for of_split in passes.values() for rows in of_split)
+    num_before = 0
     for split in _SPLITS:
         lengths = corpus.lengths(split)
         starts = np.cumsum([0, *lengths.num_tokens])
         first = {row: int(start) for row, start in zip(lengths.rows, starts[:-1], strict=True)}
         values = np.zeros(starts[-1], dtype=np.float32)
-        passes = pack_first_fit(teaching_units(lengths), micro_batch_tokens)
-        for rows, counts in dealt(passes, engine.collective):
+        scored = list(accumulate(map(len, passes[split]), initial=num_before))
+        num_before = scored[-1]
+        for number, (rows, counts) in enumerate(dealt(passes[split], engine.collective)):
             check()
+            # The others are about as far: passes go round.
+            tell(scored[number * engine.collective.num_ranks], num_rows)
             batch = _scored(engine, corpus.pack(rows, split))
             if not counts:
                 continue

@@ -234,7 +234,8 @@ def _begin(
     spec = desk.task.train
     resumed = desk.scratch / "resume" if spec.checkpoint_files else None
     if resumed is not None:
-        for file in spec.checkpoint_files:
+        for number, file in enumerate(spec.checkpoint_files):
+            desk.progress("loading checkpoint", number, len(spec.checkpoint_files), "files")
             desk.fetch_into(resumed, file)
     compared = is_compared(loss)
     reference = give_reference(desk, engine, corpus, resumed, micro_batch_tokens) if compared else None

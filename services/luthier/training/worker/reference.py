@@ -14,6 +14,9 @@ from luthier.training.recipes.reference import (
     score_reference,
 )
 from luthier.training.worker.order import Desk
+from luthier.work.paced import Paced
+
+_PHASE = "scoring the reference"
 
 
 def give_reference(
@@ -51,7 +54,14 @@ def give_reference(
     if resumed is not None:
         load_reference(corpus, resumed, key)
         return resumed / FILE_NAME
-    desk.progress("scoring the reference", 0, 0, "rows")
-    score_reference(engine, corpus, micro_batch_tokens, desk.check)
+    desk.progress(_PHASE, 0, 0, "rows")
+    paced = Paced()
+
+    def tell(num_scored: int, num_rows: int) -> None:
+        # All rows go through the model once: of a large one that takes longer than a step may.
+        if paced.due():
+            desk.progress(_PHASE, num_scored, num_rows, "rows")
+
+    score_reference(engine, corpus, micro_batch_tokens, desk.check, tell)
     save_reference(corpus, desk.scratch, key)
     return desk.scratch / FILE_NAME

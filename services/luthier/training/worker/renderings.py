@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ _STREAM_SECONDS = 3600.0
 
 
 def store_rows(
-    channel: grpc.Channel, token: Token, name: str, digest: str, check: Check, path: Path
+    channel: grpc.Channel,
+    token: Token,
+    name: str,
+    digest: str,
+    check: Check,
+    path: Path,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> RenderingRows:
     """Read all rows of a rendering into a file. Memory: one batch of them.
 
@@ -34,6 +40,7 @@ def store_rows(
         digest: what the job was planned with.
         check: called several times a second, whatever the service does; may raise to stop.
         path: the file to write.
+        tell: called with how many more have come, whenever some have.
 
     Raises:
         DataLoss: the rendering has another digest.
@@ -57,14 +64,15 @@ def store_rows(
         )
         return chunks
 
-    write_rows(path, _streams(read_batches(open_at, check)))
+    write_rows(path, _streams(read_batches(open_at, check), tell))
     return RenderingRows(path=path, rendering=planned_with())
 
 
-def _streams(batches: Iterator[Any]) -> Iterator[bytes]:
+def _streams(batches: Iterator[Any], tell: Callable[[int], None]) -> Iterator[bytes]:
     """Yield each batch as a stream of its own: one that is read again after a break need not be as the others."""
     for batch in batches:
         sink = pyarrow.BufferOutputStream()
         with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
             writer.write_batch(batch)
+        tell(batch.num_rows)
         yield sink.getvalue().to_pybytes()

@@ -18,8 +18,11 @@ from luthier.training.worker.renderings import store_rows
 from luthier.training.worker.whereabouts import pass_named
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.context import TaskContext, TaskPaused
+from luthier.work.paced import Paced
 from luthier.work.rewards import RewardAddresses, RewardError, scored
 from luthier.worker.v1 import task_pb2
+
+_READING = "reading rows"
 
 Compute = Callable[[TrainOrder, "TaskDesk", TaskContext], TrainEnd]
 """Trains what an order says, at a desk, for as long as a task's context wants it."""
@@ -50,7 +53,7 @@ class Trainer:
         places = places_of(self._data_channel, lambda: context.token, context.check)
         renderings = rendering_names(job)
         with rows_named(places, renderings), pass_named(context.scratch, renderings):
-            context.progress("reading rows", 0, 0, "rows")
+            context.progress(_READING, 0, 0, "rows")
             order = TrainOrder(
                 task=context.task, scratch=context.scratch, renderings=self._renderings(context)
             )
@@ -67,6 +70,7 @@ class Trainer:
     def _renderings(self, context: TaskContext) -> tuple[RenderingRows, ...]:
         spec = context.task.train
         digests = [spec.rendering_digest, *spec.mixed_rendering_digests]
+        read = _RowsRead(context)
         return tuple(
             store_rows(
                 self._data_channel,
@@ -75,9 +79,24 @@ class Trainer:
                 digest,
                 context.check,
                 context.scratch / f"rows-{place}",
+                read.add,
             )
             for place, (name, digest) in enumerate(zip(rendering_names(spec.job), digests, strict=True))
         )
+
+
+class _RowsRead:
+    """Tells now and then how many rows of a task have come, of all its renderings."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._context = context
+        self._count = 0
+        self._paced = Paced()
+
+    def add(self, num_rows: int) -> None:
+        self._count += num_rows
+        if self._paced.due():
+            self._context.progress(_READING, self._count, 0, "rows")
 
 
 class TaskDesk:
