@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -180,3 +181,29 @@ async def test_concurrent_appends_are_numbered_without_gaps(bench: Bench) -> Non
     await asyncio.gather(*(append(bench, numbered(number), numbered(number)) for number in range(20)))
     await append(bench, state_changed("X"), final=True)
     assert [event.sequence for event in await collect(bench)] == list(range(1, 42))
+
+
+async def test_newest_returns_the_last_events_in_order(bench: Bench) -> None:
+    await append(bench, *(numbered(number) for number in range(600)))
+    async with bench.database.reading() as connection:
+        newest = await bench.log.newest(connection, UID, 3)
+        assert [event.log.text for event in newest] == ["597", "598", "599"]
+        assert len(await bench.log.newest(connection, UID, 5000)) == 600
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_first_of_finds_where_an_attempt_begins_among_events_of_none(bench: Bench, seed: int) -> None:
+    draw = random.Random(seed)
+    attempts = [
+        attempt if draw.random() < 0.6 else 0
+        for attempt in range(1, 5)
+        for _ in range(draw.choice((1, 3, 40)))
+    ]
+    await append(bench, *(line(str(number), attempt=one) for number, one in enumerate(attempts)))
+    async with bench.database.reading() as connection:
+        for attempt in range(1, 6):
+            first = await bench.log.first_of(connection, UID, attempt)
+            before, rest = attempts[: first - 1], attempts[first - 1 :]
+            assert all(one < attempt for one in before)
+            assert all(one >= attempt or not one for one in rest)
+        assert await bench.log.first_of(connection, "uid of nothing", 1) == 1

@@ -81,6 +81,30 @@ class EventLog:
         first = await self._last_sequence(connection, uid) - limit + 1
         return await self.read(connection, uid, first, limit)
 
+    async def first_of(self, connection: AsyncConnection, uid: str, attempt: int) -> int:
+        """Return the number from which on the events of a resource are of an attempt, or of none, and none before is.
+
+        Of work that is not dealt: there attempts follow one another, so that halving finds it in a log of any length.
+        """
+        first = 1
+        end = behind = await self._last_sequence(connection, uid) + 1
+        while first < behind:
+            middle = (first + behind) // 2
+            event = await self._next_of_any(connection, uid, middle, end)
+            if event is not None and event.attempt < attempt:
+                first = event.sequence + 1
+            else:
+                behind = middle
+        return first
+
+    async def _next_of_any(self, connection: AsyncConnection, uid: str, first: int, end: int) -> Event | None:
+        """Return the next event that is of an attempt, from one number up to another; None: all are of none."""
+        for sequence in range(first, end):
+            (event,) = await self.read(connection, uid, sequence, 1)
+            if event.attempt:
+                return event
+        return None
+
     async def _told(self, connection: AsyncConnection, uid: str, first: int, limit: int) -> list[Told]:
         statement = (
             select(events)

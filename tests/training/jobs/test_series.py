@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import exposition
+from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.training.conftest import Bench, stored
 
 from luthier.errors import Failure
@@ -17,6 +19,7 @@ from luthier.runtime.catalogue import training
 from luthier.storage.opening import open_stores
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
+from luthier.training.jobs.repository import Checkpoints
 from luthier.training.jobs.series import _NEWEST_EVENTS, JobSeries, show_running
 from luthier.training.recipes.phases import PHASES
 from luthier.v1.event_pb2 import Event, MetricValues, Progress
@@ -260,20 +263,79 @@ async def test_a_job_that_no_worker_has_is_not_shown_when_a_service_begins_again
     assert board.registry.get_sample_value("luthier_training_jobs") == 0.0
 
 
-async def test_a_long_log_is_not_read_whole(bench: Bench) -> None:
-    task = await running(bench, "one")
-    for first in range(0, 1000, 200):
-        numbers = range(first + 1, first + 201)
-        events = of_attempt(task, [step(number, train_loss=1.0)[0] for number in numbers])
-        await bench.queue.report(task.task_id, task.epoch, list(zip(numbers, events, strict=True)), None)
+async def told(bench: Bench, task: Task, events: list[Event], first_number: int) -> None:
+    """Report events of a task's attempt, from a local number on."""
+    for begin in range(0, len(events), 200):
+        numbered = enumerate(of_attempt(task, events[begin : begin + 200]), first_number + begin)
+        await bench.queue.report(task.task_id, task.epoch, list(numbered), None)
+
+
+def quick_steps(count: int) -> list[Event]:
+    return [step(number, train_loss=1.0)[0] for number in range(1, count + 1)]
+
+
+async def whole_log(bench: Bench, task: Task) -> list[Event]:
     async with bench.database.reading() as connection:
-        newest = await bench.log.newest(connection, task.uid, 3)
-        everything = await bench.log.newest(connection, task.uid, 5000)
-    assert [event.step for event in newest] == [998, 999, 1000]
-    assert len(everything) > 1000
-    oldest = everything[-_NEWEST_EVENTS].event_time.ToMicroseconds() / 1e6
-    shown = (await resumed(bench)).series(task)
-    assert shown["luthier_training_checkpoint_timestamp_seconds"] == oldest
+        return await bench.log.newest(connection, task.uid, 10_000)
+
+
+def seconds_of(event: Event) -> float:
+    return event.event_time.ToMicroseconds() / 1e6
+
+
+async def test_a_checkpoint_of_long_ago_stays_as_old_when_a_service_begins_again(bench: Bench) -> None:
+    """Of quick steps the newest events are those of the last minutes."""
+    task = await running(bench, "one")
+    await told(bench, task, quick_steps(2), 1)
+    file = await stored(bench, "checkpoint")
+    request = CommitCheckpointRequest(task=task.task_id, epoch=task.epoch, step=2, files=[file])
+    await bench.queue.commit_checkpoint(request)
+    await told(bench, task, quick_steps(700), 3)
+    everything = await whole_log(bench, task)
+    (committed,) = [event for event in everything if event.HasField("checkpoint")]
+    assert committed not in everything[-_NEWEST_EVENTS:]
+    async with bench.database.reading() as connection:
+        latest = await Checkpoints().latest(connection, task.uid)
+    assert latest is not None
+    shown = (await resumed(bench)).series(task)["luthier_training_checkpoint_timestamp_seconds"]
+    assert shown == latest.message.create_time.ToMicroseconds() / 1e6
+    assert shown <= seconds_of(committed) < seconds_of(everything[-_NEWEST_EVENTS])
+
+
+async def test_without_a_checkpoint_the_first_step_of_the_attempt_counts_however_long_ago(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await running(bench, "one")
+    await told(bench, first, quick_steps(900), 1)
+    file = await stored(bench, "checkpoint")
+    request = CommitCheckpointRequest(task=first.task_id, epoch=first.epoch, step=900, files=[file])
+    await bench.queue.commit_checkpoint(request)
+    await bench.queue.release_worker("worker", "2")
+    second = (await bench.claim())[0]
+    # Longer than what is read at once.
+    loading = [
+        Event(progress=Progress(phase="loading model", completed=number, unit="files"))
+        for number in range(_NEWEST_EVENTS + 50)
+    ]
+    await told(bench, second, loading, 1)
+    name = "luthier_training_checkpoint_timestamp_seconds"
+    assert name not in (await resumed(bench)).series(second), "nothing of this attempt is to be lost yet"
+    await told(bench, second, [step(901, train_loss=1.0)[0]], len(loading) + 1)
+    await told(bench, second, quick_steps(700), len(loading) + 2)
+    everything = await whole_log(bench, second)
+    steps = [event for event in everything if event.attempt == 2 and event.HasField("metrics")]
+    num_read, read = 0, bench.log.read
+
+    async def counted(connection: AsyncConnection, uid: str, begin: int, limit: int) -> list[Event]:
+        nonlocal num_read
+        found = await read(connection, uid, begin, limit)
+        num_read += len(found)
+        return found
+
+    monkeypatch.setattr(bench.log, "read", counted)
+    assert (await resumed(bench)).series(second)[name] == seconds_of(steps[0])
+    assert seconds_of(steps[0]) < seconds_of(everything[-_NEWEST_EVENTS])
+    assert num_read < 4 * _NEWEST_EVENTS < len(everything), "a long log is not read whole"
 
 
 @asynccontextmanager

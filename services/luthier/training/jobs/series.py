@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.runtime.catalogue import training
 from luthier.runtime.metric import Metric
 from luthier.storage.database import Database
 from luthier.training.jobs.handler import TRAINING_PHASE
+from luthier.training.jobs.repository import Checkpoints
 from luthier.v1.event_pb2 import Event
 from luthier.work.log import EventLog
 from luthier.work.repository import Tasks
@@ -34,7 +37,7 @@ _ADDED: Mapping[str, Metric] = {
     "num_supervised_tokens": training.SUPERVISED_TOKENS,
 }
 _NEWEST_EVENTS = 500
-"""Some 250 steps have no more: where none of them left a checkpoint, the first of them is old enough for an alert."""
+"""Some 250 steps have no more: enough to say how far a job is, and how long its steps take."""
 _OF_JOBS = tuple(
     metric
     for metric in vars(training).values()
@@ -72,16 +75,21 @@ class JobSeries(Collector):
         if task.kind is TaskKind.TRAIN:
             self._show(task)
 
-    def resumed(self, task: Task, events: Sequence[Event]) -> None:
+    def resumed(self, task: Task, events: Sequence[Event], kept_at: float | None) -> None:
         """Show a job that a worker had before this process began, by the newest events of its log, in order.
+
+        `kept_at` is what it has for the time of its last checkpoint, as far back as that is; None: nothing yet.
 
         A worker that hangs reports nothing any more: who waited for its next step would never say that it stands still.
         """
         series = self._show(task)
-        if series is not None:
-            for event in events:
-                if event.attempt == task.attempt:
-                    _take(series.values, event, event.event_time.ToMicroseconds() / 1e6)
+        if series is None:
+            return
+        if kept_at is not None:
+            series.values[training.CHECKPOINT_TIME] = kept_at
+        for event in events:
+            if event.attempt == task.attempt:
+                _take(series.values, event, _seconds(event.event_time))
 
     def reported(self, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
         """Take in how far it is, and what its steps came to."""
@@ -146,7 +154,29 @@ async def show_running(database: Database, log: EventLog, series: JobSeries) -> 
     async with database.reading() as connection:
         for task in await Tasks().leased(connection):
             if task.kind is TaskKind.TRAIN:
-                series.resumed(task, await log.newest(connection, task.uid, _NEWEST_EVENTS))
+                newest = await log.newest(connection, task.uid, _NEWEST_EVENTS)
+                series.resumed(task, newest, await _kept_at(connection, log, task))
+
+
+async def _kept_at(connection: AsyncConnection, log: EventLog, task: Task) -> float | None:
+    """Return when an attempt committed its last checkpoint, before the first when its first step was reported.
+
+    The newest events do not say it: they are those of the last minutes where steps are quick.
+    """
+    latest = await Checkpoints().latest(connection, task.uid)
+    if latest is not None and latest.message.attempt == task.attempt:
+        return _seconds(latest.message.create_time)
+    sequence = await log.first_of(connection, task.uid, task.attempt)
+    while events := await log.read(connection, task.uid, sequence, _NEWEST_EVENTS):
+        for event in events:
+            if event.attempt == task.attempt and event.HasField("metrics"):
+                return _seconds(event.event_time)
+        sequence = events[-1].sequence + 1
+    return None
+
+
+def _seconds(at: Timestamp) -> float:
+    return at.ToMicroseconds() / 1e6
 
 
 def _take(shown: dict[Metric, float], event: Event, at: float) -> None:
