@@ -10,7 +10,7 @@ from tests.training.worker.conftest import Site, stop_after_a_checkpoint
 from tests.training.worker.test_methods import pairs, preference, registered
 from tests.training.worker.test_weights import ended
 
-from luthier.training.worker import reference, train
+from luthier.training.worker import reference, steps, train
 from luthier.v1.fine_tuning_job_pb2 import FullConfig
 from luthier.work.paced import Paced
 
@@ -52,8 +52,18 @@ async def test_rows_that_are_read_and_scored_are_counted(
     assert len(counts) > 6
 
 
+async def test_the_passes_of_a_first_step_say_that_it_goes_on(
+    pairs: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "Paced", partial(Paced, 0.0))
+    found = (await preparations(pairs, model_folder))["training"]
+    assert len(found) > 2, "as many passes has the first step, and one is told before them"
+    assert set(found) == {(0, found[0][1])}
+
+
 async def test_what_is_soon_over_is_told_once(pairs: Site, model_folder: Path) -> None:
     found = await preparations(pairs, model_folder)
+    assert len(found["training"]) == 1
     assert found["reading rows"] == found["scoring the reference"] == [(0, 0)]
 
 

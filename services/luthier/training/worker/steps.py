@@ -19,6 +19,7 @@ from luthier.training.worker.measuring import Measuring
 from luthier.training.worker.methods import Loss, steps_of
 from luthier.training.worker.order import Desk, Paused, TrainEnd
 from luthier.training.worker.staging import Staging
+from luthier.work.paced import Paced
 from luthier.worker.v1 import task_pb2
 
 ASK_SECONDS = 0.5
@@ -65,6 +66,26 @@ class Pauses:
         return self._desk.pausing()
 
 
+class FirstStep:
+    """Before the first step of an attempt nobody knows how long one takes: now and then it says that it goes on."""
+
+    def __init__(self, desk: Desk, step: int, num_steps: int) -> None:
+        self._desk = desk
+        self._step = step
+        self._num_steps = num_steps
+        self._paced: Paced | None = Paced()
+
+    def check(self) -> None:
+        """Go on, as the desk's `check` says."""
+        self._desk.check()
+        if self._paced is not None and self._paced.due():
+            self._desk.progress("training", self._step, self._num_steps, "steps")
+
+    def is_made(self) -> None:
+        """Say no more of it: steps tell of themselves."""
+        self._paced = None
+
+
 def made_steps(
     desk: Desk,
     corpus: Corpus,
@@ -92,7 +113,8 @@ def made_steps(
         return _paused(desk, course)
     metrics: Mapping[str, float] = course.metrics
     first_step, began, step_seconds = course.step, time.monotonic(), 0.0
-    for event in steps_of(loss, engine, corpus, settings, course, desk.check, rollouts):
+    first = FirstStep(desk, course.step, num_steps)
+    for event in steps_of(loss, engine, corpus, settings, course, first.check, rollouts):
         engine.clock.enter("checkpoint" if isinstance(event, CheckpointDue) else "waiting")
         if isinstance(event, Warned):
             desk.log(event.text, "WARNING", step=event.step)
@@ -102,6 +124,7 @@ def made_steps(
             staging.take(course, step_seconds)
             continue
         metrics = event.metrics
+        first.is_made()
         measuring.tell()
         step_seconds = (time.monotonic() - began) / (course.step - first_step)
         _tell(desk, event, num_steps, step_seconds * (num_steps - course.step))
