@@ -186,11 +186,8 @@ async def test_concurrent_appends_are_numbered_without_gaps(bench: Bench) -> Non
 async def test_newest_returns_the_last_events_in_order(bench: Bench) -> None:
     await append(bench, *(numbered(number) for number in range(600)))
     async with bench.database.reading() as connection:
-        assert [event.log.text for event in await bench.log.newest(connection, UID, 3)] == [
-            "597",
-            "598",
-            "599",
-        ]
+        newest = await bench.log.newest(connection, UID, 3)
+        assert [event.log.text for event in newest] == ["597", "598", "599"]
         assert len(await bench.log.newest(connection, UID, 5000)) == 600
 
 

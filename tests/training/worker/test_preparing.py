@@ -69,7 +69,7 @@ async def test_what_is_soon_over_is_told_once(pairs: Site, model_folder: Path) -
 
 async def test_a_job_that_goes_on_says_that_it_loads_its_checkpoint(site: Site, model_folder: Path) -> None:
     async with site.worker():
-        await site.register(model_folder)
+        await registered(site, model_folder)
     job = await site.create("one")
     await stop_after_a_checkpoint(site, job.name)
     async with site.worker():
