@@ -150,7 +150,7 @@ _WIRE = Row(
             ),
         ),
         Panel(
-            title="Lag of the event loop (99 %), and wait of a call before it is seen",
+            title="Loop's lag (99 %), calls' wait",
             unit="s",
             width=6,
             queries=(
