@@ -152,7 +152,8 @@ def test_two_services_on_one_folder_of_blobs_are_one_too_many(tmp_path: Path) ->
             data.terminate()
     assert re.search(
         f"the blobs in {tmp_path}/blobs are those of the data service with database [0-9a-f]{{32}}, "
-        "this is the training service with database [0-9a-f]{32}",
+        "this is the training service, which would delete them: give each a folder of its own by "
+        "LUTHIER_TRAINING_BLOBS_URL",
         line,
     )
 

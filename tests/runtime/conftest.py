@@ -19,8 +19,10 @@ from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.policies import Policy, Rule
 from luthier.runtime.server import Registration, Running, ServerOptions, serving
 from luthier.v1 import data_service_pb2, dataset_pb2
+from luthier.worker.v1 import worker_service_pb2
 
 SERVICE = "test.v1.EchoService"
+WORKER_SERVICE = "luthier.worker.v1.WorkerService"
 Create = data_service_pb2.CreateDatasetRequest
 
 
@@ -94,6 +96,23 @@ def add_echo(echo: Echo, server: aio.Server, request_type: Any = Create) -> None
     server.add_registered_method_handlers(SERVICE, handlers)
 
 
+def add_heartbeat(_: object, server: aio.Server) -> None:
+    """A method of the workers' service that answers whoever calls."""
+
+    async def beat(request: Any, context: Any) -> worker_service_pb2.HeartbeatResponse:
+        return worker_service_pb2.HeartbeatResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        beat,
+        request_deserializer=worker_service_pb2.HeartbeatRequest.FromString,
+        response_serializer=worker_service_pb2.HeartbeatResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(WORKER_SERVICE, {"Heartbeat": handler}),)
+    )
+    server.add_registered_method_handlers(WORKER_SERVICE, {"Heartbeat": handler})
+
+
 class Site:
     """A served Echo and calls to it."""
 
@@ -129,6 +148,9 @@ class Site:
         return call(Create(parent="projects/p"), metadata=self.metadata(), timeout=30)
 
 
+WORKER_POLICY: Policy = {
+    f"/{WORKER_SERVICE}/Heartbeat": Rule(roles=frozenset({"worker"}), subjectless="tests ask about nothing")
+}
 POLICY: Policy = {
     f"/{SERVICE}/Create": Rule(roles=frozenset({"writer", "task"}), subject="parent"),
     f"/{SERVICE}/Stream": Rule(roles=frozenset({"reader"}), subject="parent"),
@@ -137,17 +159,26 @@ POLICY: Policy = {
 
 @asynccontextmanager
 async def serve(
-    home: Path, *, projects: tuple[str, ...] | None = None, request_type: Any = Create, **options: Any
+    home: Path,
+    *,
+    projects: tuple[str, ...] | None = None,
+    request_type: Any = Create,
+    with_worker_service: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Site]:
     """Serve an Echo of some projects, of all by default, whose Create takes messages of a type."""
     keys = read_or_create_keys(home)
     echo, log = Echo(), MemoryRequestLog()
+    add = partial(add_echo, request_type=request_type)
+    registrations = [Registration(add=add, servicer=echo, name=SERVICE)]
+    if with_worker_service:
+        registrations.append(Registration(add=add_heartbeat, servicer=None, name=WORKER_SERVICE))
     async with (
         serving(
             ServerOptions(address="127.0.0.1:0", drain_seconds=0.0, **options),
-            [Registration(add=partial(add_echo, request_type=request_type), servicer=echo, name=SERVICE)],
+            registrations,
             authenticator=Authenticator(keys, TaskTokens(keys.token_secret), projects=projects),
-            policy=POLICY,
+            policy=POLICY | (WORKER_POLICY if with_worker_service else {}),
             request_log=log,
             metrics=MetricsServer("127.0.0.1:0"),
         ) as running,

@@ -189,6 +189,27 @@ async def test_codes_are_spelt_as_go_spells_them(site: Site) -> None:
             text = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
 
 
+@pytest.mark.parametrize(
+    "method", ["/grpc.health.v1.Health/Check", "/luthier.worker.v1.WorkerService/Heartbeat"]
+)
+async def test_health_and_workers_do_not_stand_behind_a_flood_of_other_calls(
+    tmp_path: Path, method: str
+) -> None:
+    order: list[str] = []
+
+    async def made(call: Any, name: str) -> None:
+        await asyncio.wait([asyncio.ensure_future(call)])
+        order.append(name)
+
+    async with serve(tmp_path / "home", with_worker_service=True) as site:
+        flood = [asyncio.create_task(made(site.create(), "other")) for _ in range(500)]
+        await asyncio.sleep(0)
+        ours = site.wire.unary_unary(method)(b"", metadata=site.metadata(site.keys.worker_key), timeout=10)
+        await asyncio.gather(*flood, made(ours, "ours"))
+    assert await ours.code() is grpc.StatusCode.OK
+    assert order.index("ours") < 100
+
+
 async def test_health_needs_no_key_and_knows_each_service(site: Site) -> None:
     stub = health_pb2_grpc.HealthStub(site.wire)
     for name in ("", SERVICE):

@@ -43,7 +43,8 @@ class Call:
     """A call in progress. Stages fill in what later stages, the log and the metrics need.
 
     `subject` is what it is about; `shed_by` names the pool that had no slot for it, `detail` says why it failed;
-    `trace_id` is of the trace that keeps it; `measure_received` and `measure_sent` are told the size of each message;
+    `trace_id` is of the trace that keeps it; `measure_received` and `measure_sent` are told the size of each message,
+    and are the same for all calls of a method;
     `examine` raises for a message of the request that who calls may not send.
     """
 
@@ -152,10 +153,8 @@ Shed = Callable[[str, CallType, Metadata], Refusal | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Method:
-    name: str
     type: CallType
-    handler: grpc.RpcMethodHandler[Any, Any]
-    behavior: Callable[..., Any]
+    staged: grpc.RpcMethodHandler[Any, Any]
 
 
 class StagedMethods(grpc.GenericRpcHandler):
@@ -167,42 +166,54 @@ class StagedMethods(grpc.GenericRpcHandler):
         self._shed = shed
         self._methods: dict[str, _Method] = {}
 
-    def add(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-        """Take a method, `/luthier.v1.DataService/GetDataset`, with the handler that was generated for it."""
+    def add(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """Take a method, `/luthier.v1.DataService/GetDataset`, with the handler that was generated for it.
+
+        Returns the handler that runs it through the stages, for who registers it with gRPC itself.
+        """
         type_ = call_type(handler)
-        self._methods[name] = _Method(name, type_, handler, _behavior(handler, type_))
+        staged = self._staged(name, type_, handler)
+        self._methods[name] = _Method(type_, staged)
+        return staged
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return how to answer a call that came; None where there is no such method, which gRPC then says."""
-        method = self._methods.get(handler_call_details.method)
+        name = handler_call_details.method
+        method = self._methods.get(name)
         if method is None:
             return None
-        refuse = self._shed(method.name, method.type, handler_call_details.invocation_metadata or ())
+        refuse = self._shed(name, method.type, handler_call_details.invocation_metadata or ())
         if refuse is not None:
             return grpc.stream_unary_rpc_method_handler(refuse)
-        return self._staged(method)
+        return method.staged
 
-    def _staged(self, method: _Method) -> grpc.RpcMethodHandler[Any, Any]:
-        handler = method.handler
+    def _staged(
+        self, name: str, type_: CallType, handler: grpc.RpcMethodHandler[Any, Any]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
+        behavior = _behavior(handler, type_)
         serializer = _Serializer(handler.response_serializer)
 
         async def staged(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> Any:
             call = Call(
-                method=method.name,
-                type=method.type,
+                method=name,
+                type=type_,
                 context=context,
                 messages=messages,
                 streams_requests=handler.request_streaming,
                 deserialize=deserialize,
                 task=asyncio.current_task(),
             )
-            serializer.call = call
-            return await run(call, method.behavior)
+            async with AsyncExitStack() as stack:
+                for stage in self._stages:
+                    await stack.enter_async_context(stage(call))
+                serializer.measure = call.measure_sent
+                return await run(call, behavior)
+            raise AssertionError("no stage swallows an exception")
 
         # To gRPC every request is a stream: on the wire it is, and the stages come before the first message.
         wrap = (
@@ -217,30 +228,23 @@ class StagedMethods(grpc.GenericRpcHandler):
         )
 
     async def _run_unary(self, call: Call, behavior: Callable[..., Any]) -> Any:
-        async with AsyncExitStack() as stack:
-            for stage in self._stages:
-                await stack.enter_async_context(stage(call))
-            if call.type == "unary":
-                response = await self._answer(call, lambda: behavior(call.request, call.context))
-            else:
-                response = await behavior(call.requests(), call.context)
-            call.sent = 1
-            return response
-        raise AssertionError("no stage swallows an exception")
+        if call.type == "unary":
+            response = await self._answer(call, lambda: behavior(call.request, call.context))
+        else:
+            response = await behavior(call.requests(), call.context)
+        call.sent = 1
+        return response
 
     async def _run_stream(self, call: Call, behavior: Callable[..., Any]) -> None:
-        async with AsyncExitStack() as stack:
-            for stage in self._stages:
-                await stack.enter_async_context(stage(call))
-            request = call.requests() if call.streams_requests else call.request
-            writing = _Writing(call)
-            if not inspect.isasyncgenfunction(behavior):
-                await behavior(request, writing)
-                return
-            # Closed at once, not by the garbage collector, when the caller goes away.
-            async with aclosing(behavior(request, call.context)) as responses:
-                async for response in responses:
-                    await writing.write(response)
+        request = call.requests() if call.streams_requests else call.request
+        writing = _Writing(call)
+        if not inspect.isasyncgenfunction(behavior):
+            await behavior(request, writing)
+            return
+        # Closed at once, not by the garbage collector, when the caller goes away.
+        async with aclosing(behavior(request, call.context)) as responses:
+            async for response in responses:
+                await writing.write(response)
 
 
 class _Writing:
@@ -258,17 +262,19 @@ class _Writing:
 
 
 class _Serializer:
-    """Passes bytes through, as a replayed answer is stored as it went over the wire, and has sizes measured."""
+    """Passes bytes through, as a replayed answer is stored as it went over the wire, and has sizes measured.
+
+    One for all calls of a method, which are measured alike.
+    """
 
     def __init__(self, serialize: Callable[[Any], bytes] | None) -> None:
         assert serialize is not None, "methods of generated servicers have a serializer"
         self._serialize = serialize
-        self.call: Call | None = None
+        self.measure: Measure = lambda _: None
 
     def __call__(self, response: Any) -> bytes:
         data = response if isinstance(response, bytes) else self._serialize(response)
-        if self.call is not None:
-            self.call.measure_sent(len(data))
+        self.measure(len(data))
         return data
 
 

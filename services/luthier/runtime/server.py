@@ -48,6 +48,8 @@ _FAREWELL_SECONDS = 1.0
 _SPARE = 16
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _REFLECTING = Rule(roles=frozenset(KEY_ROLES), subjectless="it is about what all services are made of")
+_OWN_LANES = frozenset({"grpc.health.v1.Health", "luthier.worker.v1.WorkerService"})
+"""Services whose calls pass a flood of others: who waits for them in vain ends a process, or a worker's lease."""
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _OPTIONS = [
@@ -139,7 +141,7 @@ async def serving(
         maximum_concurrent_rpcs=_SPARE * options.limits.most,
     )
     health = Health()
-    methods = _Methods(staged)
+    methods = _Methods(staged, server)
     names = [registration.name for registration in registrations]
     # Not by `enable_server_reflection`, which takes our `_Methods` for a server of threads.
     reflecting = reflection.aio.ReflectionServicer([*names, reflection.SERVICE_NAME])
@@ -226,12 +228,14 @@ async def _stop(server: aio.Server, in_flight: InFlight, grace_seconds: float) -
 class _Methods:
     """What generated functions add services to, in place of a server: it knows each method, and that each has a policy.
 
-    No method is registered with gRPC, which would wait for the next call of each by itself, and hang a callback on
-    every one of these waits, and take it off again, for each call of any.
+    gRPC is told of the methods of `_OWN_LANES` alone. It waits for the next call of each of these by itself, so that
+    they pass those who stand in the one queue of all others; and for each call of any it hangs a callback on every one
+    of these waits and takes it off again, which makes many of them dear.
     """
 
-    def __init__(self, staged: StagedMethods) -> None:
+    def __init__(self, staged: StagedMethods, server: aio.Server) -> None:
         self._staged = staged
+        self._server = server
         self._types: dict[str, CallType] = {}
         self._num_services = 0
         self._num_told = 0
@@ -243,10 +247,13 @@ class _Methods:
         self, service: str, handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         self._num_told += 1
+        staged = {}
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
             self._types[method] = call_type(handler)
-            self._staged.add(method, handler)
+            staged[name] = self._staged.add(method, handler)
+        if service in _OWN_LANES:
+            self._server.add_registered_method_handlers(service, staged)
 
     def require_policies(self, policy: Policy) -> None:
         """Raise AssertionError for a method without a policy, and for a service that does not tell its methods."""
