@@ -57,6 +57,8 @@ TOGETHER = {
     "tests/e2e/test_learning_curve.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",
+    "tests/daemon/test_fsck.py": "programs",
+    "tests/daemon/test_start_failures.py": "programs",
     "tests/evaluation/worker/test_asking.py": "asking",
     "tests/evaluation/worker/test_in_child.py": "engines",
     "tests/training/worker/test_in_child.py": "children",
@@ -151,9 +153,9 @@ def _migrated_once() -> Iterator[None]:
     if "luthier.storage.migrations" not in sys.modules:
         yield
         return
-    from tests.migrated import migrating_once
+    from tests.migrated import creating_once, migrating_once
 
-    with migrating_once():
+    with migrating_once(), creating_once():
         yield
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tests.daemon.test_luthierd import LUTHIERD, environment
+from tests.daemon.copies import Copies
+from tests.daemon.test_luthierd import environment
 from tests.storage.test_reading import state_of
 from tests.work.conftest import new_task
 
@@ -307,12 +308,18 @@ async def test_parts_of_jobs_and_evaluations_are_asked_too(tmp_path: Path) -> No
     await evaluation.database.close()
 
 
-def fsck(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [LUTHIERD, "fsck", *options]
-    return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+Fsck = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs the command on a home, with options."""
 
 
-async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data: State) -> None:
+@pytest.fixture
+def fsck(programs: Copies) -> Fsck:
+    return lambda home, *options: programs.run(
+        "luthier.daemon", "fsck", *options, environment=environment(home)
+    )
+
+
+async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data: State, fsck: Fsck) -> None:
     rows = await data.put("rows")
     await add_version(data, rows)
     fine = fsck(data.home, "--service", "data")
@@ -336,7 +343,9 @@ async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data
 
 
 @pytest.mark.parametrize("is_running", [True, False])
-async def test_the_command_changes_no_file_no_folder_and_no_time(data: State, is_running: bool) -> None:
+async def test_the_command_changes_no_file_no_folder_and_no_time(
+    data: State, fsck: Fsck, is_running: bool
+) -> None:
     await add_version(data, await data.put("rows"))
     (data.home / "data" / "blobs" / "incoming" / "left").write_bytes(b"what a start would sweep")
     if not is_running:
@@ -346,13 +355,13 @@ async def test_the_command_changes_no_file_no_folder_and_no_time(data: State, is
     assert state_of(data.home) == before
 
 
-def test_a_home_where_a_service_never_ran_cannot_be_checked(tmp_path: Path) -> None:
+def test_a_home_where_a_service_never_ran_cannot_be_checked(tmp_path: Path, fsck: Fsck) -> None:
     done = fsck(tmp_path)
     assert done.returncode == 2
     assert f"error: {tmp_path}/data/data.db must be the data service's database, there is none" in done.stderr
 
 
-def test_a_database_of_another_version_cannot_be_checked(tmp_path: Path) -> None:
+def test_a_database_of_another_version_cannot_be_checked(tmp_path: Path, fsck: Fsck) -> None:
     path = tmp_path / "data" / "data.db"
     upgrade(f"sqlite+aiosqlite:///{path}", [work_schema.MIGRATIONS])
     before = path.read_bytes()

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.daemon.copies import Copies
 from tests.daemon.test_luthierd import environment
 
 from luthier.data import schema as data_schema
@@ -21,11 +22,6 @@ from luthier.work import schema as work_schema
 
 Prepare = Callable[[Path, dict[str, str]], str]
 """Makes a home, and settings in place, with which nothing can start; returns what must be said."""
-
-
-def started(module: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"luthier.{module}"]
-    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=120)
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
@@ -122,23 +118,28 @@ def metrics_nowhere(_: Path, settings: dict[str, str]) -> str:
         metrics_nowhere,
     ],
 )
-def test_a_service_that_cannot_start_says_why_in_a_line(tmp_path: Path, prepare: Prepare) -> None:
+def test_a_service_that_cannot_start_says_why_in_a_line(
+    tmp_path: Path, programs: Copies, prepare: Prepare
+) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     settings = environment(home)
     expected = prepare(home, settings)
-    line = said(started("data", settings))
+    line = said(programs.run("luthier.data", environment=settings))
     assert "secret" not in line
     assert re.search(expected, line), line
 
 
-def test_a_url_that_nobody_knows_is_refused_before_a_database_is_made(tmp_path: Path) -> None:
+def test_a_url_that_nobody_knows_is_refused_before_a_database_is_made(
+    tmp_path: Path, programs: Copies
+) -> None:
     home = tmp_path / "home"
-    said(started("data", environment(home, LUTHIER_DATA_BLOBS_URL="s3://bucket/prefix")))
+    settings = environment(home, LUTHIER_DATA_BLOBS_URL="s3://bucket/prefix")
+    said(programs.run("luthier.data", environment=settings))
     assert not (home / "data" / "data.db").exists()
 
 
-def test_two_services_on_one_folder_of_blobs_are_one_too_many(tmp_path: Path) -> None:
+def test_two_services_on_one_folder_of_blobs_are_one_too_many(tmp_path: Path, programs: Copies) -> None:
     shared = f"file://{tmp_path}/blobs"
     urls = {"LUTHIER_DATA_BLOBS_URL": shared, "LUTHIER_TRAINING_BLOBS_URL": shared}
     settings = environment(tmp_path / "home", **urls)
@@ -147,7 +148,7 @@ def test_two_services_on_one_folder_of_blobs_are_one_too_many(tmp_path: Path) ->
         try:
             address = settings["LUTHIER_DATA_ADDRESS"].rpartition(":")
             _await_listening(address[0], int(address[2]))
-            line = said(started("training", settings))
+            line = said(programs.run("luthier.training", environment=settings))
         finally:
             data.terminate()
     assert re.search(
@@ -171,11 +172,14 @@ def _await_listening(host: str, port: int) -> None:
 
 @pytest.mark.parametrize("kind", ["ADDRESS", "METRICS_ADDRESS"])
 @pytest.mark.parametrize("service", ["data", "training", "evaluation"])
-def test_a_service_whose_port_is_taken_says_so_in_a_line(tmp_path: Path, service: str, kind: str) -> None:
+def test_a_service_whose_port_is_taken_says_so_in_a_line(
+    tmp_path: Path, programs: Copies, service: str, kind: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         name = f"LUTHIER_{service.upper()}_{kind}"
-        line = said(started(service, environment(tmp_path / "home", **{name: address})))
+        settings = environment(tmp_path / "home", **{name: address})
+        line = said(programs.run(f"luthier.{service}", environment=settings))
     assert address in line
     assert "is the port taken?" in line
 
@@ -183,4 +187,6 @@ def test_a_service_whose_port_is_taken_says_so_in_a_line(tmp_path: Path, service
 @pytest.mark.parametrize("service", ["data", "training", "evaluation"])
 def test_a_worker_that_cannot_start_says_why_in_a_line(tmp_path: Path, service: str) -> None:
     settings = environment(tmp_path / "home", LUTHIER_WORKER_CACHE_BYTES="much")
-    assert "LUTHIER_WORKER_CACHE_BYTES must be" in said(started(f"{service}.worker", settings))
+    command = [sys.executable, "-m", f"luthier.{service}.worker"]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False, timeout=120)
+    assert "LUTHIER_WORKER_CACHE_BYTES must be" in said(done)

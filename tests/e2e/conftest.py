@@ -283,9 +283,9 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return shared(request.session, tmp_path_factory, *TUNING_WORKERS, "evaluation-worker")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def checked_in_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever was killed: every reference has its blob, every blob its reference, and digests hold."""
+    """Whatever its tests killed: every reference has its blob, every blob its reference, and digests hold."""
     yield
     if (found := request.session.stash.get(SHARED, None)) is not None:
         assert found.cluster.faults() == []
