@@ -63,6 +63,8 @@ from luthier.work.workers import Workers
 from luthier.worker.v1 import hold_service_pb2_grpc, worker_service_pb2_grpc
 
 _EXPIRY_SECONDS = 1.0
+# Three services stand beside a training on one machine: what they do while nothing happens is taken from it.
+_QUEUE_SECONDS = 5.0
 _HOLDS_SECONDS = 2.0
 _ABSENCE_SECONDS = 30.0
 _FORGET_SECONDS = 3600.0
@@ -246,7 +248,7 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         await parts.excuse_holds()
         request_log = SqlRequestLog(database)
         waiting = WaitingTasks(database, parts.log, hosted.handlers, parts.workers)
-        waits = Chore(work=waiting.look, interval_seconds=_EXPIRY_SECONDS)
+        waits = Chore(work=waiting.look, interval_seconds=_QUEUE_SECONDS)
         purging = Purging(database, hosted.purged, PurgeMetrics(parts.metrics.registry))
         purges = Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
         collecting = _collecting(parts.collector, settings.blob_grace_seconds)
@@ -283,7 +285,7 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
     """Return what every service does beside its calls."""
     return [
         Chore(work=parts.expire, interval_seconds=_EXPIRY_SECONDS),
-        Chore(work=parts.figures.look, interval_seconds=_EXPIRY_SECONDS),
+        Chore(work=parts.figures.look, interval_seconds=_QUEUE_SECONDS),
         Chore(work=parts.elsewhere.sweep, interval_seconds=_HOLDS_SECONDS),
         Chore(work=request_log.forget_old, interval_seconds=_FORGET_SECONDS),
         Chore(work=parts.queue.forget_finished, interval_seconds=_FORGET_SECONDS),
