@@ -57,12 +57,11 @@ def creating_once() -> Iterator[None]:
     made: dict[tuple[MetaData, frozenset[str]], list[str]] = {}
 
     def again(metadata: MetaData, bind: Any, *arguments: Any, **options: Any) -> None:
-        there = (
-            statements_by_name(bind)
-            if isinstance(bind, Connection) and not arguments and not options
-            else None
+        is_usual = (
+            isinstance(bind, Connection) and bind.dialect.name == "sqlite" and not arguments and not options
         )
-        if there is None or is_about_migrations() or not there.keys().isdisjoint(metadata.tables):
+        there = statements_by_name(bind) if is_usual else {}
+        if not is_usual or is_about_migrations() or not there.keys().isdisjoint(metadata.tables):
             create(metadata, bind, *arguments, **options)
             return
         wanted = metadata, frozenset(metadata.tables)
