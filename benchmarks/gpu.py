@@ -4,9 +4,11 @@
 times those that are right in turns, prints a table, writes results/gpu.json and ends with one line of JSON: our time
 over the best contender's, by operator. A peer that is not installed, fails or is wrong is named with the reason.
 
-`--only A,B` measures some operators, `--models A,B` takes the shapes of some models, `--results FILE` writes another
-file. `--dry-run` goes
-the whole way without a GPU, small, in float16 and Triton's interpreter, by the processor's clock, and writes nothing.
+A training step takes 8,192 tokens, or `--tokens N` where a device has no memory for them, and is told as a share of the
+device's peak in bfloat16 too (`gpu_peaks.py`); of a device whose peak nobody put there the share is null, and why is
+said. `--only A,B` measures some operators, `--models A,B` takes the shapes of some models, `--results FILE` writes
+another file. `--dry-run` goes the whole way without a GPU, small, in float16 and Triton's interpreter, by the
+processor's clock, and writes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gpu_peaks import peak_of, share_of, why_no_share
 
 if TYPE_CHECKING:
     from gpu_meter import Problem
@@ -69,22 +73,30 @@ class Task:
 
 
 def tasks(
-    models: Sequence[Model], ops: Sequence[str], *, is_dry: bool, without: Collection[str] = ()
+    models: Sequence[Model],
+    ops: Sequence[str],
+    *,
+    is_dry: bool,
+    without: Collection[str] = (),
+    tokens: int | None = None,
 ) -> list[Task]:
-    """What is to be measured, some contenders left out by name."""
+    """What is to be measured, some contenders left out by name; a step of so many tokens, None: as many as it has."""
     # Here, as importing the kernels settles whether they are interpreted or compiled.
     import gpu_cases
     import gpu_step
-    from gpu_models import DRY, ON_DEVICE
+    from gpu_models import DRY, DRY_STEP_TOKENS, ON_DEVICE, STEP_TOKENS, with_tokens
 
     setting = DRY if is_dry else ON_DEVICE
+    of_step = with_tokens(setting, tokens or (DRY_STEP_TOKENS if is_dry else STEP_TOKENS))
     made = []
     for op in ops:
+        is_step = op == gpu_step.OP
         for model in models:
-            make = partial(
-                gpu_step.problem if op == gpu_step.OP else partial(gpu_cases.problem, op), model, setting
-            )
-            made.append(Task(op, f"{model.name} {op}", partial(_lessened, make, frozenset(without))))
+            make = partial(gpu_step.problem, model, of_step)
+            if not is_step:
+                make = partial(gpu_cases.problem, op, model, setting)
+            name = f"{model.name} {op}" + (f" of {of_step.tokens} tokens" if is_step else "")
+            made.append(Task(op, name, partial(_lessened, make, frozenset(without))))
     return made
 
 
@@ -94,23 +106,38 @@ def _lessened(make: Callable[[], Problem], without: frozenset[str]) -> Problem:
     return replace(found, contenders=kept)
 
 
-def measure_all(found: Iterable[Task], repeats: int, *, is_dry: bool) -> tuple[list[Row], str]:
-    """A row for each task, and why there are not all of them, if so."""
+def measure_all(
+    found: Iterable[Task], repeats: int, *, is_dry: bool, peak: float = 0.0
+) -> tuple[list[Row], str]:
+    """A row for each task, and why there are not all of them, if so; shares are of the device's peak, 0: unknown."""
     from gpu_meter import DeviceClock, DeviceLostError, HostClock, measure, shown
 
     clock = HostClock() if is_dry else DeviceClock()
     rows: list[Row] = []
     for task in found:
+        operations = 0
         try:
-            outcomes = measure(task.make(), clock, repeats)
+            made = task.make()
+            operations = made.operations
+            outcomes = measure(made, clock, repeats)
         except DeviceLostError as error:
             return rows, f"the device was lost in {task.name}: {error}"
         except Exception as error:
             # Such as a model that is too large for this device: the other problems may be measured.
             outcomes = {"all": {"status": "failed", "why": shown(error)}}
         rows.append({"op": task.op, "problem": task.name, "contenders": outcomes})
+        if operations:
+            rows[-1] |= {"operations": operations}
+            _add_shares(outcomes, operations, peak)
         print("\n".join(lines_of(rows[-1])), flush=True)
     return rows, ""
+
+
+def _add_shares(outcomes: Mapping[str, Row], operations: int, peak: float) -> None:
+    for one in outcomes.values():
+        if one["status"] == "timed":
+            share = share_of(operations, one["milliseconds"], peak)
+            one["peak_share"] = None if share is None else round(share, 4)
 
 
 def lines_of(row: Row) -> Iterator[str]:
@@ -122,7 +149,9 @@ def lines_of(row: Row) -> Iterator[str]:
             memory = "" if peak is None else f"  {peak / 2**20:9.1f} MiB"
             alone = outcome["device_milliseconds"]
             device = 18 * " " if alone is None else f"  device {alone:8.3f}"
-            yield f"  {name:34} {outcome['milliseconds']:10.3f} ms{device}{memory}"
+            share = outcome.get("peak_share")
+            reached = "" if share is None else f"  {100 * share:5.1f} % of the peak"
+            yield f"  {name:34} {outcome['milliseconds']:10.3f} ms{device}{memory}{reached}"
         else:
             yield f"  {name:34} {outcome['status']}: {outcome['why']}"
 
@@ -161,6 +190,11 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
         "ours_vs_best": {op: mean(op, only_eager=False) for op in ops},
         "ours_vs_eager": {op: mean(op, only_eager=True) for op in ops},
         "on_device_vs_best": {op: mean(op, only_eager=False, measure="device_milliseconds") for op in ops},
+        "peak_share": {
+            row["problem"]: row["contenders"].get(_OURS, {}).get("peak_share")
+            for row in rows
+            if "operations" in row
+        },
         **{status: named(status) for status in ("wrong", "refused", "failed", "missing")},
     }
 
@@ -219,6 +253,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--without", default="", metavar="A,B", help="contenders to leave out, such as torch.compile"
     )
+    parser.add_argument("--tokens", type=int, metavar="N", help="of a training step (default 8192)")
     parser.add_argument(
         "--repeats", type=int, default=20, help="rounds in which all take a turn (default 20)"
     )
@@ -236,6 +271,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--repeats must be at least 1, got {arguments.repeats}")
     models = [model for model in MODELS if model.name in chosen]
     arguments.models = [shrunk(model) for model in models] if arguments.dry_run else models
+    if arguments.tokens is not None and arguments.tokens < 2:
+        parser.error(f"--tokens must be at least 2, got {arguments.tokens}")
     arguments.without = arguments.without.split(",") if arguments.without else []
     if {_OURS, "eager"} & set(arguments.without):
         parser.error(f"--without cannot leave out ours or eager, got {','.join(arguments.without)!r}")
@@ -267,9 +304,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(message, file=sys.stderr)
         return 2
     repeats = 1 if is_dry else arguments.repeats
-    found = tasks(arguments.models, arguments.ops, is_dry=is_dry, without=arguments.without)
-    rows, stopped = measure_all(found, repeats, is_dry=is_dry)
-    summary: dict[str, Any] = {"dry_run": is_dry, **summary_of(rows), "stopped": stopped or None}
+    found = tasks(
+        arguments.models, arguments.ops, is_dry=is_dry, without=arguments.without, tokens=arguments.tokens
+    )
+    name = None if is_dry else surroundings()["device"]
+    peak = peak_of(name) if name else 0.0
+    rows, stopped = measure_all(found, repeats, is_dry=is_dry, peak=peak)
+    said = {"operations_per_second": peak or None, "why": why_no_share(name) or None}
+    summary: dict[str, Any] = {
+        "dry_run": is_dry,
+        **summary_of(rows),
+        "peak": {"device": name, **said},
+        "stopped": stopped or None,
+    }
     if not is_dry:
         document: Mapping[str, Any] = {
             "machine": surroundings(),

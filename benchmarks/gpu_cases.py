@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 
 from luthier.kernels.attention_varlen import attention_varlen
 from luthier.kernels.attention_varlen.reference import attention_varlen_reference
+from luthier.kernels.dequantise import FORMATS, NF4_BLOCK, dense, dequantise, is_quantised
 from luthier.kernels.gated_activation import swiglu
 from luthier.kernels.grouped_lora_linear import LoraAdapter, Segment, grouped_lora_linear
+from luthier.kernels.linear import linear
 from luthier.kernels.linear_cross_entropy import linear_cross_entropy
 from luthier.kernels.linear_logprob import linear_logprob
 from luthier.kernels.lora_linear import Projection, lora_linear, lora_linear_multi
@@ -199,6 +203,42 @@ def _attention(model: Model, setting: Setting) -> Any:
     return inputs, lambda impl: lambda t: lambda: run(t, impl), lambda t: lambda: plain(t)
 
 
+def _quantised(weight: Tensor, name: str) -> Tensor:
+    from torchao.quantization import Int8Tensor, PerRow, to_nf4
+
+    blocks = weight.numel() // NF4_BLOCK
+    found: Tensor = (
+        Int8Tensor.from_hp(weight, PerRow())
+        if name == "int8"
+        else to_nf4(weight, NF4_BLOCK, math.gcd(256, blocks))
+    )
+    return found
+
+
+def _packed(name: str, model: Model, setting: Setting) -> Any:
+    """Two products with weights of a format, from a model's width to that of its feed-forward block and back."""
+    draw = Draw(setting)
+    sizes = {"up": (model.feed_forward, model.hidden), "down": (model.hidden, model.feed_forward)}
+    inputs = {"x": draw.normal(setting.tokens, model.hidden, learnt=True)}
+    for key, shape in sizes.items():
+        inputs[key] = _quantised(draw.normal(*shape, scale=shape[1] ** -0.5), name)
+
+    def run(t: Inputs, impl: Impl) -> list[Tensor]:
+        return [linear(linear(t["x"], t["up"], impl=impl), t["down"], impl=impl)]
+
+    return inputs, lambda impl: lambda t: lambda: run(t, impl), None
+
+
+def _numbers(name: str, model: Model, setting: Setting) -> Any:
+    draw = Draw(setting)
+    inputs = {"weight": _quantised(draw.normal(model.feed_forward, model.hidden), name)}
+
+    def run(t: Inputs, impl: Impl) -> list[Tensor]:
+        return [dequantise(t["weight"], impl=impl) if is_quantised(t["weight"]) else t["weight"]]
+
+    return inputs, lambda impl: lambda t: lambda: run(t, impl), None
+
+
 OPERATORS: Mapping[str, Maker] = {
     "lora_linear": _lora,
     "lora_linear_multi": _qkv,
@@ -210,6 +250,8 @@ OPERATORS: Mapping[str, Maker] = {
     "rope": _rope,
     "gated_activation": _gated,
     "attention_varlen": _attention,
+    **{f"linear_{name}": partial(_packed, name) for name in FORMATS.values()},
+    **{f"dequantise_{name}": partial(_numbers, name) for name in FORMATS.values()},
 }
 """By name; `lora_mlp` is a whole feed-forward block of gate, up and down projections with their activation."""
 
@@ -237,7 +279,9 @@ def problem(op: str, model: Model, setting: Setting) -> Problem:
 
 
 def _wide(inputs: Inputs) -> Inputs:
-    made = {name: one.detach().float() if one.is_floating_point() else one for name, one in inputs.items()}
+    made = {
+        name: dense(one.detach()).float() if one.is_floating_point() else one for name, one in inputs.items()
+    }
     return {name: one.requires_grad_(inputs[name].requires_grad) for name, one in made.items()}
 
 
@@ -265,6 +309,8 @@ def program(build: Build, inputs: Inputs, dtype: torch.dtype) -> Program:
         if not grads:
             made = [one.to(output.dtype) for one, output in zip(_drawn(outputs, dtype), outputs, strict=True)]
             grads.extend((one, one.clone()) for one in made)
+        if not learnt:
+            return outputs
         found = torch.autograd.grad(outputs, [mine[name] for name in learnt], [one for one, _ in grads])
         return [*outputs, *found]
 

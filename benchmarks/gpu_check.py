@@ -5,7 +5,8 @@
 - `kernels`: the operators' tests and those of training on the device, `pytest -m gpu`;
 - `job`: 30 steps, a kill and a resume, an evaluation and an answer through real services (`gpu_check_job.py`);
 - `plan`: memory and time of runs on the device against what plans say of it (`gpu_check_plan.py`);
-- `step`: a step of Llama 3.1 8B with LoRA against its peers (`gpu.py --only training_step`).
+- `step`: a step of Llama 3.1 8B with LoRA and 8,192 tokens against its peers, and what share of the chip's peak it
+  reaches (`gpu.py --only training_step`).
 
 The job tunes `--model FOLDER_OR_GGUF`, or a random model of SmolLM2 135M's sizes where none is brought.
 `--only A,B` runs some, `--results FILE` writes another file; after each part it is written anew, so that it holds what

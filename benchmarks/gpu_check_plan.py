@@ -3,7 +3,8 @@
 `python benchmarks/gpu_check_plan.py --device cuda:0`: an adapter whose layers keep all, some and nothing, and all
 weights, passes of 8,192 tokens of a model of half a billion weights. Memory is the most that torch held on the device,
 context and kernels left out on both sides. Time is that of a step against what a plan says for the peak that the
-device's maker states; of a device that is not in `PEAKS` there is none. On a processor a tiny model takes its place.
+device's maker states; of a device that is not in `gpu_peaks.py` there is none. On a processor a tiny model takes its
+place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from calibration import Configuration, Scale, expected, make_model, trained
 from calibration_speed import measured_speed
+from gpu_peaks import peak_of
 
 from luthier.lm.memory import give_back, peak_bytes, resident_bytes, watch_peak
 from luthier.lm.rehearsal import rehearse
@@ -30,16 +32,6 @@ from luthier.v1.fine_tuning_job_pb2 import DeviceClass
 ON_GPU = Scale(pass_tokens=8192, hidden=2048, heads=16, layers=8, vocabulary=32_000)
 ON_CPU = Scale(pass_tokens=512, hidden=64, layers=2, vocabulary=512)
 ROWS_A_PASS = 4
-PEAKS = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "MI300X": 1307e12,
-}
-"""Operations a second in bfloat16, dense, as makers state them, by a word of the name that torch gives a device."""
-
 _UNKNOWN = Speed(operations=1.0, trained_head=1.0, bytes=1.0)
 
 
@@ -51,11 +43,6 @@ def configurations(scale: Scale) -> tuple[Configuration, ...]:
         for kept in ("NONE", "SELECTIVE", "FULL")
     )
     return (*adapters, Configuration(name="all weights, FULL", is_whole=True, row_tokens=rows, kept="FULL"))
-
-
-def peak_of(name: str) -> float:
-    """Return what the maker of a device states; 0: not known here."""
-    return next((peak for word, peak in PEAKS.items() if word in name), 0.0)
 
 
 def speed_here(device: torch.device) -> Speed | None:

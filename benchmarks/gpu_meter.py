@@ -59,11 +59,13 @@ class Problem:
     Attributes:
         reference: the computation in float32.
         dtype: what the contenders round to.
+        operations: of products that one run has to make, whoever makes it; 0: not counted.
     """
 
     dtype: torch.dtype
     reference: Callable[[], Program]
     contenders: Mapping[str, Contender]
+    operations: int = 0
 
 
 class Clock(Protocol):

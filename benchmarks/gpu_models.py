@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import torch
 
@@ -106,6 +107,16 @@ class Setting:
         return sum(self.lengths)
 
 
+def with_tokens(setting: Setting, tokens: int) -> Setting:
+    """The setting with sequences of its lengths, over and over, of so many tokens together; the last is cut."""
+    lengths: list[int] = []
+    for length in cycle(setting.lengths):
+        if (left := tokens - sum(lengths)) <= 0:
+            return replace(setting, lengths=tuple(lengths))
+        lengths.append(min(length, left))
+    raise AssertionError("a setting has lengths")
+
+
 ON_DEVICE = Setting(
     device="cuda",
     dtype=torch.bfloat16,
@@ -125,3 +136,7 @@ DRY = Setting(
     rank=4,
     backend="eager",
 )
+
+STEP_TOKENS = 8192
+"""Of a whole training step on a device."""
+DRY_STEP_TOKENS = 48

@@ -60,6 +60,7 @@ def problem(model: Model, setting: Setting) -> Problem:
     peft = partial(_peft, work)
     return Problem(
         dtype=setting.dtype,
+        operations=operations(model, setting),
         reference=lambda: _ours(work, "eager", is_wide=True),
         contenders={
             OURS: Contender(lambda: _ours(work, "triton"), {}),
@@ -69,6 +70,32 @@ def problem(model: Model, setting: Setting) -> Problem:
             "Liger (PEFT)": Contender(lambda: peft(liger=model.kind), LIGER | PEFT),
         },
     )
+
+
+def operations(model: Model, setting: Setting) -> int:
+    """Operations of products that a step with LoRA has to make, two for each multiplication and addition.
+
+    Nothing is counted that is computed twice, and of attention what each token sees alone: a frozen weight is
+    multiplied with forward and for the input's gradient, a factor once more for its own. Nothing asks for the gradient
+    of the first layer's input, which is its norm's and so of q, k and v.
+    """
+    E, F = model.hidden, model.feed_forward
+    queries, keys = model.heads * model.head_dim, model.key_heads * model.head_dim
+    first = [(E, queries), (E, keys), (E, keys)]
+    linears = [*first, (queries, E), (E, F), (E, F), (F, E)]
+
+    def frozen(of: list[tuple[int, int]]) -> int:
+        return sum(inputs * outputs for inputs, outputs in of)
+
+    def factors(of: list[tuple[int, int]]) -> int:
+        return setting.rank * sum(inputs + outputs for inputs, outputs in of)
+
+    of_token = model.layers * (2 * frozen(linears) + 3 * factors(linears))
+    of_token -= frozen(first) + setting.rank * sum(inputs for inputs, _ in first)
+    seen = sum(length * (length + 1) // 2 for length in setting.lengths)
+    attention = 3 * 2 * model.layers * queries * seen
+    learnt = sum(length - max(1, length // 2) for length in setting.lengths)
+    return 2 * (setting.tokens * of_token + attention + 2 * learnt * model.vocab * E)
 
 
 def make_work(model: Model, setting: Setting) -> Work:

@@ -58,11 +58,13 @@ def entries(*, is_dry: bool) -> Iterator[Entry]:
     if is_dry:
         setting = replace(DRY, lengths=(16,))
         yield from _of_model(shrunk(MODELS[0]), setting)
+        yield from _of_formats(shrunk(MODELS[0]), setting)
         yield from _of_rows(shrunk(MODELS[0]), setting)
         return
     for model in (one for one in MODELS if one.name in _MODELS):
         for rows in _ROWS:
             yield from _of_model(model, replace(ON_DEVICE, lengths=(rows,), labelled=rows))
+            yield from _of_formats(model, replace(ON_DEVICE, lengths=(rows,)))
         for rows in (*_ROWS[::2], _MANY_ROWS):
             yield from _of_rows(model, replace(ON_DEVICE, lengths=(rows,)))
 
@@ -93,6 +95,17 @@ def _of_model(model: Model, setting: Setting) -> Iterator[Entry]:
         for vocab in sorted({min(_SMALL_VOCAB, model.vocab), model.vocab}):
             shape = linear_cross_entropy.shape_class(setting.labelled, vocab, device)
             yield _entry((op, op, shape), replace(model, vocab=vocab), setting, f" of {vocab} words")
+
+
+def _of_formats(model: Model, setting: Setting) -> Iterator[Entry]:
+    """Products with quantised weights, which plain torch makes numbers of, and the making of numbers."""
+    from luthier.kernels.dequantise import FORMATS
+    from luthier.kernels.linear import packed_shape_class
+
+    for name in FORMATS.values():
+        shape = packed_shape_class(setting.tokens, name)
+        yield _entry((f"linear_{name}", "linear", shape), model, setting)
+        yield _entry((f"dequantise_{name}", "dequantise", name), model, setting)
 
 
 def _of_rows(model: Model, setting: Setting) -> Iterator[Entry]:

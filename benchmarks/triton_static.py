@@ -158,7 +158,7 @@ def compile_case(case: Case, name: str) -> Usage:
         shared_bytes=compiled.metadata.shared,
         tensor_memory_columns=getattr(compiled.metadata, "tmem_size", 0) or 0,
         matrix_instructions=len(
-            re.findall(target.instruction_for(launch.tiles.get("BLOCK_M", 128)), assembly)
+            re.findall(target.instruction_for(case.left_rows or launch.tiles.get("BLOCK_M", 128)), assembly)
         ),
         is_matmul=case.is_matmul,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from luthier.kernels.dequantise import triton_kernels as dequantise
 from luthier.kernels.gated_activation import triton as gated_activation
 from luthier.kernels.gpu import Launches
 from luthier.kernels.grouped_lora_linear import triton_kernels as grouped
@@ -29,6 +30,7 @@ class Case:
         aligned: integers divisible by 16; pointers always are.
         constants: values of the constants that the launch does not give.
         is_matmul: whether it must hold matrix instructions.
+        left_rows: rows of the left side of its products; none: BLOCK_M of its launch.
         targets: the chips it is for; none: all.
     """
 
@@ -40,6 +42,7 @@ class Case:
     aligned: frozenset[str] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict)
     is_matmul: bool = True
+    left_rows: int | None = None
     targets: frozenset[str] = frozenset()
 
     def is_for(self, target: str) -> bool:
@@ -56,6 +59,8 @@ def cases() -> Iterator[Case]:
         yield from _rope_cases(element)
         yield from _gated_cases(element)
         yield from _loss_cases(element)
+        for name, together in (("int8", 0), ("nf4", 256)):
+            yield from _packed_cases(element, name, together)
 
 
 def _types(element: str, pointers: str, floats: str, integers: str) -> dict[str, str]:
@@ -298,3 +303,61 @@ def _loss_cases(element: str) -> Iterator[Case]:
             constants={name: name in on for name in ("WEIGHTED", "GRADIENT", "ENTROPY", "SOFTCAP")},
             is_matmul=False,
         )
+
+
+def _packed_cases(element: str, name: str, together: int) -> Iterator[Case]:
+    """What reads the codes of a weight: products with few rows, in slices, and with many, and its numbers alone."""
+    weight = {
+        "codes": "*u8" if together else "*i8",
+        "scales": "*i8" if together else "*fp32",
+        **dict.fromkeys(("factors", "mean", "levels"), f"*{element}" if together else "*fp32"),
+    }
+    constants = {"TOGETHER": together, "EVEN": True, "COLUMNS": dequantise.COLUMNS}
+    label, out = f"{name}, {element}", f"*{element}"
+    for rows in (16, 64):
+        yield from _packed_products(f"{rows} rows, {label}", weight, constants, rows)
+    yield from _packed_products(f"many rows, {label}", weight, constants, None)
+    kernel = dequantise.numbers_kernel, {"*": dequantise.NUMBERS}
+    types = {**weight, "out": out, "N": "i32", "K": "i32"}
+    yield replace(_packed(f"numbers, {label}", kernel, types, constants), is_matmul=False)
+    kernel = dequantise.finish_kernel, {"*": dequantise.FINISH}
+    types = _types(element, "bias out", "slices", "count size N")
+    case = _packed(f"sum of slices, {label}", kernel, types, {"HAS_BIAS": True, "ADDS": True})
+    yield replace(case, aligned=frozenset({"size", "N"}), is_matmul=False)
+
+
+def _packed_products(
+    label: str, weight: Mapping[str, str], constants: Mapping[str, Any], rows: int | None
+) -> Iterator[Case]:
+    """There and back with tiles of so many rows, whose slices are float32, or with those of many, which have none."""
+    few = rows is not None
+    fixed = {
+        **constants,
+        "PRECISION": "tf32",
+        "GROUP": 8,
+        "BLOCK_R": 16,
+        **({"BLOCK_M": rows} if few else {}),
+    }
+    out = {"out": "*fp32" if few else "*bf16"}
+    launches = dequantise.FEW if few else dequantise.MANY
+    case = _packed(
+        f"product, {label}",
+        (dequantise.product_kernel, launches),
+        {**weight, **_types("bf16", "x low b bias", "", "x_stride low_stride M N K R slice_columns"), **out},
+        {**fixed, "HAS_BIAS": not few},
+    )
+    # The weight's numbers are the left side, whose rows are outputs.
+    yield replace(case, left_rows=launches["*"].tiles["BLOCK_N"])
+    case = _packed(
+        f"gradient, {label}",
+        (dequantise.input_gradient_kernel, dequantise.FEW_GRADIENT if few else dequantise.MANY_GRADIENT),
+        {**weight, **_types("bf16", "grad low a", "", "grad_stride low_stride M N K R slice_outputs"), **out},
+        {**fixed, "WHOLE": True, "ADDS": not few},
+    )
+    yield replace(case, left_rows=rows)
+
+
+def _packed(
+    name: str, kernel: tuple[Any, Launches], types: Mapping[str, str], constants: Mapping[str, Any]
+) -> Case:
+    return replace(_lora(name, kernel, types, constants), op="dequantise", name=f"dequantise: {name}")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gpu
@@ -62,6 +63,12 @@ def test_a_dry_run_goes_the_whole_way(capsys: pytest.CaptureFixture[str]) -> Non
     assert list(found["ours_vs_best"]) == list(gpu.OPS)
     assert found["refused"] == []
     assert None not in found["ours_vs_eager"].values()
+    assert found["peak_share"] == {"SmolLM2-135M training_step of 48 tokens": None}
+    assert found["peak"] == {
+        "device": None,
+        "operations_per_second": None,
+        "why": "there is no device: what a processor takes is no share of a GPU's peak",
+    }
     for peer in ("Liger", "cut-cross-entropy", "Unsloth"):
         assert any(line.split()[:1] == peer.split()[:1] for line in lines)
     assert (gpu.RESULTS.read_bytes() if gpu.RESULTS.exists() else None) == results
@@ -82,6 +89,7 @@ def test_without_a_gpu_it_says_what_is_needed(
         (["--only", "rope,swish"], "attention_varlen, got 'swish'"),
         (["--models", "Llama-3.2-1B,GPT"], "--models must be of SmolLM2-135M, Llama-3.2-1B, "),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--tokens", "1"], "--tokens must be at least 2, got 1"),
         (["--dry"], "unrecognized arguments: --dry"),
         (["--without", "Liger,eager"], "--without cannot leave out ours or eager, got 'Liger,eager'"),
     ],
@@ -105,6 +113,48 @@ def test_a_dry_run_takes_the_first_model_small() -> None:
     (model,) = gpu.parse(["--dry-run"]).models
     assert (model.name, model.hidden) == ("SmolLM2-135M", 64)
     assert len(gpu.parse([]).models) == 4
+
+
+def test_a_step_on_a_device_takes_8192_tokens_or_what_is_asked_for() -> None:
+    models = gpu.parse(["--models", "Llama-3.1-8B"]).models
+    names = [
+        task.name
+        for tokens in (None, 4096, 5000)
+        for task in gpu.tasks(models, ["training_step", "rope"], is_dry=False, tokens=tokens)
+    ]
+    assert names[:2] == ["Llama-3.1-8B training_step of 8192 tokens", "Llama-3.1-8B rope"]
+    assert names[2::2] == [f"Llama-3.1-8B training_step of {tokens} tokens" for tokens in (4096, 5000)]
+
+
+def test_a_run_is_told_as_a_share_of_the_devices_peak() -> None:
+    counted = replace(problem(ours=computes([EXACT.half()])), operations=10**6)
+    tasks = [gpu.Task("training_step", "a step", lambda: counted), gpu.Task("rope", "another", problem)]
+    rows, _ = gpu.measure_all(tasks, 1, is_dry=True, peak=1e12)
+    timed = rows[0]["contenders"][OURS]
+    assert timed["peak_share"] == pytest.approx(1e6 / (timed["milliseconds"] / 1e3) / 1e12, abs=1e-4)
+    assert any("% of the peak" in line for line in gpu.lines_of(rows[0]))
+    assert gpu.summary_of(rows)["peak_share"] == {"a step": timed["peak_share"]}
+    assert "peak_share" not in rows[1]["contenders"][EAGER]
+    rows, _ = gpu.measure_all(tasks, 1, is_dry=True)
+    assert rows[0]["contenders"][OURS]["peak_share"] is None, "a device whose peak is not known"
+
+
+def test_operations_of_a_step_are_those_that_torch_counts() -> None:
+    """All products but attention's, whose pairs no counter knows: plain torch computes more of them than there are."""
+    import gpu_step
+    from gpu_models import DRY, MODELS, shrunk
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = replace(shrunk(MODELS[0]), layers=2)
+    setting = replace(DRY, dtype=torch.float32)
+    made = gpu_step.problem(model, setting)
+    step = made.contenders[EAGER].make()
+    with FlopCounterMode(display=False) as counter:
+        step.run()
+    products = {torch.ops.aten.mm, torch.ops.aten.addmm}
+    counted = sum(count for op, count in counter.get_flop_counts()["Global"].items() if op in products)
+    seen = sum(length * (length + 1) // 2 for length in setting.lengths)
+    assert made.operations - 12 * model.layers * model.heads * model.head_dim * seen == counted
 
 
 def test_a_wrong_contender_is_not_timed() -> None:

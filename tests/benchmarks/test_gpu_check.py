@@ -162,6 +162,8 @@ def _plan_seen(found: dict[str, Any]) -> None:
 def _step_seen(found: dict[str, Any]) -> None:
     assert found["dry_run"] is True
     assert found["stopped"] is None
+    assert found["peak_share"] == {"SmolLM2-135M training_step of 48 tokens": None}
+    assert found["peak"]["why"].startswith("there is no device")
 
 
 SEEN = {

@@ -16,20 +16,6 @@ from luthier.training.recipes.footprint import Speed
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("AMD Instinct MI300X", 1307e12),
-        ("NVIDIA GeForce RTX 4090", 0.0),
-    ],
-)
-def test_a_device_is_known_by_a_word_of_its_name(name: str, peak: float) -> None:
-    assert gpu_check_plan.peak_of(name) == peak
-
-
 def test_on_a_gpu_a_plan_counts_on_a_share_of_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     speed = gpu_check_plan.speed_here(torch.device("cuda:0"))

@@ -64,9 +64,11 @@ def test_a_dry_run_asks_for_every_operator_with_triton_kernels(capsys: pytest.Ca
     before = {op: tables.table_path(op).read_bytes() for op in tables.OPS}
     assert gpu_tables.main(["--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    # Attention and plain linear layers are the libraries' own on a GPU.
-    others = {"adamw_8bit", "attention_decode", "attention_varlen", "dequantise", "linear"}
+    # Attention is the libraries' own on a GPU, and linear layers are where their weights are not quantised.
+    others = {"adamw_8bit", "attention_decode", "attention_varlen"}
     assert set(found) == set(tables.OPS) - others
+    assert set(found["linear"]) == {"float16/few_rows-int8", "float16/few_rows-nf4"}
+    assert set(found["dequantise"]) == {"float16/int8", "float16/nf4"}
     assert {op: tables.table_path(op).read_bytes() for op in tables.OPS} == before
 
 

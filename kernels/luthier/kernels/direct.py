@@ -27,10 +27,11 @@ _face: ContextVar[Face | None] = ContextVar("luthier_kernel_face", default=None)
 
 
 class KernelOp:
-    """A torch custom op with kernels in C++ and, once `on_gpu` was called, in Triton.
+    """A torch custom op with kernels in C++ and, once `on_gpu` or `on_gpu_with_codes` was called, in Triton.
 
     Arguments are tensors, lists of tensors and plain values. Tensors on a GPU take the Triton kernel. Where a kernel in
-    C++ takes a frozen weight, it may be quantised; all else is given what `dense` makes of it.
+    C++, or one of `on_gpu_with_codes`, takes a frozen weight, it may be quantised; all else is given what `dense` makes
+    of it.
 
     Attributes:
         op: the op as torch knows it, for compilers, exporters and `torch.library.opcheck`.
@@ -42,6 +43,7 @@ class KernelOp:
         self.register_fake = self.op.register_fake
         self._name = name
         self._kernels: dict[Face, Callable[..., Any]] = {"cpu": kernel}
+        self._with_codes: set[Face] = {"cpu"}
         self._returns_list = kernel.__annotations__["return"] == list[Tensor]
         self._function: type[torch.autograd.Function] | None = None
 
@@ -55,6 +57,11 @@ class KernelOp:
         self._kernels["triton"] = kernel
         self.op.register_kernel("cuda", kernel)
         return kernel
+
+    def on_gpu_with_codes(self, kernel: Kernel) -> Kernel:
+        """As `on_gpu`, of a kernel that takes quantised weights as they are."""
+        self._with_codes.add("triton")
+        return self.on_gpu(kernel)
 
     def register_autograd(self, backward: Callable[..., Any], keep: Callable[..., None]) -> None:
         """Differentiate by `backward(ctx, *grads)` of what `keep(ctx, inputs, output)` kept; autocast to bfloat16.
@@ -80,7 +87,7 @@ class KernelOp:
 
     def _run(self, arguments: tuple[Any, ...]) -> Any:
         face = _face.get() or _face_of(arguments)
-        return self._kernels[face](*(arguments if face == "cpu" else _dense(arguments)))
+        return self._kernels[face](*(arguments if face in self._with_codes else _dense(arguments)))
 
     def _function_of(
         self, backward: Callable[..., Any], keep: Callable[..., None]

@@ -5,6 +5,7 @@ Shape suffixes: M rows, K inputs, N outputs. Importing this package does not imp
 
 from typing import TYPE_CHECKING
 
+from luthier.kernels.dequantise import codes_refusal, format_of, is_quantised
 from luthier.kernels.tables import Impl, resolve
 
 if TYPE_CHECKING:
@@ -17,20 +18,20 @@ def linear(
     """X weight^T + bias: [..., K] -> [..., N], differentiable in all three.
 
     `cpu` (C++; bfloat16 or float32) accumulates in float32 and rounds once, and the bits of a row depend neither on
-    the number of threads nor on the other rows; `eager` is torch's own; `auto` takes what the committed table measured
-    as faster.
+    the number of threads nor on the other rows; `triton` is there for quantised weights alone, whose codes it reads;
+    `eager` is torch's own; `auto` takes what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or `impl` cannot run on them.
     """
-    from luthier.kernels.operands import no_triton, refusal, require_same
+    from luthier.kernels.operands import require_same
 
     require_same(x=x, weight=weight_NK, **({} if bias_N is None else {"bias": bias_N}))
     fits = x.dim() >= 1 and weight_NK.dim() == 2 and x.shape[-1] == weight_NK.shape[1] > 0
     if not fits or (bias_N is not None and bias_N.shape != weight_NK.shape[:1]):
         shapes = [tuple(one.shape) for one in (x, weight_NK, bias_N) if one is not None]
         raise ValueError(f"shapes must be x [..., K], weight [N, K], bias [N], got {shapes}")
-    why = no_triton("linear", impl, x) or refusal(impl, x)
+    why = _refusal(impl, x, weight_NK)
     chosen = resolve("linear", impl, why, x, shape_class(x.numel() // x.shape[-1], x, weight_NK))
     if chosen == "eager":
         from luthier.kernels.linear.reference import linear_reference
@@ -90,10 +91,40 @@ def _size(rows: int) -> str:
     return "one" if rows < 4 else "few" if rows < 64 else "many"
 
 
+def reads_codes(x: "Tensor", weight_NK: "Tensor") -> bool:
+    """Whether `auto` multiplies rows x [..., K] on a GPU, there and back, with the codes of a quantised weight.
+
+    The table of `linear` says so, for every operator whose base is such a product.
+    """
+    why = _refusal("auto", x, weight_NK)
+    if why is not None:
+        return False
+    shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
+    return x.device.type == "cuda" and resolve("linear", "auto", why, x, shape) == "triton"
+
+
+def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:
+    from luthier.kernels.operands import no_triton, refusal
+
+    if is_quantised(weight_NK):
+        return codes_refusal(impl, weight_NK, weight_NK.shape[1]) or refusal(impl, x)
+    return no_triton("linear", impl, x) or refusal(impl, x)
+
+
+def packed_shape_class(rows: int, quantised: str) -> str:
+    """The class on a GPU of a product of so many rows, there and back, with a weight of this format."""
+    return f"{'few' if rows <= 64 else 'some' if rows < 1024 else 'many'}_rows-{quantised}"
+
+
 def shape_class(rows: int, x: "Tensor", weight_NK: "Tensor") -> str:
-    """The class of a problem in the table: how many rows, and whether the weight gets a gradient, x alone, or none."""
+    """The class of a problem in the table: how many rows, and whether the weight gets a gradient, x alone, or none.
+
+    On a GPU, of a quantised weight, `packed_shape_class`.
+    """
     import torch
 
+    if x.device.type == "cuda" and is_quantised(weight_NK):
+        return packed_shape_class(rows, format_of(weight_NK))
     size = _size(rows)
     if not torch.is_grad_enabled() or not (x.requires_grad or weight_NK.requires_grad):
         return f"{size}_rows-no_gradient"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from luthier.kernels.tables import Impl, kernels_of, resolve
+from luthier.kernels.dequantise import is_quantised
+from luthier.kernels.tables import Impl, forced, kernels_of, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,8 @@ def lora_linear_multi(
     dropout = dropout or Dropout(probability=0.0, seed=0)
     refusal = _refusal(impl, x, projections, dropout)
     chosen = resolve("lora_linear", impl, refusal, x, _shape_class(x, projections))
+    if chosen == "eager" and impl == "auto" and refusal is None and _reads_codes(x, projections):
+        chosen = "triton"
     x_MK = x.reshape(-1, x.shape[-1])
     biases = [_bias(one) for one in projections]
     if chosen == "eager":
@@ -96,6 +99,15 @@ def lora_linear_multi(
     else:
         outputs = _run_kernels(chosen, x_MK, projections, biases, dropout)
     return [output.view(*x.shape[:-1], output.shape[1]) for output in outputs]
+
+
+def _reads_codes(x: "Tensor", projections: Sequence[Projection]) -> bool:
+    """Whether all bases are products that read codes, which plain torch has not, whatever updates weigh beside them."""
+    if x.device.type != "cuda" or not all(is_quantised(one.weight) for one in projections):
+        return False
+    from luthier.kernels.linear import reads_codes
+
+    return forced() == "auto" and all(reads_codes(x, one.weight) for one in projections)
 
 
 def _bias(projection: Projection) -> "Tensor | None":

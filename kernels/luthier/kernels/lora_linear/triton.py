@@ -18,6 +18,8 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from luthier.kernels.dequantise import codes_refusal, dense, is_quantised
+from luthier.kernels.dequantise.triton import packed_gradient, packed_product
 from luthier.kernels.gpu import (
     architecture,
     covering,
@@ -30,6 +32,7 @@ from luthier.kernels.gpu import (
     slice_height,
     threshold,
 )
+from luthier.kernels.linear import reads_codes
 from luthier.kernels.lora_linear import MAX_TRITON_PROJECTIONS
 from luthier.kernels.lora_linear.cpu import lora_linear_backward_op, lora_linear_op
 from luthier.kernels.lora_linear.factors import layout_of, rounded_parts, shapes_of
@@ -85,6 +88,15 @@ def _is_fused(table: Mapping[str, Fused], x: Tensor, products: int, inner: int) 
     return limits is not None and products >= limits.least and inner <= limits.most_inner
 
 
+def _is_packed(x: Tensor, weights: list[Tensor]) -> bool:
+    """Whether products of so many rows as x read the codes of these weights."""
+    if not all(is_quantised(weight) for weight in weights):
+        return False
+    if interpreted():
+        return all(codes_refusal("triton", weight, weight.shape[1]) is None for weight in weights)
+    return all(reads_codes(x, weight) for weight in weights)
+
+
 def _counters(dropout: _Dropout) -> tuple[int, int, int, int, float]:
     """(seed, stream, row0, threshold, 1 / (1 - probability)) as the kernels take them."""
     probability, (seed, stream, row0) = dropout
@@ -137,7 +149,7 @@ def _shrink(x_MK: Tensor, a_QK: Tensor, dropout: _Dropout) -> Tensor:
     return s_MQ
 
 
-@lora_linear_op.on_gpu
+@lora_linear_op.on_gpu_with_codes
 def lora_linear_triton(
     x_MK: Tensor,
     weights: list[Tensor],
@@ -164,6 +176,9 @@ def _projected(
     x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, update: tuple[Tensor, Tensor]
 ) -> Tensor:
     """X W^T + bias + S B^T, of the update (S, B)."""
+    if _is_packed(x_MK, [weight_NK]):
+        return packed_product(x_MK, weight_NK, bias_N, update)
+    weight_NK = dense(weight_NK)
     low_MR, b_NR = update
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     if not (_is_fused(FORWARD, x_MK, M * N * K, K) and M and _described(x_MK, weight_NK, N)):
@@ -214,7 +229,7 @@ def _programs(device: torch.device) -> int:
     return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lora_linear_backward_op.on_gpu
+@lora_linear_backward_op.on_gpu_with_codes
 def lora_linear_backward_triton(
     grads: list[Tensor],
     saved: list[Tensor],
@@ -283,6 +298,12 @@ def _sum_slices(parts: Tensor) -> Tensor:
 def _input_gradient(
     grads: list[Tensor], ds_MQ: Tensor, weights: list[Tensor], a_QK: Tensor, dropout: _Dropout
 ) -> Tensor:
+    if dropout[0] == 0 and _is_packed(ds_MQ, weights):
+        dx_MK = packed_gradient(grads[0], weights[0], (ds_MQ, a_QK))
+        for grad, weight in zip(grads[1:], weights[1:], strict=True):
+            packed_gradient(grad, weight, addend_MK=dx_MK)
+        return dx_MK
+    weights = [dense(weight) for weight in weights]
     M, K, inner = ds_MQ.shape[0], a_QK.shape[1], sum(weight.shape[0] for weight in weights)
     if dropout[0] == 0 and not _is_fused(BACKWARD, ds_MQ, M * K * inner, inner):
         dx_MK = torch.mm(grads[0], weights[0])
