@@ -62,6 +62,7 @@ class Cluster:
         settings = {
             "LUTHIER_HOME": str(self.home),
             "LUTHIER_PROJECTS": ",".join(PROJECTS),
+            "LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1",
             "LUTHIER_WORKER_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }

@@ -61,18 +61,15 @@ class Seen:
     times: Times
 
 
-class _Telling(Cluster):
-    """Services that may tell this machine that something has ended."""
+class _Patient(Cluster):
+    """Services beside much else."""
 
     serving_seconds = PATIENCE_SECONDS
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {"LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1"}
 
 
 def monitored(home: Path) -> Seen:
     """Let a cluster work for a minute or two, and ask Prometheus for every panel."""
-    cluster = _Telling(home)
+    cluster = _Patient(home)
     with prometheus(cluster, home.parent / "prometheus") as asked:
         began = time.time()
         try:

@@ -5,11 +5,14 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { before, test } from "node:test";
+import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
 import { connect } from "#dist/node.js";
+import { chats, version } from "./preparing.js";
 
 const PACKAGE = join(import.meta.dirname, "..", "..");
 // Below the package, so that `luthier-client` is found by its own name.
 const FOLDER = join(PACKAGE, "build", "readme");
+let tuned = "";
 const blocks = readFileSync(join(PACKAGE, "README.md"), "utf8").match(/(?<=```ts\n).*?(?=```)/gs) ?? [];
 
 function run(number: number, ...words: string[]): string {
@@ -18,7 +21,7 @@ function run(number: number, ...words: string[]): string {
 }
 
 before(() => {
-  assert.equal(blocks.length, 4);
+  assert.equal(blocks.length, 5);
   rmSync(FOLDER, { recursive: true, force: true });
   mkdirSync(FOLDER, { recursive: true });
   for (const [number, block] of blocks.entries()) {
@@ -53,7 +56,17 @@ test("a file becomes a tuned model", () => {
   const said = run(1, "tiny", file);
   assert.match(said, /^\d+ of \d+ bytes$/m);
   assert.match(said, /^step 2 /m);
-  assert.match(said, /^tuned: projects\/default\/models\/\S+$/m);
+  tuned = /^tuned: (projects\/default\/models\/\S+)$/m.exec(said)?.[1] ?? "";
+  assert.notEqual(tuned, "");
+});
+
+test("a tuned model is compared with its base, and takes over a role or says why not", async () => {
+  using client = connect();
+  const asked = await version(client, "tsr-asked", [[Split.TEST, chats(12, 100)]]);
+  const said = run(2, asked, "tiny", tuned);
+  assert.match(said, /^verdict: \S.*perplexity/m);
+  assert.equal(said.match(/^(red|green|blue) \[/gm)?.length, 12);
+  assert.match(said, /^(live: projects\/default\/models\/\S+|not yet: .*perplexity.*)$/m);
 });
 
 test("tables are read", async () => {
@@ -63,5 +76,5 @@ test("tables are read", async () => {
     await client.renderings.create(rendering, { renderingId: "my-rendering" });
   }
   await client.renderings.wait("my-rendering", { timeoutSeconds: 120 });
-  assert.match(run(3), /^6 \[\s*'row'/m);
+  assert.match(run(4), /^6 \[\s*'row'/m);
 });

@@ -31,10 +31,9 @@ import {
 } from "#dist/node.js";
 import { all, thrown } from "../test/scripted.js";
 import { CuttingProxy } from "./cutting-proxy.js";
+import { chats, LIMIT } from "./preparing.js";
 
 const MEBIBYTE = 1024 * 1024;
-const LIMIT = { timeoutSeconds: 120 };
-const COLOURS = ["red", "green", "blue"];
 const client: Client = connect();
 const config = readConfig();
 let folder = "";
@@ -46,17 +45,6 @@ after(async () => {
   client.close();
   await rm(folder, { recursive: true });
 });
-
-function chats(count: number): string {
-  const chat = (number: number): string =>
-    JSON.stringify({
-      messages: [
-        { role: "user", content: `colour of thing ${number}?` },
-        { role: "assistant", content: COLOURS[number % 3] },
-      ],
-    });
-  return Array.from({ length: count }, (_, number) => `${chat(number)}\n`).join("");
-}
 
 test("a key in the home opens the services, another does not", async () => {
   const names = (await all(client.models.list())).map((model) => model.name);

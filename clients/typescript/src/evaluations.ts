@@ -26,13 +26,15 @@ import {
 } from "./gen/luthier/v1/evaluation_service_pb.js";
 import type { Event } from "./gen/luthier/v1/event_pb.js";
 import {
-  type GraderSchema,
+  type Grader,
+  GraderSchema,
   type Sample,
   type SampleGrade,
   SampleSchema,
 } from "./gen/luthier/v1/grader_pb.js";
 import { TextToScoreSchema } from "./gen/luthier/v1/text_score_pb.js";
 import type { WebhookDelivery } from "./gen/luthier/v1/webhook_pb.js";
+import { nameRewardModels } from "./graders.js";
 import * as names from "./names.js";
 import { isRetryable } from "./retry.js";
 import type { CallOptions, Scope } from "./scope.js";
@@ -64,19 +66,18 @@ export class Evaluations {
   /**
    * Start an evaluation. Follow it with `watch` or `wait`.
    *
-   * `evaluation` names `datasetVersion` and in its `arms` the models (short names will do).
+   * `evaluation` names `datasetVersion` and the models of its `arms`, `judges` and `graders` (short names will do, also in
+   * `rewardModel` and `drift`).
    */
   async create(
     evaluation: MessageInitShape<typeof EvaluationSchema>,
     { evaluationId = "", ...options }: CallOptions & { readonly evaluationId?: string } = {},
   ): Promise<Evaluation> {
-    const { project } = this.scope;
-    const resolved = owned(EvaluationSchema, evaluation);
-    resolved.datasetVersion = names.version(project, resolved.datasetVersion);
-    for (const arm of resolved.arms) {
-      arm.model = names.weights(project, arm.model);
-    }
-    const request = { parent: names.project(project), evaluation: resolved, evaluationId };
+    const request = {
+      parent: names.project(this.scope.project),
+      evaluation: this.resolved(evaluation),
+      evaluationId,
+    };
     return call(this.scope.of(options), EvaluationService.method.createEvaluation, request);
   }
 
@@ -152,16 +153,19 @@ export class Evaluations {
   /**
    * Try a grader on given answers; nothing is stored. Yields a grade for each of them, in their order.
    *
-   * What cannot be graded is an `error` of its grade, which then has no score. Any number of samples: they are sent in
-   * calls of some hundred, the next one when the grades of the one before are used up.
+   * What cannot be graded is an `error` of its grade (see `errorOf`), which then has no score. Any number of samples: they
+   * are sent in calls of some hundred, the next one when the grades of the one before are used up. Reward models may have
+   * short names.
    */
   async *grade(
     grader: MessageInitShape<typeof GraderSchema>,
     samples: Iterable<MessageInitShape<typeof SampleSchema>>,
     options: CallOptions = {},
   ): AsyncGenerator<SampleGrade, void, undefined> {
+    const named = owned(GraderSchema, grader);
+    nameRewardModels(this.scope.project, named);
     for (const batch of batches(samples)) {
-      yield* await graded(this.scope.of(options), grader, batch);
+      yield* await graded(this.scope.of(options), named, batch);
     }
   }
 
@@ -183,6 +187,28 @@ export class Evaluations {
 
   private name(name: string): string {
     return names.child(this.scope.project, "evaluations", name);
+  }
+
+  private resolved(init: MessageInitShape<typeof EvaluationSchema>): Evaluation {
+    const { project } = this.scope;
+    const evaluation = owned(EvaluationSchema, init);
+    evaluation.datasetVersion = names.version(project, evaluation.datasetVersion);
+    evaluation.rewardModel = evaluation.rewardModel && names.weights(project, evaluation.rewardModel);
+    for (const arm of evaluation.arms) {
+      arm.model = names.weights(project, arm.model);
+    }
+    for (const { asked } of evaluation.judges) {
+      if (asked.case === "model") {
+        asked.value = asked.value && names.weights(project, asked.value);
+      }
+    }
+    for (const grader of evaluation.graders) {
+      nameRewardModels(project, grader);
+    }
+    if (evaluation.drift?.datasetVersion) {
+      evaluation.drift.datasetVersion = names.version(project, evaluation.drift.datasetVersion);
+    }
+    return evaluation;
   }
 }
 
@@ -236,11 +262,7 @@ function generateRequest(
   return request;
 }
 
-async function graded(
-  scope: Scope,
-  grader: MessageInitShape<typeof GraderSchema>,
-  batch: readonly Sample[],
-): Promise<SampleGrade[]> {
+async function graded(scope: Scope, grader: Grader, batch: readonly Sample[]): Promise<SampleGrade[]> {
   const grades: SampleGrade[] = [];
   const parent = names.project(scope.project);
   const stream = new ResumedStream(scope, EvaluationService.method.gradeSamples, () => {

@@ -7,7 +7,7 @@ import type { ResourceFailed, Watched } from "./failures.js";
 import { call, ResumedStream } from "./flows.js";
 import type { Event, EventSchema } from "./gen/luthier/v1/event_pb.js";
 import type { Scope } from "./scope.js";
-import { fromStatus } from "./wire-errors.js";
+import { errorOf } from "./wire-errors.js";
 
 /** Where to begin a watch. */
 export interface WatchOptions {
@@ -203,5 +203,5 @@ function stateOf<R extends Watched>(kind: Kind<R>, resource: R): string {
 }
 
 function failureOf(resource: Watched): LuthierError {
-  return resource.error === undefined ? new Cancelled("it was cancelled") : fromStatus(resource.error);
+  return resource.error === undefined ? new Cancelled("it was cancelled") : errorOf(resource.error);
 }

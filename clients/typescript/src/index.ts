@@ -14,3 +14,4 @@ export { DEFAULT_RETRY, type RetryPolicy } from "./retry.js";
 export type { CallOptions, Transports } from "./scope.js";
 export type { ProgressCallback, TransferProgress } from "./transfers.js";
 export { bytesSource, type UploadOptions, type UploadSource } from "./uploads.js";
+export { errorOf } from "./wire-errors.js";

@@ -14,10 +14,10 @@ import {
   type FineTuningPlan,
   type MetricPoint,
 } from "./gen/luthier/v1/fine_tuning_job_pb.js";
-import type { Grader } from "./gen/luthier/v1/grader_pb.js";
 import type { Rollout } from "./gen/luthier/v1/rollout_pb.js";
 import { TrainingService } from "./gen/luthier/v1/training_service_pb.js";
 import type { WebhookDelivery } from "./gen/luthier/v1/webhook_pb.js";
+import { nameRewardModels } from "./graders.js";
 import * as names from "./names.js";
 import type { CallOptions, Scope } from "./scope.js";
 
@@ -208,17 +208,5 @@ export class Jobs {
       nameRewardModels(project, job.method.value.grader);
     }
     return job;
-  }
-}
-
-function nameRewardModels(project: string, grader: Grader): void {
-  if (grader.kind.case === "rewardModel") {
-    const { value } = grader.kind;
-    value.model = value.model && names.weights(project, value.model);
-  }
-  if (grader.kind.case === "multi") {
-    for (const inner of Object.values(grader.kind.value.graders)) {
-      nameRewardModels(project, inner);
-    }
   }
 }

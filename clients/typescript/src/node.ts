@@ -1,27 +1,39 @@
 /** A client for Node: gRPC over HTTP/2, its configuration found as the Python client finds it. */
 
 import { createConnection } from "node:net";
-import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { createGrpcTransport } from "@connectrpc/connect-node";
 import { isLoopbackAddress, isSecureAddress } from "./addresses.js";
 import { Client, type ClientOptions } from "./client.js";
 import { type ConfigArguments, readConfig } from "./config.js";
 import { InvalidArgument } from "./errors.js";
 import type { Transports } from "./scope.js";
+import { type Pings, Sessions } from "./sessions.js";
 
 export { type Config, type ConfigArguments, readConfig } from "./config.js";
 export { type DownloadOptions, download } from "./downloads.js";
 export { fileSource } from "./file-source.js";
 export * from "./index.js";
 
+/** How a service that vanished without a word is found out. Its calls fail with Unavailable then, and are made again. */
+export interface Keepalive {
+  /** How long nothing may come before a service is asked whether it is there (default: 30; services want at least 10). */
+  readonly intervalSeconds?: number;
+  /** How long its answer may take (default: 20). */
+  readonly timeoutSeconds?: number;
+}
+
 /** What `connect` may be told; for the rest the environment and the home of `luthierd up` say it. */
-export interface NodeOptions extends ConfigArguments, Pick<ClientOptions, "headers" | "retry"> {}
+export interface NodeOptions extends ConfigArguments, Pick<ClientOptions, "headers" | "retry"> {
+  readonly keepalive?: Keepalive | undefined;
+}
 
 const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
-/**
- * A watch may be quiet for 15 s; a peer that vanished without a word is found out after 50 s. A peer on a busy machine
- * may take seconds to answer a ping: as long as gRPC's own clients wait for one by default.
- */
-const PINGS = { pingIntervalMs: 30_000, pingTimeoutMs: 20_000 };
+/** A watch may be quiet for 15 s. */
+const INTERVAL_SECONDS = 30;
+/** A peer on a busy machine may take seconds: as long as gRPC's own clients wait by default. */
+const TIMEOUT_SECONDS = 20;
+/** What a timer of Node can count is 24 days. */
+const MAX_SECONDS = 86_400;
 
 /**
  * Return a client that speaks gRPC. Nothing is sent before the first call.
@@ -31,10 +43,11 @@ const PINGS = { pingIntervalMs: 30_000, pingTimeoutMs: 20_000 };
  */
 export function connect(options: NodeOptions = {}): Client {
   const config = readConfig(options);
+  const pings = pingsOf(options.keepalive);
   const sessions = {
-    data: session(config.dataAddress),
-    training: session(config.trainingAddress),
-    evaluation: session(config.evaluationAddress),
+    data: sessionsTo(config.dataAddress, pings),
+    training: sessionsTo(config.trainingAddress, pings),
+    evaluation: sessionsTo(config.evaluationAddress, pings),
   };
   return new Client({
     transports: transports(sessions),
@@ -44,14 +57,14 @@ export function connect(options: NodeOptions = {}): Client {
     headers: { ...options.headers, authorization: `Bearer ${config.apiKey}` },
     onClose: () => {
       for (const one of Object.values(sessions)) {
-        one.abort();
+        one.close();
       }
     },
   });
 }
 
-function transports(sessions: Record<keyof Transports, Http2SessionManager>): Transports {
-  const over = (sessionManager: Http2SessionManager): Transports["data"] =>
+function transports(sessions: Record<keyof Transports, Sessions>): Transports {
+  const over = (sessionManager: Sessions): Transports["data"] =>
     createGrpcTransport({
       baseUrl: sessionManager.authority,
       sessionManager,
@@ -64,15 +77,30 @@ function transports(sessions: Record<keyof Transports, Http2SessionManager>): Tr
   };
 }
 
-function session(address: string): Http2SessionManager {
+function pingsOf({ intervalSeconds, timeoutSeconds }: Keepalive = {}): Pings {
+  return {
+    intervalMs: 1000 * positive("keepalive.intervalSeconds", intervalSeconds ?? INTERVAL_SECONDS),
+    timeoutMs: 1000 * positive("keepalive.timeoutSeconds", timeoutSeconds ?? TIMEOUT_SECONDS),
+  };
+}
+
+function positive(field: string, seconds: number): number {
+  if (!(seconds > 0 && seconds <= MAX_SECONDS)) {
+    throw InvalidArgument.ofField(
+      field,
+      `must be a number of seconds above 0, at most ${MAX_SECONDS}, got ${seconds}`,
+    );
+  }
+  return seconds;
+}
+
+function sessionsTo(address: string, pings: Pings): Sessions {
   if (isSecureAddress(address)) {
-    return new Http2SessionManager(address, PINGS);
+    return new Sessions(address, pings);
   }
   if (address.startsWith("unix:")) {
     const path = address.slice("unix:".length);
-    return new Http2SessionManager("http://localhost", PINGS, {
-      createConnection: () => createConnection(path),
-    });
+    return new Sessions("http://localhost", pings, { createConnection: () => createConnection(path) });
   }
   if (!isLoopbackAddress(address)) {
     throw new InvalidArgument(
@@ -81,5 +109,5 @@ function session(address: string): Http2SessionManager {
       { metadata: { address } },
     );
   }
-  return new Http2SessionManager(`http://${address}`, PINGS);
+  return new Sessions(`http://${address}`, pings);
 }

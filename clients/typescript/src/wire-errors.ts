@@ -56,8 +56,8 @@ export function cancelledBy(signal: AbortSignal): Cancelled {
   return new Cancelled("the call was cancelled", { cause: signal.reason });
 }
 
-/** Read what ended the work on a resource. */
-export function fromStatus(status: Status): LuthierError {
+/** Read what ended the work on a resource, or on a part of it: the `error` of a grade, an answer or a job, what it is `waiting` for. */
+export function errorOf(status: Status): LuthierError {
   const details = status.details.map((detail) => ({
     type: detail.typeUrl.slice(detail.typeUrl.lastIndexOf("/") + 1),
     value: detail.value,

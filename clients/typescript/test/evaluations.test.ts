@@ -2,14 +2,19 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { create } from "@bufbuild/protobuf";
+import { anyPack } from "@bufbuild/protobuf/wkt";
 import type { HandlerContext } from "@connectrpc/connect";
+import { ErrorInfoSchema } from "#dist/gen/google/rpc/error_details_pb.js";
 import { FinishReason } from "#dist/gen/luthier/v1/evaluation_pb.js";
 import type {
+  CreateEvaluationRequest,
   GenerateTextRequest,
   GradeSamplesRequest,
   ScoreTextsRequest,
 } from "#dist/gen/luthier/v1/evaluation_service_pb.js";
-import { Cancelled, DataLoss, Unavailable } from "#dist/index.js";
+import { type Grader, type RewardModelGrader, SampleGradeSchema } from "#dist/gen/luthier/v1/grader_pb.js";
+import { Cancelled, DataLoss, errorOf, InvalidArgument, Unavailable } from "#dist/index.js";
 import { all, type ScriptedServices, Signal, stage, stopping, thrown } from "./scripted.js";
 
 function keepRequests(services: ScriptedServices): GenerateTextRequest[] {
@@ -152,4 +157,77 @@ test("grades that do not come are told", async () => {
   at.services.answers.gradeSamples = () => [];
   const error = await thrown(DataLoss, at.client.evaluations.grade({ name: "g" }, [{ outputText: "a" }]));
   assert.match(error.message, /did not grade 1 of 1 samples/);
+});
+
+/** The model of a grader that asks a reward model. */
+function judged(grader: Grader | undefined): string {
+  return grader?.kind.case === "rewardModel" ? (grader.kind.value as RewardModelGrader).model : "";
+}
+
+test("an evaluation may call all that it names by short names", async () => {
+  await using at = await stage();
+  const seen: CreateEvaluationRequest[] = [];
+  at.services.answers.createEvaluation = (request) => {
+    seen.push(request);
+    return {};
+  };
+  const values = { kind: { case: "rewardModel", value: { model: "w" } } } as const;
+  const both = { kind: { case: "multi", value: { graders: { one: values } } } } as const;
+  const wanted: Parameters<typeof at.client.evaluations.create>[0] = {
+    datasetVersion: "d/v",
+    rewardModel: "w",
+    arms: [{ armId: "a", model: "m" }],
+    judges: [
+      { judgeId: "own", asked: { case: "model", value: "j/c" } },
+      { judgeId: "theirs", asked: { case: "endpoint", value: { url: "http://127.0.0.1:1", model: "j" } } },
+    ],
+    graders: [values, both],
+    drift: { datasetVersion: "general/1" },
+  };
+  const given = structuredClone(wanted);
+  await at.client.evaluations.create(given);
+  const sent = seen[0]?.evaluation;
+  assert.equal(sent?.datasetVersion, "projects/default/datasets/d/versions/v");
+  assert.equal(sent?.rewardModel, "projects/default/models/w");
+  assert.equal(sent?.arms[0]?.model, "projects/default/models/m");
+  assert.equal(sent?.drift?.datasetVersion, "projects/default/datasets/general/versions/1");
+  assert.equal(sent?.judges[0]?.asked.value, "projects/default/fineTuningJobs/j/checkpoints/c");
+  assert.equal(sent?.judges[1]?.asked.case, "endpoint");
+  assert.equal(judged(sent?.graders[0]), "projects/default/models/w");
+  const inner = sent?.graders[1]?.kind;
+  assert.equal(
+    judged(inner?.case === "multi" ? inner.value.graders.one : undefined),
+    "projects/default/models/w",
+  );
+  assert.deepEqual(given, wanted);
+  await at.client.evaluations.create({ datasetVersion: "d/v", drift: {} });
+  assert.equal(seen[1]?.evaluation?.drift?.datasetVersion, "");
+  assert.equal(seen[1]?.evaluation?.rewardModel, "");
+});
+
+test("a grader may call reward models by short names", async () => {
+  await using at = await stage();
+  const seen: GradeSamplesRequest[] = [];
+  at.services.answers.gradeSamples = (request) => {
+    seen.push(request);
+    return [{ grades: [{ outcome: { case: "score", value: 1 } }] }];
+  };
+  const grader = { kind: { case: "rewardModel", value: { model: "w" } } } as const;
+  await all(at.client.evaluations.grade(grader, [{ outputText: "a" }]));
+  assert.equal(judged(seen[0]?.grader), "projects/default/models/w");
+  assert.equal(grader.kind.value.model, "w");
+});
+
+test("an error within an answer is of the same classes as one that is thrown", () => {
+  const info = { reason: "TEMPLATE_FIELD_MISSING", domain: "luthier", metadata: { field: "item.a" } };
+  const value = {
+    code: 3,
+    message: "no field",
+    details: [anyPack(ErrorInfoSchema, create(ErrorInfoSchema, info))],
+  };
+  const grade = create(SampleGradeSchema, { outcome: { case: "error", value } });
+  assert.ok(grade.outcome.case === "error");
+  const error = errorOf(grade.outcome.value);
+  assert.ok(error instanceof InvalidArgument);
+  assert.deepEqual([error.reason, error.message, error.metadata.field], [info.reason, "no field", "item.a"]);
 });

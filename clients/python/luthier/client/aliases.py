@@ -5,7 +5,7 @@ from __future__ import annotations
 from luthier.client import names
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
-from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncResource, list_method, method
 from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.model_alias_pb2 import AliasMove, ModelAlias
 
@@ -71,9 +71,9 @@ class Aliases(SyncResource):
 
     create = method(create)
     get = method(get)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     move = method(move)
-    moves = stream_method(list_moves)
+    moves = list_method(list_moves)
     delete = method(delete)
 
 

@@ -10,7 +10,7 @@ from luthier.client.arrow_batches import Row, read_batches
 from luthier.client.async_driver import AsyncDriver, AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
-from luthier.client.sync_driver import SyncDriver, SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncDriver, SyncResource, list_method, method, stream_method
 from luthier.client.uploads import upload
 from luthier.errors import FieldViolation, InvalidArgument
 from luthier.v1 import data_service_pb2 as api
@@ -319,15 +319,15 @@ class Versions(SyncResource):
     """Dataset versions: immutable, split and checked bodies of records. Short names are `dataset/version`."""
 
     get = method(get_version)
-    list = stream_method(list_versions)
+    list = list_method(list_versions)
     cancel = method(cancel_version)
     delete = method(delete_version)
     undelete = method(undelete_version)
     purge = method(purge_version)
     watch = stream_method(watch_version)
     wait = method(wait_for_version)
-    errors = stream_method(list_errors)
-    records = stream_method(list_records)
+    errors = list_method(list_errors)
+    records = list_method(list_records)
     read = stream_method(read_records)
 
 
@@ -339,10 +339,10 @@ class Datasets(SyncResource):
     delete = method(delete)
     undelete = method(undelete)
     purge = method(purge)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     upload = method(upload)
     get_upload = method(get_upload)
-    list_uploads = stream_method(list_uploads)
+    list_uploads = list_method(list_uploads)
     cancel_upload = method(cancel_upload)
     delete_upload = method(delete_upload)
     undelete_upload = method(undelete_upload)

@@ -11,7 +11,7 @@ from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, ResumedStream, Scope, StreamFlow, call, pages, replaced
 from luthier.client.graders import name_reward_models
 from luthier.client.retry import is_retryable
-from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncResource, list_method, method, stream_method
 from luthier.errors import DataLoss, LuthierError
 from luthier.v1 import evaluation_service_pb2 as api
 from luthier.v1.chat_pb2 import ChatMessage, Conversation
@@ -280,15 +280,15 @@ class Evaluations(SyncResource):
 
     create = method(create)
     get = method(get)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
     undelete = method(undelete)
     purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
-    predictions = stream_method(list_predictions)
-    deliveries = stream_method(list_deliveries)
+    predictions = list_method(list_predictions)
+    deliveries = list_method(list_deliveries)
     grade = stream_method(grade_samples)
     score_texts = method(score_texts)
 

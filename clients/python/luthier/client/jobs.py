@@ -11,7 +11,7 @@ from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
 from luthier.client.graders import name_reward_models
 from luthier.client.job_handles import AsyncJobHandle, JobHandle
 from luthier.client.metric_table import MetricTable
-from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncResource, list_method, method, stream_method
 from luthier.v1 import training_service_pb2 as api
 from luthier.v1.event_pb2 import Event
 from luthier.v1.fine_tuning_job_pb2 import (
@@ -219,7 +219,7 @@ class Jobs(SyncResource):
     plan = method(plan)
     create = method(create)
     get = method(get)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     cancel = method(cancel)
     pause = method(pause)
     resume = method(resume)
@@ -228,12 +228,12 @@ class Jobs(SyncResource):
     purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_done)
-    events = stream_method(list_events)
-    metrics = stream_method(read_metrics)
+    events = list_method(list_events)
+    metrics = list_method(read_metrics)
     metric_table = method(read_metric_table)
-    checkpoints = stream_method(list_checkpoints)
-    rollouts = stream_method(list_rollouts)
-    deliveries = stream_method(list_deliveries)
+    checkpoints = list_method(list_checkpoints)
+    rollouts = list_method(list_rollouts)
+    deliveries = list_method(list_deliveries)
     get_checkpoint = method(get_checkpoint)
 
     def start(self, job: FineTuningJob, *, job_id: str = "") -> JobHandle:

@@ -9,7 +9,7 @@ from luthier.client.async_driver import AsyncResource, async_method, async_strea
 from luthier.client.downloads import download
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages
-from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncResource, list_method, method, stream_method
 from luthier.v1 import model_service_pb2 as api
 from luthier.v1.model_pb2 import EXPORT_FORMAT_GGUF_F16, EXPORT_FORMAT_GGUF_Q8_0, Model, ModelFile
 
@@ -173,14 +173,14 @@ class Models(SyncResource):
     merge = method(merge)
     export = method(export)
     get = method(get)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
     undelete = method(undelete)
     purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
-    files = stream_method(list_files)
+    files = list_method(list_files)
     download = method(download)
 
 

@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from google.api import resource_pb2
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import ListValue
 
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
@@ -21,11 +24,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PACKAGE = "luthier.v1."
+MOST_ROWS = 50
+"""Of a list that are shown."""
 _MOST_CHARACTERS = 300
-_MOST_ROWS = 50
 _FIRST = ("name", "state", "display_name")
-_COLUMNS = ("name", "state", "kind", "base_model", "rendering", "dataset_version", "step", "create_time")
-"""Of a list of resources, those that they have."""
+_COLUMNS = (
+    "name",
+    "state",
+    "display_name",
+    "kind",
+    "base_model",
+    "rendering",
+    "dataset_version",
+    "current",
+    "step",
+    "create_time",
+)
+"""Of a list of resources, those that they have. Lists of anything else show all that is said."""
 _HIDDEN = frozenset({"uid", "etag", "update_time"})
 _COLOURS = {"SUCCEEDED": "#1a7f37", "READY": "#1a7f37", "FAILED": "#cf222e", "CANCELLED": "#9a6700"}
 
@@ -36,6 +51,7 @@ def load_ipython_extension(ipython: Any) -> None:
     html.for_type(Message, resource_html)
     html.for_type(list, list_html)
     html.for_type(tuple, list_html)
+    html.for_type(type(ListValue().values), list_html)
 
 
 def register() -> None:
@@ -64,22 +80,54 @@ def resource_html(message: Message) -> str | None:
 
 def list_html(messages: Sequence[object]) -> str | None:
     """Return messages of one kind of Luthier as a table; None for lists of anything else, which are shown as ever."""
-    first = messages[0] if messages else None
-    if not isinstance(first, Message) or not first.DESCRIPTOR.full_name.startswith(_PACKAGE):
+    known = _of_one_kind(messages)
+    if known is None:
         return None
-    kind = type(first)
-    if not all(isinstance(one, kind) for one in messages):
+    left_out = f", the first {MOST_ROWS} of them" if len(known) > MOST_ROWS else ""
+    return _messages_table(known[:MOST_ROWS], f"{len(known)} of {known[0].DESCRIPTOR.name}{left_out}")
+
+
+def listing_html(messages: Sequence[object]) -> str | None:
+    """Return the first messages of a listing as a table, which goes on where they are more than MOST_ROWS."""
+    if len(messages) <= MOST_ROWS:
+        return list_html(messages) if messages else "<p>0 items</p>"
+    known = _of_one_kind(messages)
+    if known is None:
         return None
-    columns = [name for name in _COLUMNS if name in first.DESCRIPTOR.fields_by_name]
-    if not columns:
-        columns = [field.name for field in first.DESCRIPTOR.fields]
+    return _messages_table(known[:MOST_ROWS], f"the first {MOST_ROWS} of {known[0].DESCRIPTOR.name}")
+
+
+def _of_one_kind(messages: Sequence[object]) -> list[Message] | None:
+    known = [one for one in messages if isinstance(one, Message)]
+    names = {one.DESCRIPTOR.full_name for one in known}
+    is_ours = len(names) == 1 and next(iter(names)).startswith(_PACKAGE)
+    return known if is_ours and len(known) == len(messages) else None
+
+
+def _messages_table(messages: Sequence[Message], caption: str) -> str:
+    columns = _columns(messages)
     rows = []
-    for one in messages[:_MOST_ROWS]:
-        assert isinstance(one, Message)
+    for one in messages:
         said = MessageToDict(one, preserving_proto_field_name=True)
-        rows.append([_shown(one, name, said[name]) if name in said else "" for name in columns])
-    left_out = f", the first {_MOST_ROWS} of them" if len(messages) > _MOST_ROWS else ""
-    return _table(columns, rows, f"{len(messages)} of {first.DESCRIPTOR.name}{left_out}")
+        rows.append([_shown(one, name, said.get(name, _unsaid(one, name))) for name in columns])
+    return _table(columns, rows, caption)
+
+
+def _columns(messages: Sequence[Message]) -> list[str]:
+    """Return the fields that at least one of the messages has: of resources the few that tell them apart."""
+    said = {field.name for one in messages for field, _ in one.ListFields()}
+    fields = messages[0].DESCRIPTOR.fields_by_name
+    if {"name", "uid"} <= set(fields):
+        return [name for name in _COLUMNS if name in said] or ["name"]
+    return [name for name in fields if name in said and name not in _HIDDEN] or list(fields)
+
+
+def _unsaid(message: Message, name: str) -> str:
+    """Return what a field without a value says: of a number that it is 0."""
+    value = getattr(message, name)
+    field = message.DESCRIPTOR.fields_by_name[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and field.enum_type is None
+    return "0" if is_number and not field.has_presence else ""
 
 
 def rows_html(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
@@ -98,11 +146,11 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str) 
 
 def _shown(message: Message, name: str, value: Any) -> str:
     """Return a field as HTML: states in colour, short names, what is long folded away."""
-    if name == "state" and isinstance(value, str):
+    if name == "state" and value and isinstance(value, str):
         state = value.removeprefix("STATE_")
         return f"<b style='color:{_COLOURS.get(state, '#0969da')}'>{escaped_html(state)}</b>"
     if isinstance(value, str):
-        text = short(value) if message.DESCRIPTOR.fields_by_name[name].message_type is None else value
+        text = short(value) if _is_resource_name(message.DESCRIPTOR.fields_by_name[name]) else value
     else:
         text = (
             json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, dict | list) else str(value)
@@ -113,3 +161,8 @@ def _shown(message: Message, name: str, value: Any) -> str:
         f"<details><summary>{escaped_html(text[:60])}…</summary>"
         f"<pre style='text-align:left'>{escaped_html(text)}</pre></details>"
     )
+
+
+def _is_resource_name(field: FieldDescriptor) -> bool:
+    """Whether a field names a resource: other texts may look as if they did, and are shown whole."""
+    return field.name == "name" or field.GetOptions().HasExtension(resource_pb2.resource_reference)

@@ -9,7 +9,7 @@ from luthier.client.arrow_batches import Row, read_batches
 from luthier.client.async_driver import AsyncResource, async_method, async_stream_method
 from luthier.client.events import Since, WaitOptions, wait, watch
 from luthier.client.flows import Flow, Scope, StreamFlow, call, pages, replaced
-from luthier.client.sync_driver import SyncResource, method, stream_method
+from luthier.client.sync_driver import SyncResource, list_method, method, stream_method
 from luthier.v1 import data_service_pb2 as api
 from luthier.v1.dataset_pb2 import SPLIT_UNSPECIFIED, RecordError, Split
 from luthier.v1.rendering_pb2 import RenderedRow, Rendering
@@ -185,15 +185,15 @@ class Renderings(SyncResource):
 
     create = method(create)
     get = method(get)
-    list = stream_method(list_all)
+    list = list_method(list_all)
     cancel = method(cancel)
     delete = method(delete)
     undelete = method(undelete)
     purge = method(purge)
     watch = stream_method(watch_events)
     wait = method(wait_until_ready)
-    errors = stream_method(list_errors)
-    preview = stream_method(preview)
+    errors = list_method(list_errors)
+    preview = list_method(preview)
     read = stream_method(read)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from luthier.client.flows import (
     StreamPick,
     UnaryPick,
 )
+from luthier.client.notebooks import MOST_ROWS, listing_html
 from luthier.client.spans import CallSpan, calling, opening
 from luthier.client.wire_errors import from_rpc_error
 
@@ -180,6 +182,23 @@ class Stream(Generic[T]):
             finished(self._flow.aclose())
 
 
+class Listing(Stream[T]):
+    """The items of all pages; in a notebook a table of the first ones, which come all the same when it is read."""
+
+    def __init__(self, flow: StreamFlow[T], running: Running) -> None:
+        super().__init__(flow, running)
+        self._shown: deque[T] = deque()
+
+    def __next__(self) -> T:
+        return self._shown.popleft() if self._shown else super().__next__()
+
+    def _repr_html_(self) -> str | None:
+        with suppress(StopIteration):
+            while len(self._shown) <= MOST_ROWS:
+                self._shown.append(super().__next__())
+        return listing_html(tuple(self._shown))
+
+
 class SyncResource:
     """A group of methods on one driver."""
 
@@ -223,9 +242,19 @@ class stream_method(Generic[P, T]):  # noqa: N801 - used like `property`
 
         def run(resource: SyncResource, *args: P.args, **kwargs: P.kwargs) -> Stream[T]:
             scope = resource._driver.scope()
-            return Stream(build(scope, *args, **kwargs), scope.running)
+            return self._made(build(scope, *args, **kwargs), scope.running)
 
         return bound(run, build, instance)
+
+    def _made(self, flow: StreamFlow[T], running: Running) -> Stream[T]:
+        return Stream(flow, running)
+
+
+class list_method(stream_method[P, T]):  # noqa: N801 - used like `property`
+    """Makes a method that returns a `Listing` from the function that builds a flow of `pages`, which end."""
+
+    def _made(self, flow: StreamFlow[T], running: Running) -> Stream[T]:
+        return Listing(flow, running)
 
 
 def bound(function: Callable[..., R], build: Callable[..., Any], instance: object | None) -> Callable[..., R]:
