@@ -55,6 +55,7 @@ TOGETHER = {
     "tests/e2e/test_take_away.py": "cluster",
     "tests/e2e/test_weights.py": "cluster",
     "tests/e2e/test_learning_curve.py": "cluster",
+    "tests/e2e/test_judges.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/daemon/test_fsck.py": "programs",

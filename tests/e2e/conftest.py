@@ -38,6 +38,7 @@ TUNING_WORKERS = ("data-worker", "training-worker")
 # In the last one, the model of the name `tiny` is another.
 PROJECTS = ("default", "other", "plain")
 WAIT = 240.0
+JUDGE_KEY = "sk-that-nobody-but-the-judge-may-see"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -65,6 +66,8 @@ class Cluster:
             "LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1",
             "LUTHIER_WORKER_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
+            "LUTHIER_JUDGE_KEYS": "JUDGE_KEY@127.0.0.1",
+            "JUDGE_KEY": JUDGE_KEY,
         }
         for name in SERVICES:
             settings[f"LUTHIER_{name.upper()}_ADDRESS"] = self.addresses[name]

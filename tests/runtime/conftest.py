@@ -178,7 +178,7 @@ async def serve(
             ServerOptions(address="127.0.0.1:0", drain_seconds=0.0, **options),
             registrations,
             authenticator=Authenticator(keys, TaskTokens(keys.token_secret), projects=projects),
-            policy=POLICY | (WORKER_POLICY if with_worker_service else {}),
+            policy={**POLICY, **(WORKER_POLICY if with_worker_service else {})},
             request_log=log,
             metrics=MetricsServer("127.0.0.1:0"),
         ) as running,

@@ -204,7 +204,8 @@ async def test_health_and_workers_do_not_stand_behind_a_flood_of_other_calls(
     async with serve(tmp_path / "home", with_worker_service=True) as site:
         flood = [asyncio.create_task(made(site.create(), "other")) for _ in range(500)]
         await asyncio.sleep(0)
-        ours = site.wire.unary_unary(method)(b"", metadata=site.metadata(site.keys.worker_key), timeout=10)
+        call: Any = site.wire.unary_unary(method)
+        ours = call(b"", metadata=site.metadata(site.keys.worker_key), timeout=10)
         await asyncio.gather(*flood, made(ours, "ours"))
     assert await ours.code() is grpc.StatusCode.OK
     assert order.index("ours") < 100
