@@ -16,6 +16,7 @@ from luthier.errors import InvalidArgument
 from luthier.storage import opening
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
+from luthier.storage.dialect import file_of
 from luthier.storage.opening import StoreUrls
 from luthier.storage.staging import Staging
 
@@ -98,6 +99,16 @@ def service_urls(home: Path, service: str) -> dict[str, Any]:
 def service_database(home: Path, service: str) -> Database:
     """Open the database of a service of a home, beside it."""
     return open_database(home / service / service)
+
+
+def database_file(path: Path) -> Path:
+    """Return the file of the database that a test would have at a path, of an adapter that has it in one."""
+    return file_of(database_url(path))
+
+
+def service_file(home: Path, service: str) -> Path:
+    """Return the file of the database of a service of a home."""
+    return database_file(home / service / service)
 
 
 def service_blobs(home: Path, service: str) -> BlobStore:

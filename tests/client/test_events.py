@@ -12,7 +12,7 @@ import pytest
 from google.rpc import status_pb2
 
 from luthier.client import AsyncClient, Client, ClientConfig, JobFailed, RetryPolicy
-from luthier.errors import DataLoss, DeadlineExceeded, NotFound, Reason
+from luthier.errors import DataLoss, DeadlineExceeded, NotFound, OutOfRange, Reason
 from luthier.v1.event_pb2 import Event, Heartbeat, Progress, StateChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -141,6 +141,67 @@ def test_watch_asks_again_for_a_missing_event(services: Any, client: Client) -> 
 
     services.answers["WatchFineTuningJob"] = watch
     assert [event.sequence for event in client.jobs.watch("j")] == [1, 2, 3]
+
+
+class TrimmedLog:
+    """A log of eight events: those before number 7 are gone, or are going, each time up to the next of `firsts`."""
+
+    def __init__(self, services: Any, *firsts: int) -> None:
+        self.starts: list[int] = []
+        self._services = services
+        self._firsts = list(firsts or [7])
+
+    def watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        self.starts.append(request.start_sequence)
+        first = self._firsts.pop(0) if len(self._firsts) > 1 else self._firsts[0]
+        if request.start_sequence < first:
+            self._services.refuse(
+                context,
+                grpc.StatusCode.OUT_OF_RANGE,
+                f"it is gone; begin at {first}",
+                reason="SEQUENCE_EXPIRED",
+                metadata={"first_sequence": str(first)},
+            )
+        yield from (_event(sequence) for sequence in range(request.start_sequence, 9))
+
+
+def test_watch_from_the_beginning_begins_where_the_log_does(services: Any, client: Client) -> None:
+    log = TrimmedLog(services)
+    services.answers["WatchFineTuningJob"] = log.watch
+    assert [event.sequence for event in client.jobs.watch("j")] == [7, 8]
+    assert log.starts == [1, 7]
+
+
+def test_watch_from_the_beginning_begins_where_a_log_does_that_is_being_trimmed(
+    services: Any, client: Client
+) -> None:
+    log = TrimmedLog(services, 3, 5, 7)
+    services.answers["WatchFineTuningJob"] = log.watch
+    assert [event.sequence for event in client.jobs.watch("j")] == [7, 8]
+    assert log.starts == [1, 3, 5, 7]
+
+
+def test_watch_from_a_number_that_is_gone_says_so(services: Any, client: Client) -> None:
+    log = TrimmedLog(services)
+    services.answers["WatchFineTuningJob"] = log.watch
+    with pytest.raises(OutOfRange, match="begin at 7") as caught:
+        list(client.jobs.watch("j", start_sequence=3))
+    assert (caught.value.reason, log.starts) == (Reason.SEQUENCE_EXPIRED, [3])
+
+
+def test_watch_that_has_begun_does_not_begin_again_later(services: Any, client: Client) -> None:
+    log = TrimmedLog(services)
+
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        if request.start_sequence == 1:
+            yield _event(1)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        yield from log.watch(request, context)
+
+    services.answers["WatchFineTuningJob"] = watch
+    with pytest.raises(OutOfRange, match="begin at 7"):
+        list(client.jobs.watch("j"))
+    assert log.starts == [2]
 
 
 def test_watch_reports_an_event_that_stays_missing(services: Any, client: Client) -> None:

@@ -90,8 +90,9 @@ def test_up_serves_refuses_a_second_one_and_stops(life: Life) -> None:
 @pytest.mark.e2e
 def test_up_on_a_home_that_others_may_read_takes_it_back_whatever_the_umask(life: Life) -> None:
     assert life.first_line == f"warning: {life.home} had mode 0755, others could get at it: now 0700\n"
-    paths = [life.home, *life.home.rglob("*")]
-    assert {path.name for path in paths} > {"data.db", "training.db", "evaluation.db", "api-key", "data.log"}
+    databases = [stores.service_file(life.home, service) for service in stores.SERVICES]
+    paths = [life.home, *life.home.rglob("*"), *databases]
+    assert {path.name for path in paths} > {"api-key", "data.log"}
     assert [path for path in paths if path.stat().st_mode & 0o077] == []
 
 

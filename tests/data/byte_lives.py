@@ -46,13 +46,13 @@ from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.blob_check import BlobCheck
 from luthier.work.blob_needs import Needs
+from luthier.work.keeping import DELETED_KEEP_SECONDS
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
 from luthier.work.repository import Tasks
 from luthier.work.servicer import WorkerServicer
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState
-from luthier.work.undeleting import KEEP_SECONDS
 from luthier.work.workers import Workers
 from luthier.worker.v1 import task_pb2
 from luthier.worker.v1 import worker_service_pb2 as W  # noqa: N812
@@ -276,7 +276,7 @@ async def training_life(site: Site) -> None:
     async with site.database.transaction() as connection:
         job = await jobs().find(connection, JOB)
         if job is not None:
-            await jobs().delete(connection, job, KEEP_SECONDS)
+            await jobs().delete(connection, job, DELETED_KEEP_SECONDS)
     await collect_later(site.database, site.blobs)
     if await count(site, fine_tuning_jobs, is_kept(fine_tuning_jobs)):
         assert await digests_of(site.blobs), "it may come back"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import WAIT, Cluster, Shared, job, make_tiny_model, write_examples
+from tests.stores import service_file
 
 from luthier.client import Client
 from luthier.errors import FailedPrecondition
@@ -100,7 +101,7 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
 def forget_what_was_taught(cluster: Cluster, tuned: str) -> None:
     """Make the home one of before models kept it: it is found through the job's rendering then."""
     cluster.end("training", within_seconds=30)
-    with closing(sqlite3.connect(cluster.home / "training" / "training.db")) as database:
+    with closing(sqlite3.connect(service_file(cluster.home, "training"))) as database:
         uid, stored = database.execute("SELECT uid, message FROM models WHERE name = ?", (tuned,)).fetchone()
         model = Model.FromString(stored)
         assert model.HasField("taught")

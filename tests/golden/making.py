@@ -14,6 +14,7 @@ from tests.e2e.conftest import SERVICES, Cluster
 from tests.golden.answers import Answer, Asker, plain
 from tests.golden.fake_worker import FakeWorker
 
+from luthier.data.config import Config
 from luthier.v1.data_service_pb2 import WriteUploadRequest
 
 DATA = "luthier.v1.DataService"
@@ -38,7 +39,13 @@ class RestingCluster(Cluster):
 
     def environment(self) -> dict[str, str]:
         leases = {f"LUTHIER_{name.upper()}_LEASE_SECONDS": str(self.lease_seconds) for name in SERVICES}
-        return super().environment() | leases | {"LUTHIER_WORKER_NAME": self.worker_name}
+        environment = super().environment() | leases | {"LUTHIER_WORKER_NAME": self.worker_name}
+        if "keeping" in Config.__dataclass_fields__:
+            # Homes grow old, and are asked for all that they ever told.
+            environment |= {f"LUTHIER_{name.upper()}_EVENT_KEEP_SECONDS": "0" for name in SERVICES}
+        # They have their stores in themselves, wherever those of other tests are.
+        urls = ("_DATABASE_URL", "_BLOBS_URL")
+        return {name: value for name, value in environment.items() if not name.endswith(urls)}
 
     def drain(self, name: str) -> None:
         """SIGTERM a worker, and wait until it has given back what it worked on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,33 @@ def test_read_takes_the_environment() -> None:
     config = read(Config, section="DATA", environ=environ)
     assert (config.home, config.projects) == (Path("/x"), ("a", "b"))
     assert (config.lease_seconds, config.verbose) == (1.5, True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alike:
+    keep_seconds: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.keep_seconds < 0:
+            raise InvalidArgument(f"keep_seconds must be positive, got {self.keep_seconds:g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    home: Path
+    alike: Alike = field(default_factory=Alike)
+
+
+def test_settings_that_sections_have_alike_have_their_own_names() -> None:
+    assert read(Whole, section="DATA", environ={}).alike == Alike()
+    environ = {"LUTHIER_DATA_KEEP_SECONDS": "8", "LUTHIER_TRAINING_KEEP_SECONDS": "-1"}
+    assert read(Whole, section="DATA", environ=environ).alike.keep_seconds == 8
+    with pytest.raises(InvalidArgument, match="keep_seconds must be positive, got -1"):
+        read(Whole, section="TRAINING", environ=environ)
+    with pytest.raises(InvalidArgument, match="did you mean LUTHIER_DATA_KEEP_SECONDS"):
+        read(Whole, section="DATA", environ={"LUTHIER_DATA_KEP_SECONDS": "8"})
+    with pytest.raises(InvalidArgument, match="LUTHIER_DATA_ALIKE is not a setting"):
+        read(Whole, section="DATA", environ={"LUTHIER_DATA_ALIKE": "8"})
 
 
 def test_a_part_of_a_section_leaves_the_rest_of_it_to_its_owner() -> None:

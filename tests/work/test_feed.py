@@ -35,6 +35,20 @@ def numbers(events: Sequence[Told]) -> list[int]:
     return [event.sequence for event in events]
 
 
+async def test_a_log_without_its_beginning_is_read_from_where_it_begins() -> None:
+    class Trimmed(Log):
+        async def load(self, subject: str, first: int, limit: int) -> Sequence[Told]:
+            return await super().load(subject, max(first, CHUNK + 100), limit)
+
+    log = Trimmed()
+    one = Feed(log.load)
+    log.size = 3 * CHUNK
+    assert numbers(await one.events("s", CHUNK + 100)) == list(range(CHUNK + 100, 2 * CHUNK + 1))
+    assert numbers(await one.events("s", CHUNK + 120)) == list(range(CHUNK + 120, 2 * CHUNK + 1))
+    assert numbers(await one.events("s", 2 * CHUNK + 1)) == list(range(2 * CHUNK + 1, 3 * CHUNK + 1))
+    assert numbers(await one.events("s", 1)) == [], "nothing of another chunk"
+
+
 async def test_those_who_ask_at_once_wait_for_one_reading() -> None:
     log = Log()
     log.size = 10

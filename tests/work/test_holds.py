@@ -24,6 +24,7 @@ from luthier.work import schema
 from luthier.work.elsewhere import GrpcKeeper, Hold
 from luthier.work.holds import GRACE_SECONDS, Holds
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
+from luthier.work.keeping import DELETED_KEEP_SECONDS
 from luthier.work.peers import bearer, error_of
 from luthier.work.undeleting import delete_free
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
@@ -50,7 +51,7 @@ async def test_what_a_resource_needs_until_it_ends_is_free_then_and_what_it_need
         await holds.require_free(connection, read)
         with pytest.raises(FailedPrecondition):
             await holds.require_free(connection, parent)
-        await delete_free(connection, datasets(), holder)
+        await delete_free(connection, datasets(), holder, DELETED_KEEP_SECONDS)
         await holds.require_free(connection, parent)
 
 
@@ -145,11 +146,11 @@ async def test_another_service_holds_and_releases_over_the_wire(hosted: tuple[Pa
         await keeper.keep(hold, 60.0)
         async with parts.database.transaction() as connection:
             with pytest.raises(FailedPrecondition, match=JOB):
-                await delete_free(connection, datasets(), held)
+                await delete_free(connection, datasets(), held, DELETED_KEEP_SECONDS)
         await keeper.release(hold)
         await keeper.release(hold)
         async with parts.database.transaction() as connection:
-            await delete_free(connection, datasets(), held)
+            await delete_free(connection, datasets(), held, DELETED_KEEP_SECONDS)
         with pytest.raises(NotFound):
             await keeper.keep(hold, 60.0)
 
@@ -168,10 +169,10 @@ async def test_holds_are_prolonged_and_released_when_their_project_is_not_served
         assert await keeper.keep(hold, 60.0) == held.uid
         async with parts.database.transaction() as connection:
             with pytest.raises(FailedPrecondition, match=JOB):
-                await delete_free(connection, datasets(), held)
+                await delete_free(connection, datasets(), held, DELETED_KEEP_SECONDS)
         await keeper.release(hold)
         async with parts.database.transaction() as connection:
-            await delete_free(connection, datasets(), held)
+            await delete_free(connection, datasets(), held, DELETED_KEEP_SECONDS)
 
 
 async def test_a_name_used_again_is_not_what_was_seen_and_one_of_before_uids_is_whatever_has_it(

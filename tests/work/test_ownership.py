@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 from sqlalchemy import insert
-from tests.stores import database_url, open_blobs, open_database
+from tests.stores import database_file, database_url, open_blobs, open_database
 
 from luthier.errors import FailedPrecondition
 from luthier.storage import blob_refs
@@ -46,6 +46,15 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
 @pytest.fixture
 def blobs(tmp_path: Path) -> BlobStore:
     return open_blobs(tmp_path / "blobs")
+
+
+def mark(blobs: BlobStore) -> Path:
+    """The file that says whose they are."""
+    return Path(blobs.place) / MARK_NAME
+
+
+def copy_database(path: Path, to: Path) -> None:
+    shutil.copy(database_file(path), database_file(to))
 
 
 async def id_of(database: Database) -> str:
@@ -86,15 +95,15 @@ async def test_anothers_store_is_refused_without_a_database(make: Make, blobs: B
 
 
 async def test_a_new_database_does_not_take_the_blobs_of_one_that_is_gone_until_it_is_told(
-    make: Make, blobs: BlobStore, tmp_path: Path
+    make: Make, blobs: BlobStore
 ) -> None:
     await own_blobs(await make("old"), blobs, "data", is_beside=False)
     new = await make("new")
     with pytest.raises(FailedPrecondition) as caught:
         await own_blobs(new, blobs, "data", is_beside=False)
-    right = f"write `data {await id_of(new)}` to {tmp_path}/blobs/{MARK_NAME}"
+    right = f"write `data {await id_of(new)}` to {mark(blobs)}"
     assert caught.value.message.endswith(f"or, if it is gone for good, {right}")
-    (tmp_path / "blobs" / MARK_NAME).write_text(f"data {await id_of(new)}")
+    mark(blobs).write_text(f"data {await id_of(new)}")
     await own_blobs(new, blobs, "data", is_beside=False)
 
 
@@ -104,9 +113,40 @@ async def test_a_database_and_its_blobs_know_each_other_wherever_both_are_restor
     database = await make("here")
     await own_blobs(database, blobs, "data", is_beside=False)
     await database.close()
-    shutil.copy(tmp_path / "here.db", tmp_path / "there.db")
-    shutil.copytree(tmp_path / "blobs", tmp_path / "theirs")
-    await own_blobs(await make("there"), open_blobs(tmp_path / "theirs"), "data", is_beside=False)
+    copy_database(tmp_path / "here", tmp_path / "there")
+    theirs = open_blobs(tmp_path / "theirs")
+    shutil.copytree(blobs.place, theirs.place, dirs_exist_ok=True)
+    await own_blobs(await make("there"), theirs, "data", is_beside=False)
+
+
+async def test_a_backup_of_before_there_were_ids_takes_marked_blobs_by_hand_and_shuts_the_former_owner_out(
+    make: Make, blobs: BlobStore, tmp_path: Path
+) -> None:
+    """It knows blobs of that store, and so may any other database with a model of the same bytes."""
+    former = tmp_path / "former"
+    shutil.copytree(
+        MIGRATIONS, former, ignore=shutil.ignore_patterns("work_0015*", "work_0016*", "__pycache__")
+    )
+    await asyncio.to_thread(upgrade, database_url(tmp_path / "live"), (former,))
+    blob = await blobs.put_bytes(b"a model that others have too")
+    before = open_database(tmp_path / "live")
+    async with before.transaction() as connection:
+        await blob_refs.refer(connection, "uid", [blob.digest])
+    await before.close()
+    copy_database(tmp_path / "live", tmp_path / "backup")
+    live = await make("live")
+    await own_blobs(live, blobs, "data", is_beside=True)
+    backup = await make("backup")
+    assert await id_of(live) != await id_of(backup)
+    with pytest.raises(FailedPrecondition) as caught:
+        await own_blobs(backup, blobs, "data", is_beside=True)
+    text = caught.value.message
+    assert f"are those of the data service with database {await id_of(live)}" in text
+    assert text.endswith(f"write `data {await id_of(backup)}` to {mark(blobs)}")
+    mark(blobs).write_text(f"data {await id_of(backup)}")
+    await own_blobs(backup, blobs, "data", is_beside=True)
+    with pytest.raises(FailedPrecondition, match=f"with database {await id_of(backup)}, this is"):
+        await own_blobs(live, blobs, "data", is_beside=True)
 
 
 @pytest.mark.parametrize("known", ["needed", "loose"])
@@ -129,7 +169,7 @@ async def test_blobs_of_before_there_were_marks_become_the_service_s_that_knows_
 
 
 async def test_blobs_of_nobody_are_not_taken_by_a_database_that_knows_none(
-    make: Make, blobs: BlobStore, tmp_path: Path
+    make: Make, blobs: BlobStore
 ) -> None:
     digests = [(await blobs.put_bytes(b"of another %d" % number)).digest for number in range(3)]
     database = await make("data")
@@ -138,7 +178,7 @@ async def test_blobs_of_nobody_are_not_taken_by_a_database_that_knows_none(
         await blob_refs.note_strays(connection, digests, tomorrow_us)
     with pytest.raises(FailedPrecondition, match="are nobody's so far, and the data service") as caught:
         await own_blobs(database, blobs, "data", is_beside=False)
-    assert f"write `data {await id_of(database)}` to {tmp_path}/blobs/{MARK_NAME}" in caught.value.message
+    assert f"write `data {await id_of(database)}` to {mark(blobs)}" in caught.value.message
     assert await blobs.owner() is None
 
 
@@ -167,9 +207,7 @@ async def test_beside_a_database_that_has_had_work_blobs_that_it_does_not_need_a
 
 
 @pytest.mark.parametrize("text", ["", "data", "data x", "../a 0", "data " + "0" * 33, "\0" * 41])
-async def test_what_is_no_mark_is_refused_by_name(
-    make: Make, blobs: BlobStore, tmp_path: Path, text: str
-) -> None:
-    (tmp_path / "blobs" / MARK_NAME).write_text(text)
-    with pytest.raises(FailedPrecondition, match=f"{tmp_path}/blobs/{MARK_NAME} must say whose blobs"):
+async def test_what_is_no_mark_is_refused_by_name(make: Make, blobs: BlobStore, text: str) -> None:
+    mark(blobs).write_text(text)
+    with pytest.raises(FailedPrecondition, match=f"{mark(blobs)} must say whose blobs"):
         await own_blobs(await make("data"), blobs, "data", is_beside=False)

@@ -337,6 +337,9 @@ async def test_finished_tasks_leave_after_their_time(bench: Bench, monkeypatch: 
         await connection.execute(
             update(tasks).where(old).values(ended_at_us=tasks.c.ended_at_us - month_us, queued_at_us=1)
         )
+    await bench.queue.forget_finished(0)
+    async with bench.database.reading() as connection:
+        assert len((await connection.execute(select(tasks))).all()) == 11, "0: for ever"
     await bench.queue.forget_finished()
     async with bench.database.reading() as connection:
         left = {row.subject for row in await connection.execute(select(tasks))}

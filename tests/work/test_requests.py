@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from tests.stores import open_database
 
 from luthier.storage.database import Database
-from luthier.work import requests, schema
+from luthier.work import schema
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.requests import SqlRequestLog
+from luthier.work.schema import request_log
 
 KEY = ("key:abc", "/luthier.v1.DataService/CreateDataset", "6f0f5c1e-3a71-4a55-8b3e-7a1f7f0c9a11")
 
@@ -45,12 +48,16 @@ async def test_an_answer_is_forgotten_with_the_work_that_failed(database: Databa
     assert await log.find(*KEY) is None
 
 
-async def test_old_answers_are_forgotten(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_answers_are_forgotten(database: Database) -> None:
     log = SqlRequestLog(database)
     async with log.unit_of_work():
         await log.remember(*KEY, "print", b"answer")
-    await log.forget_old()
-    assert await log.find(*KEY) is not None
-    monkeypatch.setattr(requests, "RETENTION_SECONDS", -1)
-    await log.forget_old()
+    async with database.transaction() as connection:
+        await connection.execute(
+            update(request_log).values(created_at_us=request_log.c.created_at_us - 7200e6)
+        )
+    for keep_seconds in (0, ANSWER_KEEP_SECONDS, 7300):
+        await SqlRequestLog(database, keep_seconds).forget_old()
+        assert await log.find(*KEY) is not None
+    await SqlRequestLog(database, 7100).forget_old()
     assert await log.find(*KEY) is None

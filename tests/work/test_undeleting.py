@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.evaluation_service_pb2 import ListEvaluationsRequest
 from luthier.work.events import line
 from luthier.work.holds import Holds
-from luthier.work.purging import PURGE_BATCH, Purged, PurgeMetrics, Purging
+from luthier.work.keeping import DELETED_KEEP_SECONDS
+from luthier.work.purging import PURGE_BATCH, RESOURCES_AT_ONCE, Purged, PurgeMetrics, Purging
 from luthier.work.schema import events, holds, tasks
 from luthier.work.tasks import Outcome
-from luthier.work.undeleting import KEEP_SECONDS
 
 PARTS = Table("thing_parts", METADATA, Column("owner", Text), Column("number", Text, primary_key=True))
 DAY = 86_400.0
@@ -46,7 +46,7 @@ async def things(tmp_path: Path) -> AsyncIterator[Things]:
 
 def purging(things: Things, clock: Clock | None = None) -> Purging:
     family = Purged(rows=things.rows, parts=[PARTS.c.owner])
-    return Purging(things.database, [family], PurgeMetrics(CollectorRegistry()), clock or Clock())
+    return Purging(things.database, [family], PurgeMetrics(CollectorRegistry()), clock=clock or Clock())
 
 
 async def ended(things: Things, name: str = NAME, **fields: Any) -> Thing:
@@ -91,7 +91,7 @@ async def listed(things: Things, **asked: Any) -> list[tuple[str, bool]]:
 async def test_a_deleted_resource_says_until_when_and_comes_back_as_it_was(things: Things) -> None:
     made = await ended(things, display_name="mine", labels={"team": "a"})
     deleted = await things.family.delete(NAME, "")
-    assert deleted.purge_time.seconds - deleted.delete_time.seconds == KEEP_SECONDS
+    assert deleted.purge_time.seconds - deleted.delete_time.seconds == DELETED_KEEP_SECONDS
     with pytest.raises(NotFound):
         await things.read()
     back = await things.family.undeleting.undelete(NAME, "", "")
@@ -185,7 +185,7 @@ async def test_what_is_due_goes_with_all_that_is_its_own_and_nothing_else(things
     clock = Clock()
     await purging(things, clock).sweep()
     assert await count(things, PARTS.c.owner, gone.uid) == 2 * PURGE_BATCH + 1, "it may still come back"
-    clock.seconds = KEEP_SECONDS + 1
+    clock.seconds = DELETED_KEEP_SECONDS + 1
     await purging(things, clock).sweep()
     for column in (PARTS.c.owner, events.c.uid, tasks.c.uid, holds.c.hold, things.rows.table.c.uid):
         assert await count(things, column, gone.uid) == 0, column
@@ -218,7 +218,7 @@ async def test_a_chain_of_what_needs_one_another_goes_when_it_is_due(things: Thi
     await things.family.delete(NAME, "")
     await things.family.delete(base.message.name, "")
     clock = Clock()
-    clock.seconds = KEEP_SECONDS + 1
+    clock.seconds = DELETED_KEEP_SECONDS + 1
     await purging(things, clock).sweep()
     for uid in (base.uid, user.uid):
         assert await count(things, things.rows.table.c.uid, uid) == 0
@@ -251,10 +251,10 @@ async def test_what_was_deleted_before_deletions_could_be_undone_goes_and_does_n
         await things.family.undeleting.undelete(NAME, "", "")
     assert await listed(things, show_deleted=True) == []
     clock = Clock()
-    clock.seconds = KEEP_SECONDS - DAY
+    clock.seconds = DELETED_KEEP_SECONDS - DAY
     await purging(things, clock).sweep()
     assert await count(things, table.c.uid, made.uid) == 1
-    clock.seconds = KEEP_SECONDS + DAY
+    clock.seconds = DELETED_KEEP_SECONDS + DAY
     await purging(things, clock).sweep()
     assert await count(things, table.c.uid, made.uid) == 0
 
@@ -268,10 +268,10 @@ async def test_a_purge_that_was_cut_off_goes_on(things: Things, monkeypatch: pyt
     cut = purging(things)
     delete_some = cut._delete_some
 
-    async def fail(owner: Any, uid: str) -> bool:
-        if uid == made.uid and owner is events.c.uid:
+    async def fail(owner: Any, uids: Sequence[str]) -> bool:
+        if made.uid in uids and owner is events.c.uid:
             raise RuntimeError("cut off")
-        return await delete_some(owner, uid)
+        return await delete_some(owner, uids)
 
     monkeypatch.setattr(cut, "_delete_some", fail)
     await cut.sweep()
@@ -284,13 +284,39 @@ async def test_a_purge_that_was_cut_off_goes_on(things: Things, monkeypatch: pyt
     assert await count(things, table.c.uid, made.uid) == 0
 
 
+async def test_a_sweep_takes_as_many_transactions_for_several_as_for_one(
+    things: Things, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one after an upgrade finds what was deleted in years."""
+    transaction, taken = things.database.transaction, 0
+
+    def counted(**options: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        return transaction(**options)
+
+    monkeypatch.setattr(things.database, "transaction", counted)
+    transactions = []
+    for number in (1, RESOURCES_AT_ONCE):
+        for one in range(number):
+            name = f"{PARENT}/evaluations/n{one}"
+            await ended(things, name)
+            await things.family.delete(name, "")
+            await things.family.undeleting.purge(name, "", "")
+        taken = 0
+        await purging(things).sweep()
+        transactions.append(taken)
+        assert await things.database.rows(select(things.rows.table)) == []
+    assert transactions[0] == transactions[1] < 10
+
+
 async def test_what_is_brought_back_while_a_sweep_comes_to_it_stays(
     things: Things, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await ended(things)
     await things.family.delete(NAME, "")
     clock = Clock()
-    clock.seconds = KEEP_SECONDS + 1
+    clock.seconds = DELETED_KEEP_SECONDS + 1
     sweeper = purging(things, clock)
     due = sweeper._due
 

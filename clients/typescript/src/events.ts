@@ -2,7 +2,7 @@
 
 import type { DescField, DescMethodServerStreaming, DescMethodUnary, Message } from "@bufbuild/protobuf";
 import type { GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { Cancelled, DataLoss, DeadlineExceeded, type LuthierError, NotFound, Reason } from "./errors.js";
+import { Cancelled, DataLoss, DeadlineExceeded, type LuthierError, NotFound, OutOfRange, Reason } from "./errors.js";
 import type { ResourceFailed, Watched } from "./failures.js";
 import { call, ResumedStream } from "./flows.js";
 import type { Event, EventSchema } from "./gen/luthier/v1/event_pb.js";
@@ -114,12 +114,14 @@ interface Log {
 /** Reads a log, each event once, in order, over any breaks; never on in the log of another resource of that name. */
 class EventReader<R extends Watched> {
   private last: bigint;
+  private beginsAnywhere: boolean;
   private missedAfter: bigint | undefined;
   private readonly stream: ResumedStream<GenMessage<WatchRequest>, typeof EventSchema>;
 
   constructor(scope: Scope, kind: Kind<R>, log: Log, timeoutSeconds?: () => number | undefined) {
     const { name, uid, startSequence } = log;
     this.last = startSequence > 0n ? startSequence - 1n : 0n;
+    this.beginsAnywhere = startSequence <= 0n;
     const requestAt = (): { name: string; uid: string; startSequence: bigint } => {
       return { name, uid, startSequence: this.last + 1n };
     };
@@ -129,7 +131,13 @@ class EventReader<R extends Watched> {
   /** The next event of the log, or undefined after the last one. Heartbeats are left out. */
   async next(): Promise<Event | undefined> {
     for (;;) {
-      const event = await this.stream.receive();
+      let event: Event | undefined;
+      try {
+        event = await this.stream.receive();
+      } catch (error) {
+        this.beginLater(error);
+        continue;
+      }
       if (event === undefined) {
         return undefined;
       }
@@ -138,6 +146,7 @@ class EventReader<R extends Watched> {
         this.askAgain(event.sequence);
       } else if (event.sequence === this.last + 1n) {
         this.last += 1n;
+        this.beginsAnywhere = false;
         return event;
       }
     }
@@ -146,6 +155,16 @@ class EventReader<R extends Watched> {
   /** End the running call. */
   close(): void {
     this.stream.close();
+  }
+
+  /** Begin where the log does, if it is wanted from its beginning, whatever that is; throw the error otherwise. */
+  private beginLater(error: unknown): void {
+    const told = error instanceof OutOfRange ? (error.metadata.first_sequence ?? "") : "";
+    const first = /^[0-9]{1,18}$/.test(told) ? BigInt(told) : 0n;
+    if (!this.beginsAnywhere || first <= this.last + 1n) {
+      throw error;
+    }
+    this.last = first - 1n;
   }
 
   private askAgain(got: bigint): void {

@@ -7,7 +7,7 @@ import { Code, type HandlerContext } from "@connectrpc/connect";
 import { ErrorInfoSchema } from "#dist/gen/google/rpc/error_details_pb.js";
 import type { EventSchema } from "#dist/gen/luthier/v1/event_pb.js";
 import { FineTuningJob_State } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
-import { Cancelled, DataLoss, DeadlineExceeded, JobFailed, NotFound, Reason } from "#dist/index.js";
+import { Cancelled, DataLoss, DeadlineExceeded, JobFailed, NotFound, OutOfRange, Reason } from "#dist/index.js";
 import { all, refusal, type ScriptedServices, Signal, stage, stopping, thrown } from "./scripted.js";
 
 type EventInit = MessageInitShape<typeof EventSchema>;
@@ -54,6 +54,26 @@ test("a watch yields each event once over breaks", async () => {
   const starts = breakingLog(at.services);
   assert.deepEqual(await sequences(at.client.jobs.watch("j")), [1, 2, 3, 4, 5, 6]);
   assert.deepEqual(starts, [1, 3, 5, 6]);
+});
+
+test("a watch from the beginning begins where the log does, and one from a number that is gone says so", async () => {
+  await using at = await stage();
+  const starts: number[] = [];
+  at.services.answers.watchFineTuningJob = async function* (request: { startSequence: bigint }) {
+    starts.push(Number(request.startSequence));
+    if (request.startSequence < 7n) {
+      const metadata = { first_sequence: "7" };
+      throw refusal(Code.OutOfRange, "it is gone; begin at 7", { reason: "SEQUENCE_EXPIRED", metadata });
+    }
+    for (let sequence = Number(request.startSequence); sequence < 9; sequence += 1) {
+      yield event(sequence);
+    }
+  };
+  assert.deepEqual(await sequences(at.client.jobs.watch("j")), [7, 8]);
+  assert.deepEqual(starts, [1, 7]);
+  const error = await thrown(OutOfRange, sequences(at.client.jobs.watch("j", { startSequence: 3 })));
+  assert.equal(error.reason, Reason.SEQUENCE_EXPIRED);
+  assert.deepEqual(starts, [1, 7, 3]);
 });
 
 /** A log that breaks off once; the job is then another one of the same name. */

@@ -55,6 +55,7 @@ def settings_of(config: Config) -> ServiceSettings:
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
         blob_stray_seconds=config.blob_stray_seconds,
+        keeping=config.keeping,
         database_url=config.database_url,
         blobs_url=config.blobs_url,
     )

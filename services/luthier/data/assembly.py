@@ -28,6 +28,7 @@ from luthier.storage.stored import Rows
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Tasks
 from luthier.work.handlers import TaskHandler
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.purging import Purged
 from luthier.work.tasks import TaskKind
@@ -69,6 +70,10 @@ class Parts(Protocol):
         """What its resources need at other services."""
 
     @property
+    def keeping(self) -> Keeping:
+        """How long it keeps what is over."""
+
+    @property
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
@@ -88,10 +93,12 @@ class DataService:
 
 def assemble(parts: Parts, models: Models, token_texts: TokenTexts, max_upload_bytes: int) -> DataService:
     """Put the service together on real adapters or a test's."""
-    reader = ShardReader(parts.blobs)
-    uploads = UploadService(parts.database, parts.staging, max_upload_bytes)
-    datasets = DatasetService(parts.database, parts.log, parts.queue, uploads)
-    renderings = RenderingService(parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere)
+    reader, keeping = ShardReader(parts.blobs), parts.keeping
+    uploads = UploadService(parts.database, parts.staging, max_upload_bytes, keeping)
+    datasets = DatasetService(parts.database, parts.log, parts.queue, uploads, keeping)
+    renderings = RenderingService(
+        parts.database, parts.log, parts.queue, datasets, models, parts.elsewhere, keeping
+    )
     registered = registration(
         DatasetsServicer(datasets, reader, parts.page_tokens),
         UploadsServicer(uploads, parts.page_tokens),

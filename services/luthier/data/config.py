@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, patience_of
+from luthier.work.keeping import Keeping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class Config:
     """Bytes that nothing needs are deleted after so long; longer than any call and any worker's commit may take."""
     blob_stray_seconds: float = STRAY_SECONDS
     """Bytes that the database never named are found, stay so long, and then for the time above; 0: for ever."""
+    keeping: Keeping = field(default_factory=Keeping)
+    """How long what is over is kept."""
 
     def __post_init__(self) -> None:
         patience_of(self.blob_grace_seconds, self.blob_stray_seconds)

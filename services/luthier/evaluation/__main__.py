@@ -47,7 +47,9 @@ def build(parts: Parts, config: Config) -> Hosted:
     rewards = RewardAddresses(config.reward_addresses)
     access = Access(judges=JudgeAccess.of(config), rewards=rewards)
     outside = Outside(peers=peers, elsewhere=parts.elsewhere, webhooks=targets, access=access)
-    evaluations = EvaluationService(parts.database, parts.log, parts.queue, parts.blobs, outside)
+    evaluations = EvaluationService(
+        parts.database, parts.log, parts.queue, parts.blobs, outside, parts.keeping
+    )
     aliases = AliasService(parts.database, peers, evaluations.family, parts.elsewhere)
     generations = GenerationService(exchange, peers, aliases, parts.task_tokens)
     values = Values(exchange, peers, parts.task_tokens)
@@ -91,6 +93,7 @@ def settings_of(config: Config) -> ServiceSettings:
         min_free_bytes=config.min_free_bytes,
         blob_grace_seconds=config.blob_grace_seconds,
         blob_stray_seconds=config.blob_stray_seconds,
+        keeping=config.keeping,
         database_url=config.database_url,
         blobs_url=config.blobs_url,
     )

@@ -8,8 +8,8 @@ The environment wins. A name that nobody declares is refused: a misspelt setting
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -50,7 +50,8 @@ def read(
 ) -> C:
     """Return a configuration of the given frozen dataclass, read from the environment and the file it names.
 
-    `section` is one of `SECTIONS`. Field types: str, int, float, bool, Path, tuple[str, ...], and each `| None`.
+    `section` is one of `SECTIONS`. Field types: str, int, float, bool, Path, tuple[str, ...], and each `| None`; or a
+    dataclass that has settings which several sections have alike, by their own names.
     A shared field has no default in the dataclass: `SHARED` has it. `environ` is the process's own by default. With
     `is_part` the section has other settings too: the process whose section it is reads them.
 
@@ -59,7 +60,7 @@ def read(
     """
     assert section in SECTIONS, f"section must be one of {SECTIONS}, got {section!r}"
     environ = os.environ if environ is None else environ
-    own = {_variable(field.name, section): field for field in fields(config)}  # type: ignore[arg-type]
+    own = list(_variables(config, section))
     given = {
         name: _Setting(name, text)
         for name, text in environ.items()
@@ -68,8 +69,7 @@ def read(
     if path := environ.get(_FILE):
         given = _read_file(Path(path).expanduser()) | given
     _refuse_unknown(given, "" if is_part else section, own)
-    hints = get_type_hints(config)
-    return config(**{field.name: _value(name, field, hints, given) for name, field in own.items()})
+    return _read(config, section, given)
 
 
 def others() -> dict[str, str]:
@@ -85,6 +85,33 @@ def take(names: Iterable[str]) -> dict[str, str]:
 def put(variables: Mapping[str, str]) -> None:
     """Set variables of the environment, for this process, those that it starts, and libraries that are loaded later."""
     os.environ.update(variables)
+
+
+def _variables(config: type[Any], section: str) -> Iterator[str]:
+    """Yield the names of all settings of a dataclass."""
+    hints = get_type_hints(config)
+    for field in fields(config):
+        if (part := _part(hints[field.name])) is not None:
+            yield from _variables(part, section)
+        else:
+            yield _variable(field.name, section)
+
+
+def _read(config: type[C], section: str, given: Mapping[str, _Setting]) -> C:
+    hints = get_type_hints(config)
+    values: dict[str, object] = {}
+    for field in fields(config):  # type: ignore[arg-type]
+        hint = hints[field.name]
+        if (part := _part(hint)) is not None:
+            values[field.name] = _read(part, section, given)
+        else:
+            values[field.name] = _value(_variable(field.name, section), field, hint, given)
+    return config(**values)
+
+
+def _part(hint: Any) -> type[Any] | None:
+    """Return the dataclass that the type of a field is, if it is one."""
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
 
 
 def _variable(field: str, section: str) -> str:
@@ -134,14 +161,14 @@ def _refuse_unknown(given: Mapping[str, _Setting], section: str, own: Iterable[s
         raise InvalidArgument(f"{setting.variable} is not a setting ({name}): {hint}")
 
 
-def _value(name: str, field: Field[Any], hints: Mapping[str, Any], given: Mapping[str, _Setting]) -> object:
+def _value(name: str, field: Field[Any], hint: Any, given: Mapping[str, _Setting]) -> object:
     shared_default = SHARED.get(name.removeprefix(_PREFIX))
     setting = given.get(name)
     if setting is None and shared_default is not None:
         assert field.default is MISSING, f"the default of {name} belongs in SHARED, not in the dataclass"
         setting = _Setting(name, shared_default)
     if setting is not None:
-        return _parse(setting, hints[field.name])
+        return _parse(setting, hint)
     if field.default is not MISSING:
         return field.default
     if field.default_factory is not MISSING:

@@ -61,10 +61,10 @@ class DeletedRows(Generic[M, P]):
         row = await connection.execute(select(self.rows.table).where(columns.uid == stored.uid))
         return self.rows.of_row(row.mappings().one())
 
-    async def give_up(self, connection: AsyncConnection, uid: str) -> None:
-        """Have a deleted resource purged soon: there is no way back."""
+    async def give_up(self, connection: AsyncConnection, *uids: str) -> None:
+        """Have deleted resources purged soon: there is no way back."""
         columns = self.rows.table.c
-        mine = (columns.uid == uid, columns.delete_time_us.is_not(None))
+        mine = (columns.uid.in_(uids), columns.delete_time_us.is_not(None))
         await connection.execute(update(self.rows.table).where(*mine).values(purge_time_us=GIVEN_UP_US))
 
     async def purge(self, connection: AsyncConnection, uid: str) -> None:

@@ -24,6 +24,7 @@ from luthier.training.models.tasks import MakingHandler
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.handlers import TaskHandler
 from luthier.work.hold_servicer import Holdable
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.pausing import PausableTasks
 from luthier.work.purging import Purged
@@ -67,6 +68,10 @@ class Parts(Protocol):
         """What its resources need at other services."""
 
     @property
+    def keeping(self) -> Keeping:
+        """How long it keeps what is over."""
+
+    @property
     def page_tokens(self) -> PageTokens:
         """Makes tokens of list calls."""
 
@@ -96,7 +101,7 @@ class Allowed:
 
 def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training:
     """Put the service together on real adapters or a test's."""
-    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs)
+    models = ModelService(parts.database, parts.log, parts.queue, parts.blobs, parts.keeping)
     outside = Outside(
         renderings=renderings,
         elsewhere=parts.elsewhere,
@@ -104,7 +109,7 @@ def assemble(parts: Parts, renderings: Renderings, allowed: Allowed) -> Training
         webhooks=allowed.webhooks,
         workers=parts.workers,
     )
-    jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs)
+    jobs = JobService(parts.database, parts.log, parts.queue, models, outside, parts.blobs, parts.keeping)
     checkpoints = CheckpointModels(parts.database, models, jobs.family)
     making = ModelMaking(parts.database, models, checkpoints)
     handlers: Mapping[TaskKind, TaskHandler] = {

@@ -23,12 +23,13 @@ from luthier.work import elsewhere
 from luthier.work.elsewhere import Hold
 from luthier.work.events import state_changed
 from luthier.work.holds import Holds
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, list_page, told_apart
-from luthier.work.log import EventLog
+from luthier.work.log import EventLog, expired
 from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
-from luthier.work.undeleting import Undeleting, delete_free
+from luthier.work.undeleting import Undeleting
 from luthier.work.webhooks import outbox
 
 M = TypeVar("M", bound=StatefulMessage)
@@ -127,10 +128,16 @@ class Family(Generic[M, P]):
     """The resources of one family with states, and the events that tell of them."""
 
     def __init__(
-        self, rows: Rows[M, P], lifecycle: Lifecycle, database: Database, log: EventLog, tasks: Tasks
+        self,
+        rows: Rows[M, P],
+        lifecycle: Lifecycle,
+        database: Database,
+        log: EventLog,
+        tasks: Tasks,
+        keeping: Keeping | None = None,
     ) -> None:
         self.lifecycle = lifecycle
-        self.undeleting = Undeleting(rows, database)
+        self.undeleting = Undeleting(rows, database, keeping)
         self._rows = rows
         self._database = database
         self._log = log
@@ -187,9 +194,15 @@ class Family(Generic[M, P]):
             yield event
 
     async def events(self, uid: str, after: int, limit: int) -> Sequence[Event]:
-        """Return at most `limit` events of the resource of a uid after a number."""
+        """Return at most `limit` events of the resource of a uid after a number; 0: from the first there is.
+
+        Raises OutOfRange where the next one is gone.
+        """
         async with self._database.reading() as connection:
-            return await self._log.read(connection, uid, after + 1, limit)
+            found = await self._log.read(connection, uid, after + 1, limit)
+        if after and found and found[0].sequence > after + 1:
+            raise expired(f"the resource with uid {uid}", after + 1, found[0].sequence)
+        return found
 
     async def deliveries(self, uid: str, after: int, limit: int) -> Sequence[tuple[int, WebhookDelivery]]:
         """Return at most `limit` deliveries of the resource of a uid after a number, each with its own number."""
@@ -314,7 +327,7 @@ class Family(Generic[M, P]):
                     metadata={"name": name, "state": now},
                 )
             uids = await parts(connection, stored.uid)
-            return (await delete_free(connection, self._rows, stored, uids)).message
+            return (await self.undeleting.delete(connection, stored, uids)).message
 
     async def _announce(
         self, connection: AsyncConnection, stored: Stored[M, P], why: str = "", attempt: int = 0

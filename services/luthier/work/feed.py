@@ -38,8 +38,9 @@ class _Chunk:
 class Feed:
     """The latest chunks of watched resources: `MAX_CHUNKS` of `CHUNK` events at most, whoever reads how slowly.
 
-    A log only grows, so a full chunk is true for ever, and the last one until its resource is `touch`ed. What was
-    let go is read again by whom it is late for. Messages are shared: who gets one must not change it.
+    A log grows at its end alone, so a full chunk is true for ever, and the last one until its resource is `touch`ed. Of
+    what was told long ago the beginning may be gone, but not while it is watched (`EventLog.unwatched`). What was let
+    go from here is read again by whom it is late for. Messages are shared: who gets one must not change it.
     """
 
     def __init__(self, load: Load) -> None:
@@ -66,37 +67,46 @@ class Feed:
 
         Those who ask at once for the same ones wait for one reading. Raises what the reading raises.
         """
-        index, offset = divmod(first - 1, CHUNK)
+        index = (first - 1) // CHUNK
         key = (uid, index)
         chunk = self._chunks.get(key)
         if chunk is None:
             chunk = self._chunks[key] = _Chunk()
             self._shrink(key)
         self._chunks.move_to_end(key)
-        if not self._is_current(uid, chunk):
+        if not self._is_current(uid, index, chunk):
             async with chunk.reading:
                 await self._read(uid, index, chunk)
-        return chunk.events[offset:]
+        return chunk.events[max(0, first - chunk.events[0].sequence) :] if chunk.events else []
 
     async def refresh(self, uid: str) -> None:
         """Read what is new of a resource before its watchers come to ask. Raises what the reading raises."""
         newest = max((index for known, index in self._chunks if known == uid), default=None)
-        if newest is not None and len(await self.events(uid, newest * CHUNK + 1)) == CHUNK:
+        if newest is None:
+            return
+        found = await self.events(uid, newest * CHUNK + 1)
+        if found and found[-1].sequence == (newest + 1) * CHUNK:
             await self.events(uid, (newest + 1) * CHUNK + 1)
 
-    def _is_current(self, uid: str, chunk: _Chunk) -> bool:
-        return len(chunk.events) == CHUNK or chunk.version == self.version(uid)
+    def _is_current(self, uid: str, index: int, chunk: _Chunk) -> bool:
+        return _last(index, chunk) == (index + 1) * CHUNK or chunk.version == self.version(uid)
 
     async def _read(self, uid: str, index: int, chunk: _Chunk) -> None:
-        if self._is_current(uid, chunk):
+        if self._is_current(uid, index, chunk):
             return
         # What is committed while we read counts as not read: it is read again, never missed.
         version = self.version(uid)
-        have = len(chunk.events)
-        chunk.events += await self._load(uid, index * CHUNK + have + 1, CHUNK - have)
+        last, end = _last(index, chunk), (index + 1) * CHUNK
+        # Where its beginning is gone, as many lie beyond its end.
+        chunk.events += [one for one in await self._load(uid, last + 1, end - last) if one.sequence <= end]
         chunk.version = version
 
     def _shrink(self, kept: tuple[str, int]) -> None:
         while len(self._chunks) > MAX_CHUNKS:
             oldest = next(key for key in self._chunks if key != kept)
             del self._chunks[oldest]
+
+
+def _last(index: int, chunk: _Chunk) -> int:
+    """Return the number of the last event of a chunk, or of the one before it."""
+    return chunk.events[-1].sequence if chunk.events else index * CHUNK

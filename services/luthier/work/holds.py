@@ -93,9 +93,9 @@ class Holds:
         statement = select(holds.c.held).where(holds.c.hold == hold, holds.c.held_deleted)
         return (await connection.execute(statement)).scalars().all()
 
-    async def drop(self, connection: AsyncConnection, hold: str) -> None:
-        """Let go all that the resource of this uid held."""
-        await connection.execute(delete(holds).where(holds.c.hold == hold))
+    async def drop(self, connection: AsyncConnection, *uids: str) -> None:
+        """Let go all that the resources of these uids held."""
+        await connection.execute(delete(holds).where(holds.c.hold.in_(uids)))
 
     async def release(self, connection: AsyncConnection, hold: str) -> None:
         """Let go what another service held under this id."""

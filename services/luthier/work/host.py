@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -45,6 +46,7 @@ from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.hold_servicer import SERVICE as HOLD_SERVICE
 from luthier.work.hold_servicer import Holdable, HoldServicer
 from luthier.work.holds import Holds
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.measured_blobs import BlobMetrics, MeasuredBlobs, MeasuredStaging
 from luthier.work.metrics import WorkMetrics
@@ -54,6 +56,7 @@ from luthier.work.purging import Purged, PurgeMetrics, Purging
 from luthier.work.queue import Queue, QueueSettings
 from luthier.work.queue_figures import QueueFigures
 from luthier.work.requests import SqlRequestLog
+from luthier.work.retention import EventRetention
 from luthier.work.servicer import POLICY as WORKER_POLICY
 from luthier.work.servicer import Generations, WorkerServicer
 from luthier.work.store_metrics import DatabaseMetrics, show_disk
@@ -90,6 +93,7 @@ class ServiceSettings:
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
         blob_grace_seconds: blobs that nothing needs stay so long.
         blob_stray_seconds: those that no row ever named stay so long before that; 0: for ever.
+        keeping: how long what is over is kept.
         database_url: where its database is; empty: a file below `home`.
         blobs_url: where its blobs are; empty: a folder below `home`.
     """
@@ -105,6 +109,7 @@ class ServiceSettings:
     min_free_bytes: int = MIN_FREE_BYTES
     blob_grace_seconds: float = GRACE_SECONDS
     blob_stray_seconds: float = STRAY_SECONDS
+    keeping: Keeping = field(default_factory=Keeping)
     database_url: str = ""
     blobs_url: str = ""
 
@@ -136,6 +141,7 @@ class Parts:
         )
         self.collector = Collector(database, self.blobs, CollectionMetrics(registry), patience)
         self.log = EventLog(database)
+        self.keeping = settings.keeping
         self.task_tokens = TaskTokens(keys.token_secret)
         self.page_tokens = PageTokens(keys.token_secret.encode())
         self.work_metrics = WorkMetrics(registry, settings.kinds)
@@ -246,11 +252,10 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
             await hosted.before_serving()
         await parts.queue.recover()
         await parts.excuse_holds()
-        request_log = SqlRequestLog(database)
+        request_log = SqlRequestLog(database, settings.keeping.answer_keep_seconds)
         waiting = WaitingTasks(database, parts.log, hosted.handlers, parts.workers)
         waits = Chore(work=waiting.look, interval_seconds=_QUEUE_SECONDS)
-        purging = Purging(database, hosted.purged, PurgeMetrics(parts.metrics.registry))
-        purges = Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
+        purges = _purging(parts, hosted.purged)
         collecting = _collecting(parts.collector, settings.blob_grace_seconds)
         for chore in (*_chores(parts, request_log), *collecting, waits, purges, *hosted.chores):
             task = asyncio.create_task(_repeat(chore.work, chore.interval_seconds))
@@ -283,14 +288,25 @@ def _warn_of_unserved(granted: Sequence[GrantedKey], served: Sequence[str]) -> N
 
 def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
     """Return what every service does beside its calls."""
+    keeping = parts.keeping
+    events = EventRetention(parts.database, parts.log, keeping.event_keep_seconds)
+    tasks = partial(parts.queue.forget_finished, keeping.task_keep_seconds)
     return [
         Chore(work=parts.expire, interval_seconds=_EXPIRY_SECONDS),
         Chore(work=parts.figures.look, interval_seconds=_QUEUE_SECONDS),
         Chore(work=parts.elsewhere.sweep, interval_seconds=_HOLDS_SECONDS),
         Chore(work=request_log.forget_old, interval_seconds=_FORGET_SECONDS),
-        Chore(work=parts.queue.forget_finished, interval_seconds=_FORGET_SECONDS),
+        Chore(work=tasks, interval_seconds=_FORGET_SECONDS),
         Chore(work=parts.forget_expired_holds, interval_seconds=_FORGET_SECONDS),
+        Chore(work=events.trim, interval_seconds=_FORGET_SECONDS),
     ]
+
+
+def _purging(parts: Parts, purged: Sequence[Purged]) -> Chore:
+    """Return how deleted resources go for good."""
+    metrics = PurgeMetrics(parts.metrics.registry)
+    purging = Purging(parts.database, purged, metrics, parts.keeping.deleted_keep_seconds)
+    return Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
 
 
 def _collecting(collector: Collector, grace_seconds: float) -> list[Chore]:

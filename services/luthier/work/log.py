@@ -6,7 +6,9 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -44,6 +46,7 @@ class EventLog:
         self._slow_reader_seconds = slow_reader_seconds
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._waking: dict[str, asyncio.Task[None]] = {}
+        self._trimming: dict[str, asyncio.Event] = {}
         self._feed = Feed(self._load)
 
     async def append(
@@ -65,7 +68,13 @@ class EventLog:
             event.event_time.FromMicroseconds(now_us)
             is_final = final and sequence == last + len(new)
             rows.append(
-                {"uid": uid, "sequence": sequence, "final": is_final, "event": event.SerializeToString()}
+                {
+                    "uid": uid,
+                    "sequence": sequence,
+                    "final": is_final,
+                    "event": event.SerializeToString(),
+                    "ended_at_us": now_us if is_final else None,
+                }
             )
         await connection.execute(insert(events), rows)
         self._database.after_commit(lambda: self._wake(uid))
@@ -118,29 +127,23 @@ class EventLog:
         ]
 
     async def watch(self, uid: str, name: str, start_sequence: int = 0) -> AsyncIterator[Event]:
-        """Yield the events of a resource from `start_sequence` (0 means 1) on, with heartbeats while quiet.
+        """Yield the events of a resource from `start_sequence` (0: the first there is) on, with heartbeats while quiet.
 
         Ends after a final state change; at once when that one is already read.
 
         Raises:
-            OutOfRange: start_sequence lies beyond the next event.
+            OutOfRange: start_sequence lies beyond the next event, or that event is gone.
             ResourceExhausted: the reader took too long to accept an event; it can resume after it.
         """
-        wanted = max(start_sequence, 1)
-        async with self._database.reading() as connection:
-            last = await self._last_sequence(connection, uid)
-            newest = await self._told(connection, uid, last, 1)
-        if wanted > last + 1:
-            raise OutOfRange(
-                reason=Reason.SEQUENCE_EXPIRED,
-                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
-                metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
-            )
-        if wanted > last and newest and newest[0].final:
-            return
         woken = asyncio.Event()
         self._watchers[uid].add(woken)
         try:
+            # None is let go from here on, as it is watched.
+            while (trimming := self._trimming.get(uid)) is not None:
+                await trimming.wait()
+            wanted = await self._place(uid, name, max(start_sequence, 0))
+            if wanted is None:
+                return
             async for message in self._follow(uid, name, wanted, woken):
                 yield message
         finally:
@@ -148,6 +151,37 @@ class EventLog:
             if not self._watchers[uid]:
                 del self._watchers[uid]
                 self._feed.forget(uid)
+
+    async def _place(self, uid: str, name: str, start_sequence: int) -> int | None:
+        """Return the number of the first event that a watcher wants; None when the final one is read already."""
+        async with self._database.reading() as connection:
+            first = await self._end_of(connection, func.min, uid) or 1
+            last = await self._last_sequence(connection, uid)
+            newest = select(events.c.final).where(events.c.uid == uid, events.c.sequence == last)
+            has_ended = (await connection.execute(newest)).scalar()
+        wanted = start_sequence or first
+        if wanted > last + 1:
+            raise OutOfRange(
+                reason=Reason.SEQUENCE_EXPIRED,
+                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
+                metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
+            )
+        if wanted < first:
+            raise expired(name, wanted, first)
+        return None if wanted > last and has_ended else wanted
+
+    @contextmanager
+    def unwatched(self, uid: str) -> Iterator[bool]:
+        """Have who begins to watch a resource wait for a block; yields False, and none waits, where one watches it."""
+        if uid in self._watchers:
+            yield False
+            return
+        done = self._trimming[uid] = asyncio.Event()
+        try:
+            yield True
+        finally:
+            del self._trimming[uid]
+            done.set()
 
     async def _follow(self, uid: str, name: str, wanted: int, woken: asyncio.Event) -> AsyncIterator[Event]:
         while True:
@@ -182,8 +216,13 @@ class EventLog:
             )
 
     async def _last_sequence(self, connection: AsyncConnection, uid: str) -> int:
-        statement = select(func.max(events.c.sequence)).where(events.c.uid == uid)
-        return (await connection.execute(statement)).scalar() or 0
+        return await self._end_of(connection, func.max, uid)
+
+    async def _end_of(self, connection: AsyncConnection, end: Callable[[Any], Any], uid: str) -> int:
+        """Return the least or the greatest number of a resource's events, 0 where it has none."""
+        return (
+            await connection.execute(select(end(events.c.sequence)).where(events.c.uid == uid))
+        ).scalar() or 0
 
     async def _load(self, uid: str, first: int, limit: int) -> list[Told]:
         async with self._database.reading() as connection:
@@ -217,3 +256,15 @@ class EventLog:
             woken.set()
             if place % _WOKEN_TOGETHER == 0:
                 await asyncio.sleep(0)
+
+
+def expired(name: str, wanted: int, first: int) -> OutOfRange:
+    """Return what tells that an event is gone, and from which number on they are there."""
+    return OutOfRange(
+        reason=Reason.SEQUENCE_EXPIRED,
+        message=(
+            f"event {wanted} of {name} is gone: of what ended long ago the last event alone is kept; begin at {first}, "
+            "or at 0 for the first that there is"
+        ),
+        metadata={"start_sequence": str(wanted), "first_sequence": str(first)},
+    )

@@ -16,6 +16,7 @@ from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.attempts import Attempts
 from luthier.work.handlers import TaskHandler
+from luthier.work.keeping import TASK_KEEP_SECONDS
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
@@ -48,13 +49,11 @@ class QueueSettings:
             attempt that a stopping worker gave back is not counted, nor one whose worker never spoke of it.
         retry_seconds: after two losses in a row a task waits so long before it is handed out again, four times as
             long after each further one, at most `attempts.LONGEST_RETRY_SECONDS`; after the first it does not wait.
-        retention_seconds: finished tasks leave the queue after this long; what they worked for stays.
     """
 
     lease_seconds: float = 30.0
     max_losses: int = 5
     retry_seconds: float = 2.0
-    retention_seconds: float = 30 * 24 * 3600.0
 
 
 class Queue:
@@ -374,16 +373,16 @@ class Queue:
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
         await self._attempts.lose(connection, now, why, counts=now.heard)
 
-    async def forget_finished(self) -> None:
-        """Delete tasks that ended long ago, a batch a transaction: others write in between.
+    async def forget_finished(self, keep_seconds: float = TASK_KEEP_SECONDS) -> None:
+        """Delete tasks that ended longer ago, 0: none; a batch a transaction: others write in between.
 
         Their resources, events and checkpoints stay.
         """
+        if keep_seconds == 0:
+            return
         while True:
             async with self._database.transaction() as connection:
-                number = await self._tasks.forget_finished(
-                    connection, self.settings.retention_seconds, FORGET_BATCH
-                )
+                number = await self._tasks.forget_finished(connection, keep_seconds, FORGET_BATCH)
             if number < FORGET_BATCH:
                 return
 

@@ -9,17 +9,18 @@ from contextlib import asynccontextmanager
 from sqlalchemy import ColumnClause, delete, insert, literal_column, select
 
 from luthier.storage.database import Database
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.schema import request_log
 
-RETENTION_SECONDS = 7 * 24 * 3600
 FORGET_BATCH = 500
 
 
 class SqlRequestLog:
-    """Answers of mutating calls by (principal, method, request_id), for at least `RETENTION_SECONDS`."""
+    """Answers of mutating calls by (principal, method, request_id), for at least `keep_seconds`; 0: for ever."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keep_seconds: float = ANSWER_KEEP_SECONDS) -> None:
         self._database = database
+        self._keep_seconds = keep_seconds
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[None]:
@@ -56,7 +57,9 @@ class SqlRequestLog:
 
     async def forget_old(self) -> None:
         """Delete answers older than the retention time, a batch a transaction: others write in between."""
-        oldest_us = time.time_ns() // 1000 - RETENTION_SECONDS * 1_000_000
+        if self._keep_seconds == 0:
+            return
+        oldest_us = time.time_ns() // 1000 - round(self._keep_seconds * 1e6)
         row: ColumnClause[int] = literal_column("rowid")
         old = select(row).select_from(request_log).where(request_log.c.created_at_us < oldest_us)
         statement = delete(request_log).where(row.in_(old.limit(FORGET_BATCH)))

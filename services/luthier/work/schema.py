@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from luthier.storage import blob_refs, identity
+from luthier.storage.dialect import index_of
 
 metadata = MetaData()
 for _table in (*blob_refs.metadata.tables.values(), *identity.metadata.tables.values()):
@@ -71,7 +72,9 @@ events = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("final", Boolean, nullable=False),
     Column("event", LargeBinary, nullable=False),
+    Column("ended_at_us", BigInteger),
 )
+Index("ix_events_ended", events.c.ended_at_us, **index_of(events.c.ended_at_us.is_not(None)))
 
 holds = Table(
     "holds",

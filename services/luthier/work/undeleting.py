@@ -15,9 +15,8 @@ from luthier.storage.resource_messages import ResourceMessage
 from luthier.storage.stored import Rows, Stored, require_etag
 from luthier.work import elsewhere
 from luthier.work.holds import Holds
+from luthier.work.keeping import Keeping
 
-KEEP_SECONDS = 30 * 86_400.0
-"""What is deleted can be brought back so long; then it is purged."""
 M = TypeVar("M", bound=ResourceMessage)
 P = TypeVar("P", bound=Message)
 
@@ -26,13 +25,13 @@ async def delete_free(
     connection: AsyncConnection,
     rows: Rows[M, P],
     stored: Stored[M, P],
+    keep_seconds: float | None,
     parts: Sequence[str] = (),
-    keep_seconds: float | None = KEEP_SECONDS,
 ) -> Stored[M, P]:
     """Delete a resource that nothing needs: it stays for a while, and holds what it needs. Raises RESOURCE_IN_USE.
 
-    `parts` are uids of what goes with it, and must not be needed either. `keep_seconds` as `Rows.delete` has it: what
-    holds resources of other services cannot come back, since those are let go.
+    `keep_seconds` as `Rows.delete` has it: what holds resources of other services cannot come back, since those are let
+    go. `parts` are uids of what goes with it, and must not be needed either.
     """
     holds = Holds()
     await holds.require_free(connection, stored, parts)
@@ -43,13 +42,20 @@ async def delete_free(
 
 
 class Undeleting(Generic[M, P]):
-    """Brings deleted resources of one family back, or gives them up."""
+    """Deletes resources of one family, brings them back, or gives them up."""
 
-    def __init__(self, rows: Rows[M, P], database: Database) -> None:
+    def __init__(self, rows: Rows[M, P], database: Database, keeping: Keeping | None = None) -> None:
         self._rows = rows
         self._deleted = DeletedRows(rows)
         self._database = database
+        self._keep_seconds = (keeping or Keeping()).deleted_keep_seconds
         self._holds = Holds()
+
+    async def delete(
+        self, connection: AsyncConnection, stored: Stored[M, P], parts: Sequence[str] = ()
+    ) -> Stored[M, P]:
+        """Delete a resource that nothing needs, nor what goes with it. Raises RESOURCE_IN_USE."""
+        return await delete_free(connection, self._rows, stored, self._keep_seconds, parts)
 
     async def undelete(self, name: str, uid: str, etag: str) -> M:
         """Bring back what had a name and was deleted last, or of all that had it the one of a uid.

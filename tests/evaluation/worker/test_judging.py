@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.conftest import JUDGE_KEY, Site
 from tests.evaluation.tiny_models import write_base
 from tests.evaluation.worker.test_resume import until_answered
+from tests.stores import service_file
 from tests.work.judge_stub import Stub, judge_stub
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -132,8 +133,10 @@ async def test_no_key_is_stored_or_told(site: Site, stub: Stub, capfd: pytest.Ca
     assert "no such key: Bearer ***" in refused.errors[0].first_message
     assert JUDGE_KEY in str(stub.seen()[-1]["authorization"])
     assert not [one for one in done.arm_results[0].scores if one.score == "judge.refuse"]
-    files = [path for path in site.home.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".db" for path in files)
+    database = service_file(site.home, "evaluation")
+    beside = [path for path in database.parent.glob(f"{database.name}*") if path.is_file()]
+    assert database in beside
+    files = [*beside, *(path for path in site.home.rglob("*") if path.is_file())]
     assert not [path for path in files if JUDGE_KEY.encode() in path.read_bytes()]
     told = capfd.readouterr()
     assert JUDGE_KEY not in told.out + told.err

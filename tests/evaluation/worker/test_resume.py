@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from tests.stores import service_file
 
 from luthier.evaluation import shares
 from luthier.evaluation.worker.engine import EngineClient
@@ -171,7 +172,7 @@ def process(site: Any, name: str = "") -> Iterator[subprocess.Popen[bytes]]:
 
 def committed(site: Any, share: int = 0) -> int:
     """Answers that the service keeps of the whole, or of a share."""
-    with sqlite3.connect(site.home / "evaluation" / "evaluation.db") as database:
+    with sqlite3.connect(service_file(site.home, "evaluation")) as database:
         kept = database.execute("select coalesce(max(step), 0) from answer_files where share = ?", (share,))
         return int(kept.fetchone()[0])
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tests.stores import service_file
 from tests.training.worker.conftest import MODEL, Site, job_of, stop_after_a_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -277,7 +278,7 @@ async def test_all_weights_of_a_checkpoint_are_gone_on_with_in_full_precision(
 
 def _digests(site: Site, path: str) -> dict[str, str]:
     """Digest of a file of the last checkpoint of each job, by the job's id."""
-    with contextlib.closing(sqlite3.connect(next(site.home.rglob("training.db")))) as database:
+    with contextlib.closing(sqlite3.connect(service_file(site.home, "training"))) as database:
         rows = database.execute("SELECT message, private FROM checkpoints ORDER BY step").fetchall()
     return {
         Checkpoint.FromString(message).name.split("/")[3]: file.sha256

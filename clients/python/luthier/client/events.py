@@ -23,7 +23,7 @@ from luthier.client.flows import (
     call,
     replaced,
 )
-from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, NotFound, Reason
+from luthier.errors import DataLoss, DeadlineExceeded, Failure, LuthierError, NotFound, OutOfRange, Reason
 from luthier.errors.status import status_to_failure
 from luthier.v1.dataset_pb2 import DatasetVersion
 from luthier.v1.evaluation_pb2 import Evaluation
@@ -54,6 +54,7 @@ def state_of(resource: AnyWatched | Upload) -> str:
 class EventReader(Generic[Q]):
     """Reads a log from `start_sequence` on (0: from the beginning), each event once, in order, over any breaks.
 
+    What ended long ago may have its last events alone: then those are the beginning.
     `request` says whose log it is: with the uid, so that it never goes on in the log of another resource of that name.
     """
 
@@ -67,6 +68,7 @@ class EventReader(Generic[Q]):
         timeout_seconds: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._last = max(0, start_sequence - 1)
+        self._begins_anywhere = start_sequence <= 0
         self._missed_after: int | None = None
         self._stream = ResumedStream(
             scope,
@@ -80,9 +82,14 @@ class EventReader(Generic[Q]):
 
         Raises:
             DataLoss: The service skips numbers, also when asked again.
+            OutOfRange: SEQUENCE_EXPIRED; the first event that was asked for is gone.
         """
         while True:
-            event = await self._stream.receive()
+            try:
+                event = await self._stream.receive()
+            except OutOfRange as error:
+                self._begin_later(error)
+                continue
             if event is None:
                 return None
             is_heartbeat = event.WhichOneof("payload") == "heartbeat"
@@ -90,11 +97,19 @@ class EventReader(Generic[Q]):
                 self._ask_again(event.sequence)
             elif event.sequence == self._last + 1:
                 self._last += 1
+                self._begins_anywhere = False
                 return event
 
     def close(self) -> None:
         """End the running call."""
         self._stream.close()
+
+    def _begin_later(self, error: OutOfRange) -> None:
+        """Begin where the log does, if it is wanted from its beginning, wherever that is; else raise the error."""
+        first = error.metadata.get("first_sequence", "")
+        if not (self._begins_anywhere and first.isdecimal() and int(first) > self._last + 1):
+            raise error
+        self._last = int(first) - 1
 
     def _ask_again(self, got: int) -> None:
         self._stream.close()

@@ -95,7 +95,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NO_WORKER: _ErrorReason.ValueType  # 35
     """No worker is there to do it."""
     ERROR_REASON_SEQUENCE_EXPIRED: _ErrorReason.ValueType  # 36
-    """The event number lies beyond the events that exist."""
+    """The event number lies beyond the events that exist, or before those that are kept."""
     ERROR_REASON_SLOW_READER: _ErrorReason.ValueType  # 37
     """The reader of a stream is too slow."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 38
@@ -289,7 +289,7 @@ ERROR_REASON_WORKER_LOST: ErrorReason.ValueType  # 34
 ERROR_REASON_NO_WORKER: ErrorReason.ValueType  # 35
 """No worker is there to do it."""
 ERROR_REASON_SEQUENCE_EXPIRED: ErrorReason.ValueType  # 36
-"""The event number lies beyond the events that exist."""
+"""The event number lies beyond the events that exist, or before those that are kept."""
 ERROR_REASON_SLOW_READER: ErrorReason.ValueType  # 37
 """The reader of a stream is too slow."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 38

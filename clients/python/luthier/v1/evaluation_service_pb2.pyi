@@ -195,7 +195,7 @@ class WatchEvaluationRequest(_message.Message):
     name: _builtins.str
     """Name of the resource."""
     start_sequence: _builtins.int
-    """First event number wanted. 0 means 1, the beginning."""
+    """First event number wanted. 0 means the first there is: 1, or the last one of a resource that ended long ago."""
     uid: _builtins.str
     """uid that the resource had when it was seen first: refused with NOT_FOUND RESOURCE_REPLACED when the name is another
     resource's now, so that what is resumed never goes on in another one. Empty means whatever has the name now.

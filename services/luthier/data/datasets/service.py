@@ -22,11 +22,12 @@ from luthier.v1.data_service_pb2 import CreateDatasetRequest, CreateDatasetVersi
 from luthier.v1.dataset_pb2 import Dataset, DatasetVersion, RecordError
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.families import Family, Needs, Tasks, Work, require_state
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
-from luthier.work.undeleting import Undeleting, delete_free
+from luthier.work.undeleting import Undeleting
 from luthier.worker.v1.task_pb2 import BuildVersionResult
 
 StoredVersion = Stored[DatasetVersion, DatasetVersionPrivate]
@@ -43,14 +44,21 @@ class Uploads(Protocol):
 class DatasetService:
     """Use cases of datasets and versions. A parent's project is checked by the caller."""
 
-    def __init__(self, database: Database, log: EventLog, tasks: Tasks, uploads: Uploads) -> None:
+    def __init__(
+        self,
+        database: Database,
+        log: EventLog,
+        tasks: Tasks,
+        uploads: Uploads,
+        keeping: Keeping | None = None,
+    ) -> None:
         self._database = database
         self._uploads = uploads
         self._datasets = repository.datasets()
-        self.undeleting = Undeleting(self._datasets, database)
+        self.undeleting = Undeleting(self._datasets, database, keeping)
         self._versions = repository.versions()
         lifecycle = Lifecycle(DatasetVersion.State.DESCRIPTOR, rules.TRANSITIONS)
-        self.versions = Family(self._versions, lifecycle, database, log, tasks)
+        self.versions = Family(self._versions, lifecycle, database, log, tasks, keeping)
 
     async def create_dataset(self, request: CreateDatasetRequest) -> Dataset:
         """Create an empty dataset; without an id one is made. Raises InvalidArgument, AlreadyExists."""
@@ -68,7 +76,7 @@ class DatasetService:
         async with self._database.transaction(makes_room=True) as connection:
             dataset = await self._datasets.get(connection, name)
             require_etag(dataset, etag)
-            return (await delete_free(connection, self._datasets, dataset)).message
+            return (await self.undeleting.delete(connection, dataset)).message
 
     async def get_dataset(self, name: str) -> Dataset:
         """Return a dataset. Raises NotFound."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -24,6 +24,7 @@ from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.tasks import TaskKind
@@ -53,10 +54,6 @@ class Models(Protocol):
         ...
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class RenderingService:
     """Use cases of renderings. A parent's project is checked by the caller."""
 
@@ -68,15 +65,14 @@ class RenderingService:
         versions: Versions,
         models: Models,
         elsewhere: Elsewhere,
-        clock: Callable[[], datetime] = _now,
+        keeping: Keeping | None = None,
     ) -> None:
         self._database = database
         self._versions = versions
         self._models = models
         self._elsewhere = elsewhere
-        self._clock = clock
         lifecycle = Lifecycle(Rendering.State.DESCRIPTOR, rules.TRANSITIONS)
-        self.family = Family(repository.renderings(), lifecycle, database, log, tasks)
+        self.family = Family(repository.renderings(), lifecycle, database, log, tasks, keeping)
 
     async def create(self, request: CreateRenderingRequest) -> Rendering:
         """Queue a rendering; it freezes what the model says now, and today's date.
@@ -95,7 +91,7 @@ class RenderingService:
         version = await self._versions.ready_version(wanted.dataset_version)
         # Before the transaction: nobody else could write while another service makes up its mind.
         model = await self._models.get(wanted.model)
-        rendering = rules.resolved(wanted, model, self._clock().date())
+        rendering = rules.resolved(wanted, model, datetime.now(UTC).date())
         rendering.name = name
         rendering.references.add(name=wanted.dataset_version, uid=version.uid, digest=version.message.digest)
         of_model = rendering.references.add(name=wanted.model, uid=model.uid, digest=model.digest)

@@ -21,9 +21,10 @@ from luthier.storage.stored import Stored, require_etag
 from luthier.stored.v1.data_pb2 import UploadPrivate
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, list_page
-from luthier.work.undeleting import Undeleting, delete_free
+from luthier.work.undeleting import Undeleting
 
 FINISH_SECONDS = 300.0
 """What could not be finished, for want of room say, is tried again after so long."""
@@ -60,12 +61,14 @@ class Turn:
 class UploadService:
     """Use cases of uploads. One instance serves a database: it keeps writers of one upload apart."""
 
-    def __init__(self, database: Database, staging: Staging, max_bytes: int) -> None:
+    def __init__(
+        self, database: Database, staging: Staging, max_bytes: int, keeping: Keeping | None = None
+    ) -> None:
         self._database = database
         self._staging = staging
         self._max_bytes = max_bytes
         self._uploads = repository.uploads()
-        self.undeleting = Undeleting(self._uploads, database)
+        self.undeleting = Undeleting(self._uploads, database, keeping)
         self._staged = repository.StagedUploads()
         self._lifecycle = Lifecycle(Upload.State.DESCRIPTOR, rules.TRANSITIONS)
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
@@ -173,7 +176,7 @@ class UploadService:
                     f"{name} is being received; cancel it before it is deleted",
                     metadata={"name": name, "state": "RECEIVING"},
                 )
-            return (await delete_free(connection, self._uploads, upload)).message
+            return (await self.undeleting.delete(connection, upload)).message
 
     async def completed(self, connection: AsyncConnection, name: str) -> StoredUpload:
         """Return a complete upload. Raises NotFound, FailedPrecondition UPLOAD_INCOMPLETE."""

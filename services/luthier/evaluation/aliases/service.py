@@ -116,7 +116,7 @@ class AliasService:
             alias = await self._rows.get(connection, name)
             require_etag(alias, etag)
             await self._moves.forget(connection, alias.uid)
-            return (await delete_free(connection, self._rows, alias, keep_seconds=None)).message
+            return (await delete_free(connection, self._rows, alias, None)).message
 
     async def model_of(self, name: str) -> str:
         """Return the name of the model that an alias stands for now.

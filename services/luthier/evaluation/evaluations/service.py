@@ -40,6 +40,7 @@ from luthier.v1.event_pb2 import Progress
 from luthier.v1.reference_pb2 import Reference
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Tasks, Work
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.row_file import found_rows
@@ -75,6 +76,7 @@ class EvaluationService:
         tasks: Tasks,
         blobs: BlobStore,
         outside: Outside,
+        keeping: Keeping | None = None,
     ) -> None:
         self._database = database
         self._peers = outside.peers
@@ -86,7 +88,7 @@ class EvaluationService:
         self._answers = repository.AnswerFiles()
         self._shares = repository.Shares()
         lifecycle = Lifecycle(Evaluation.State.DESCRIPTOR, rules.TRANSITIONS)
-        self.family = Family(self._rows, lifecycle, database, log, tasks)
+        self.family = Family(self._rows, lifecycle, database, log, tasks, keeping)
         self.predictions = PredictionReader(database, blobs, lifecycle)
 
     async def create(self, request: CreateEvaluationRequest) -> Evaluation:

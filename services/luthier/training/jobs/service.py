@@ -50,6 +50,7 @@ from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.families import Family, Needs, Work
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, told_apart
 from luthier.work.log import EventLog
@@ -135,6 +136,7 @@ class JobService:
         models: Models,
         outside: Outside,
         blobs: BlobStore,
+        keeping: Keeping | None = None,
     ) -> None:
         self._database = database
         self._log = log
@@ -147,7 +149,7 @@ class JobService:
         self._counting = asyncio.Semaphore(1)
         self._num_plans = 0
         lifecycle = Lifecycle(FineTuningJob.State.DESCRIPTOR, rules.TRANSITIONS)
-        self.family = Family(repository.jobs(), lifecycle, database, log, tasks)
+        self.family = Family(repository.jobs(), lifecycle, database, log, tasks, keeping)
         states = PauseStates(
             queued=State.STATE_QUEUED, pausing=State.STATE_PAUSING, paused=State.STATE_PAUSED
         )

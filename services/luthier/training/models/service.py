@@ -20,6 +20,7 @@ from luthier.training.weights import Origin, SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live
 from luthier.work.log import EventLog
@@ -32,12 +33,19 @@ FILTERS = ("state", "labels", "kind", "base_model", "fine_tuning_job")
 class ModelService:
     """Use cases of models. A parent's project is checked by the caller."""
 
-    def __init__(self, database: Database, log: EventLog, tasks: Tasks, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        log: EventLog,
+        tasks: Tasks,
+        blobs: BlobStore,
+        keeping: Keeping | None = None,
+    ) -> None:
         self._database = database
         self._blobs = blobs
         lifecycle = Lifecycle(Model.State.DESCRIPTOR, rules.TRANSITIONS)
         self._models = repository.models()
-        self.family = Family(self._models, lifecycle, database, log, tasks)
+        self.family = Family(self._models, lifecycle, database, log, tasks, keeping)
 
     async def register(self, request: RegisterBaseModelRequest) -> Model:
         """Queue the registration of a base model.

@@ -65,7 +65,7 @@ def add_deleting(group: click.Group, found: Find, doc: str) -> None:
 
     @group.command(help=doc)
     @click.option(
-        "--now", is_flag=True, help="Purge it too, in place of keeping it for 30 days: no way back."
+        "--now", is_flag=True, help="Purge it too, in place of keeping it until its purge time: no way back."
     )
     @pass_deletion
     def delete(session: Session, name: str, etag: str, now: bool) -> None:
@@ -96,7 +96,7 @@ def add_deleting(group: click.Group, found: Find, doc: str) -> None:
     @click.option("--yes", "-y", is_flag=True, help="Do not ask. Where no terminal is, nothing is asked.")
     @pass_session
     def purge(session: Session, name: str, uid: str, yes: bool) -> None:
-        """Purge what was deleted now, in place of 30 days after its deletion. There is no way back."""
+        """Purge what was deleted now, in place of at its purge time. There is no way back."""
         if not yes:
             session.confirm(f"purge {name} for good?")
         session.show_changed(found(session, name).purge(name, uid=uid), "is purged")

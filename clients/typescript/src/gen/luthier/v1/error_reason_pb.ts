@@ -271,7 +271,7 @@ export enum ErrorReason {
   NO_WORKER = 35,
 
   /**
-   * The event number lies beyond the events that exist.
+   * The event number lies beyond the events that exist, or before those that are kept.
    *
    * @generated from enum value: ERROR_REASON_SEQUENCE_EXPIRED = 36;
    */

@@ -227,7 +227,7 @@ export type WatchEvaluationRequest = Message<"luthier.v1.WatchEvaluationRequest"
   name: string;
 
   /**
-   * First event number wanted. 0 means 1, the beginning.
+   * First event number wanted. 0 means the first there is: 1, or the last one of a resource that ended long ago.
    *
    * @generated from field: int64 start_sequence = 2;
    */
@@ -1122,7 +1122,8 @@ export const EvaluationService: GenService<{
   /**
    * Stream an evaluation's events from a number on; ends after the event of a final state.
    *
-   * Errors: NOT_FOUND: no evaluation has this name. OUT_OF_RANGE: start_sequence is beyond the next event.
+   * Errors: NOT_FOUND: no evaluation has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
+   * or that event is gone, as what ended long ago keeps its last event alone.
    * RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
    *
    * @generated from rpc luthier.v1.EvaluationService.WatchEvaluation

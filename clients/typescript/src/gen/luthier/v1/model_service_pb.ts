@@ -287,7 +287,7 @@ export type WatchModelRequest = Message<"luthier.v1.WatchModelRequest"> & {
   name: string;
 
   /**
-   * First event number wanted. 0 means 1, the beginning.
+   * First event number wanted. 0 means the first there is: 1, or the last one of a resource that ended long ago.
    *
    * @generated from field: int64 start_sequence = 2;
    */
@@ -728,7 +728,8 @@ export const ModelService: GenService<{
   /**
    * Stream a model's events from a number on; ends after the event of a final state.
    *
-   * Errors: NOT_FOUND: no model has this name. OUT_OF_RANGE: start_sequence is beyond the next event.
+   * Errors: NOT_FOUND: no model has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
+   * or that event is gone, as what ended long ago keeps its last event alone.
    * RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
    *
    * @generated from rpc luthier.v1.ModelService.WatchModel

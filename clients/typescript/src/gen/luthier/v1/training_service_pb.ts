@@ -326,7 +326,7 @@ export type WatchFineTuningJobRequest = Message<"luthier.v1.WatchFineTuningJobRe
   name: string;
 
   /**
-   * First event number wanted. 0 means 1, the beginning.
+   * First event number wanted. 0 means the first there is: 1, or the last one of a resource that ended long ago.
    *
    * @generated from field: int64 start_sequence = 2;
    */
@@ -956,7 +956,8 @@ export const TrainingService: GenService<{
   /**
    * Stream a job's events from a number on; ends after the event of a final state.
    *
-   * Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event.
+   * Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
+   * or that event is gone, as what ended long ago keeps its last event alone.
    * RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
    *
    * @generated from rpc luthier.v1.TrainingService.WatchFineTuningJob
@@ -969,7 +970,8 @@ export const TrainingService: GenService<{
   /**
    * Page through a job's events in order of their numbers.
    *
-   * Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid.
+   * Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid. OUT_OF_RANGE: the events of that
+   * page are gone, as what ended long ago keeps its last event alone.
    *
    * @generated from rpc luthier.v1.TrainingService.ListFineTuningJobEvents
    */
