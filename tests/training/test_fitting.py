@@ -117,6 +117,16 @@ def test_logits_are_held_where_the_tables_leave_the_head_to_plain_torch(
     assert not trained_of(job(reward_model=RewardModelConfig()), SHAPE).holds_logits
 
 
+def test_gates_are_kept_activated_where_the_tables_leave_them_to_plain_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for isa, is_kept in (("avx2", True), ("amx_bf16", False), ("avx512_bf16", False)):
+        monkeypatch.setattr(fitting, "current_isa", lambda isa=isa: isa)
+        assert trained_of(job(), SHAPE).keeps_gates is is_kept, isa
+    monkeypatch.setattr(fitting, "entries", lambda _: {})
+    assert trained_of(job(), SHAPE).keeps_gates, "what was not measured is plain torch's"
+
+
 def test_prompts_count_once_an_answer() -> None:
     totals = PlanTotals(
         num_rows=9,

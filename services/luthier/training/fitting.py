@@ -151,6 +151,7 @@ def trained_of(job: FineTuningJob, shape: ModelShape, other_bytes: int = 0, num_
         has_trained_head=has_head and read != "VALUES",
         read=read,
         holds_logits=read != "VALUES" and not has_head and _holds_logits(shape, read),
+        keeps_gates=_is_plain("gated_activation", "many_rows"),
         has_reference=compared,
         keeps_reference=is_whole and draws and compared,
         other_bytes=other_bytes,
@@ -176,10 +177,14 @@ def _num_in_8_bits(job: FineTuningJob, shape: ModelShape, ranks: Mapping[str, in
 
 
 def _holds_logits(shape: ModelShape, read: Read) -> bool:
-    """Whether this machine's tables leave the head of a bfloat16 model to plain torch, which makes its logits."""
+    """Whether the head of a bfloat16 model is left to plain torch, which makes its logits."""
     op = "linear_cross_entropy" if read == "LOSS" else "linear_logprob"
-    key = f"{current_isa()}/bfloat16/{shape_class(FEW_TOKENS, shape.vocabulary)}"
-    return entries(op).get(key, "eager") == "eager"
+    return _is_plain(op, shape_class(FEW_TOKENS, shape.vocabulary))
+
+
+def _is_plain(op: str, of_shape: str) -> bool:
+    """Whether this machine's tables leave an operator of a class to plain torch, in bfloat16."""
+    return entries(op).get(f"{current_isa()}/bfloat16/{of_shape}", "eager") == "eager"
 
 
 def _ranks(job: FineTuningJob, shape: ModelShape) -> dict[str, int]:

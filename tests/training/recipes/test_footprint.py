@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.lm.kept import CHECKPOINTINGS
+from luthier.lm.kept import CHECKPOINTINGS, Checkpointing
 from luthier.lm.precision import Precision
 from luthier.lm.shape import LinearShape, ModelShape
 from luthier.training.recipes.footprint import (
     Footprint,
     LargestPass,
+    Place,
     Speed,
     Trained,
     Work,
@@ -103,6 +104,22 @@ def test_layers_keep_what_the_module_says() -> None:
     assert all(on_cpu[kept] > found[kept] for kept in CHECKPOINTINGS), "holes"
     whole = activation_bytes(replace(trained, is_whole=True), tokens, "NONE", "GPU") / (1.05 * 1000 * tokens)
     assert whole == pytest.approx(none + 2 * 6 * E, rel=0.01)
+
+
+def test_gates_that_plain_torch_activates_are_kept_once_more_on_a_processor() -> None:
+    """By each layer that keeps all; by others once, in the layer that is computed again."""
+    tokens, layers, F = 1000, 1000, 128
+    plain = replace(ADAPTER, shape=replace(SHAPE, layers=layers), keeps_gates=True)
+    fused = replace(plain, keeps_gates=False)
+
+    def more(kept: Checkpointing, place: Place = "CPU") -> float:
+        with_gates, without = (activation_bytes(one, tokens, kept, place) for one in (plain, fused))
+        return (with_gates - without) / (2 * F * tokens)
+
+    assert 1.0 <= more("NONE") / layers < 1.3, "and its share of holes"
+    assert more("SELECTIVE") == pytest.approx(1.0)
+    assert more("FULL") == pytest.approx(1.0)
+    assert more("NONE", "GPU") == 0.0
 
 
 def test_a_pass_and_answers_that_are_drawn_take_turns() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,7 @@ def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> list
     weights, rank = engine.weights, engine.collective.rank
     if rank and weights.shards is None:
         return []
-    written = weights.save(folder, rank)
-    written += _save_moments(folder, engine)
+    written = _save_beside(folder, engine) if _is_alone(engine) else _save_in_turn(folder, engine)
     if rank:
         return written
     state = {"format": FORMAT, **asdict(course), **_identity(run)}
@@ -72,6 +72,25 @@ def save(folder: Path, engine: Engine, course: Course, run: RunIdentity) -> list
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     (folder / STATE_NAME).write_text(text + "\n", encoding="utf-8")
     return [*written, folder / STATE_NAME]
+
+
+def _is_alone(engine: Engine) -> bool:
+    """Whether writing is all that it takes: no rank is asked for its part, and nothing is copied from a device."""
+    return engine.weights.shards is None and engine.weights.model.device.type == "cpu"
+
+
+def _save_in_turn(folder: Path, engine: Engine) -> list[Path]:
+    written = engine.weights.save(folder, engine.collective.rank)
+    return [*written, *_save_moments(folder, engine)]
+
+
+def _save_beside(folder: Path, engine: Engine) -> list[Path]:
+    """Write moments beside the weights: the loop waits for both, and while it does its processors are idle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1) as beside:
+        moments = beside.submit(_save_moments, folder, engine)
+        written = engine.weights.save(folder)
+    return [*written, *moments.result()]
 
 
 def _save_moments(folder: Path, engine: Engine) -> list[Path]:

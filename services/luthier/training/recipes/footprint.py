@@ -20,7 +20,7 @@ Memory, in bytes:
       NONE          4 E + 2 H D + 2 G D + 3 F: both norms' inputs and outputs, turned queries and keys, values, what
                     attention gave, gate, up and their product; E more for each norm behind a block (Gemma 2), H D + G D
                     where heads are normed (Qwen 3); 8 H bytes of attention's statistics; R / L of low ranks; 4 O / L
-                    bytes of what lengths are multiplied with
+                    bytes of what lengths are multiplied with; F more where plain torch activates gates on a processor
       SELECTIVE     3 E + 2 H D + 2 G D + 2 F: the input, and what products and attention gave
       FULL          E: the input
       trained norms 6 E bytes more for each norm of a layer, which plain torch computes in float32
@@ -87,7 +87,7 @@ _ROW_TOKEN_BYTES = 9
 _OVERHEAD = 1.05
 """What torch's allocator on a GPU holds over what it was asked for."""
 _HOLES: Mapping[Checkpointing, tuple[float, float]] = {
-    "NONE": (0.26, 0.0),
+    "NONE": (0.12, 0.0),
     "SELECTIVE": (0.0, 0.15),
     "FULL": (0.0, 0.5),
 }
@@ -121,6 +121,7 @@ class Trained:
         has_trained_head: whether the matrix that makes logits is trained.
         read: what is read at the end of a pass.
         holds_logits: whether plain torch makes the logits of a frozen head on a processor, as our kernels hold none.
+        keeps_gates: whether plain torch activates an MLP's gates on a processor, which keeps them activated too.
         has_reference: whether what is learnt is compared with the weights that the run began from: a pass more.
         keeps_reference: whether these are kept beside those that train.
         other_bytes: of reward models that are loaded beside.
@@ -141,6 +142,7 @@ class Trained:
     has_trained_head: bool = False
     read: Read = "LOSS"
     holds_logits: bool = False
+    keeps_gates: bool = False
     has_reference: bool = False
     keeps_reference: bool = False
     other_bytes: int = 0
@@ -277,7 +279,7 @@ def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, pla
     """Return what the layers keep of so many tokens, and what is passing through one of them."""
     shape = trained.shape
     E, F, queries, keys = _widths(shape)
-    once = _kept_by_none(trained)
+    once = _kept_by_none(trained) + (_ELEMENT * F if place == "CPU" and trained.keeps_gates else 0)
     gradients = _ELEMENT * (3 * F + 3 * E)
     low_ranks = _ELEMENT * trained.sum_of_ranks // shape.layers
     match kept:
