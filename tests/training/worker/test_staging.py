@@ -153,7 +153,7 @@ async def test_a_job_makes_all_steps_to_the_next_checkpoint_while_one_is_stored(
 
     def wait_for(step: int) -> None:
         with moved:
-            assert moved.wait_for(lambda: reached[0] >= step, timeout=60), f"no step {step} came"
+            assert moved.wait_for(lambda: reached[0] >= step, timeout=300), f"no step {step} came"
 
     async def commit_late(session: TaskSession, step: int, *others: Any) -> str:
         await asyncio.to_thread(wait_for, min(step + INTERVAL, num_steps))
