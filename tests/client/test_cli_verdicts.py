@@ -132,6 +132,19 @@ def test_a_row_shows_the_p_value_and_the_interval_that_its_verdict_follows_from(
     assert "must be one of exact_match, perplexity, got 'bleu'" in refused.output
 
 
+def test_pairs_that_were_lost_are_shown_with_those_that_count(services: Any, run: Run) -> None:
+    found = evaluation()
+    found.comparisons[0].num_lost_baseline, found.comparisons[0].num_lost_both = 7, 1
+    found.warnings.append("tuned and base-3 have 48 of 56 records in common")
+    services.answers["GetEvaluation"] = lambda request, context: found
+    output = run("evaluations", "compare", "e").stdout
+    assert re.search(r"exact_match +tuned - base-3 .* 48 of 56 +better", output)
+    assert re.search(r"perplexity +tuned - base-3 .* 48 +inconclusive", output)
+    assert (
+        "warning: tuned and base-3 have 48 of 56 records in common" in run("evaluations", "show", "e").stdout
+    )
+
+
 def test_show_scores_apart_what_was_learnt_from(services: Any, run: Run) -> None:
     found = evaluation()
     for apart, value in ((found.contamination.clean, 0.25), (found.contamination.contaminated, 1.0)):

@@ -102,7 +102,9 @@ def rendering() -> Rendering:
 
 
 def evaluation(name: str, model: str, uid: str) -> Evaluation:
-    score = ScoreEstimate(score="exact_match", value=0.5, lower=0.4, upper=0.6, kind=SCORE_KIND_BINARY)
+    score = ScoreEstimate(
+        score="exact_match", value=0.5, lower=0.4, upper=0.6, count=44, kind=SCORE_KIND_BINARY
+    )
     return Evaluation(
         name=f"{PARENT}/evaluations/{name}",
         arms=[
@@ -153,7 +155,7 @@ async def test_a_download_has_a_card_of_what_the_services_know(
         "| training, step 7 | -1.5500 |  |",
         "| generation, step 7 | -1.5500 | 0.1 |",
         "| this model | -1.5000 | 0.03 |",
-        "| `of-the-adapter` | tuned (`tuned`) | exact_match | 50.0 % [40.0, 60.0] |",
+        "| `of-the-adapter` | tuned (`tuned`) | exact_match | 50.0 % [40.0, 60.0] | 44 |",
     ):
         assert line in card, card
     assert "of-another" not in card
@@ -215,7 +217,7 @@ def test_a_card_says_how_it_was_adapted_what_evaluations_decided_and_what_was_fo
     tuned.base_precision = BASE_PRECISION_NF4
     tuned.lora.MergeFrom(LoraConfig(alpha=16, use_dora=True, use_rslora=True, lora_plus_ratio=8))
     asked = evaluation("of-the-adapter", ADAPTER, "u-adapter")
-    asked.num_records = 48
+    asked.num_records, asked.arm_results[0].num_errors = 48, 4
     asked.verdict.outcome = EvaluationVerdict.OUTCOME_REGRESSED
     asked.verdict.sentence = "Regressed: tuned retains 71 %."
     asked.contamination.num_exact, asked.contamination.num_ngram = 2, 1
@@ -231,6 +233,7 @@ def test_a_card_says_how_it_was_adapted_what_evaluations_decided_and_what_was_fo
         "| base held in | NF4 |",
         "It is made on the numbers that its base has in NF4, beside which it was trained; they move the base's",
         "| `of-the-adapter` | regressed | Regressed: tuned retains 71 %. | 3 of 48; not known of older |",
+        "| `of-the-adapter` | tuned (`tuned`) | exact_match | 50.0 % [40.0, 60.0] | 44, 4 more not answered |",
         "| `of-the-adapter` | tuned (`tuned`), from base | 71.0 %",
     ):
         assert line in card, card

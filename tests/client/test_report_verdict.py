@@ -119,6 +119,19 @@ def test_primary_comparisons_come_first_with_the_p_value_and_the_confidence_of_t
     assert "corrected (Holm)" in html
 
 
+def test_pairs_that_were_lost_stand_beside_those_that_were_counted() -> None:
+    found, lost = evaluation(), comparison("exact_match", primary=True)
+    lost.num_lost_candidate, lost.num_lost_baseline, lost.num_lost_both = 1, 2, 4
+    found.comparisons.extend([lost, comparison("field_match.fields", primary=False)])
+    found.warnings.append("tuned and few have 48 of 55 records in common on <exact_match>")
+    html = render_report(ReportData(evaluation=found))
+    table = html[html.index("Paired comparisons") :]
+    assert re.findall(r"<td[^>]*>(48[^<]*)</td></tr>", table) == ["48 of 55", "48"]
+    assert (
+        '<p class="warning">tuned and few have 48 of 55 records in common on &lt;exact_match&gt;</p>' in html
+    )
+
+
 def test_an_evaluation_older_than_its_methods_says_what_was_done_then() -> None:
     found = evaluation()
     found.ClearField("verdict")

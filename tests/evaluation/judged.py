@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.scoring import Answer
-from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
+from luthier.v1.evaluation_pb2 import ArmResult, Evaluation, EvaluationArm
 from luthier.v1.verdict_pb2 import Guard
 
 
@@ -19,11 +19,14 @@ def evaluated(
     guards: Sequence[Guard] = (),
     parsed: tuple[int, int] | None = None,
     first: bool = False,
+    failed: Mapping[str, range] | None = None,
 ) -> Evaluation:
     """Return an evaluation of prompting arms and one tuned arm, each right on its first so many of `count` records.
 
     `parsed`: on how many the prompting arms and the tuned one give an object. `first`: the tuned arm comes first.
+    `failed`: the records that an arm could not answer.
     """
+    lost = failed or {}
     numbers = {"tuned": tuned, **right} if first else {**right, "tuned": tuned}
     evaluation = Evaluation(
         arms=[EvaluationArm(arm_id=arm_id, tuned=arm_id == "tuned") for arm_id in numbers],
@@ -33,16 +36,23 @@ def evaluated(
         guards=guards,
     )
     answers = {
-        arm_id: _answers(number, count, parsed and parsed[arm_id == "tuned"])
+        arm_id: _answers(number, count, parsed and parsed[arm_id == "tuned"], lost.get(arm_id, range(0)))
         for arm_id, number in numbers.items()
     }
     evaluation.comparisons.extend(comparisons_of(evaluation, answers))
+    if failed is not None:
+        evaluation.num_records = count
+        evaluation.arm_results.extend(
+            ArmResult(arm_id=arm_id, num_errors=len(lost.get(arm_id, ()))) for arm_id in numbers
+        )
     return evaluation
 
 
-def _answers(right: int, count: int, parsed: int | None) -> list[Answer]:
+def _answers(right: int, count: int, parsed: int | None, failed: range) -> list[Answer]:
     return [
-        Answer(
+        Answer(text="", finish_reason="UNSPECIFIED", scores={}, failed=True)
+        if row in failed
+        else Answer(
             text="",
             finish_reason="STOP",
             scores={

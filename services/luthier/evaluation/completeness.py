@@ -1,7 +1,7 @@
-"""Whether what judges and graders gave is enough to tell anything: one rule for verdicts, guards and gates.
+"""Whether what arms, judges and graders gave is enough to tell anything: one rule for verdicts, guards and gates.
 
-What is missing is not missing at random: a judge fails on long answers or on those that confuse it, a service that dies
-leaves the arms ungraded that came last.
+What is missing is not missing at random: an arm fails on the records that do not fit behind its examples, a judge on
+long answers or on those that confuse it, a service that dies leaves the arms ungraded that came last.
 """
 
 from __future__ import annotations
@@ -10,11 +10,104 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from luthier.grading.metrics.scores import GRADED, JUDGED
-from luthier.v1.evaluation_pb2 import ArmResult, Evaluation
+from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 
 LEAST_GIVEN = 0.9
-"""Share of the judgements or grades asked for that must have come for their score to tell anything."""
+"""Share of the answers, judgements or grades asked for that must have come for their score to tell anything."""
+WHOLE = 0.98
+"""Share of the records common to two arms below which people are warned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Records that a comparison of two arms lost, though the score is of them: how many, by whose score there is not.
+
+    Attributes:
+        candidate: the candidate's alone.
+        baseline: the baseline's alone.
+        both: neither arm could answer.
+    """
+
+    candidate: int = 0
+    baseline: int = 0
+    both: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.candidate + self.baseline + self.both
+
+    @property
+    def one_sided(self) -> int:
+        """Those that one arm alone has no score of: what they take away may be for it or against it."""
+        return self.candidate + self.baseline
+
+    def words(self, candidate: str, baseline: str) -> str:
+        """Return who lost how many, for people."""
+        alone = ((candidate, self.candidate), (baseline, self.baseline))
+        told = [f"{arm_id} alone has no score of {count:,}" for arm_id, count in alone if count]
+        return ", ".join([*told, *([f"neither could answer {self.both:,}"] if self.both else [])])
+
+
+def is_whole_enough(count: int, lost: int, least: float = LEAST_GIVEN) -> bool:
+    """Whether what is left of the records is enough to tell anything of all of them."""
+    return count >= least * (count + lost)
+
+
+def common_words(count: int, losses: Losses, candidate: str, baseline: str, score: str) -> str:
+    """Return in words how many records of a score two arms have in common, and who lost the others."""
+    return (
+        f"{candidate} and {baseline} have {count:,} of {count + losses.total:,} records in common on {score} "
+        f"({losses.words(candidate, baseline)})"
+    )
+
+
+def lacks_answers(evaluation: Evaluation, arm_id: str) -> str:
+    """Return why no score of an arm tells anything, as it failed on too many records; empty where it does."""
+    failed, asked = _num_errors(evaluation, arm_id), evaluation.num_records
+    if is_whole_enough(asked - failed, failed):
+        return ""
+    return (
+        f"{arm_id} could not answer {failed:,} of {asked:,} records, and {LEAST_GIVEN:.0%} must be answered"
+    )
+
+
+def with_former_losses(evaluation: Evaluation) -> Evaluation:
+    """Return a stored evaluation whose comparisons say what they lost, which former versions did not write down.
+
+    Of these it is known how many records each arm failed on. Where no arm failed on many it is returned as it is.
+    """
+    if not any(lacks_answers(evaluation, arm.arm_id) for arm in evaluation.arm_results):
+        return evaluation
+    if any(_losses(one).total for one in evaluation.comparisons):
+        return evaluation
+    filled = Evaluation()
+    filled.CopyFrom(evaluation)
+    for one in filled.comparisons:
+        one.num_lost_candidate = _num_errors(evaluation, one.candidate_arm_id)
+        one.num_lost_baseline = _num_errors(evaluation, one.baseline_arm_id)
+    return filled
+
+
+def losses_for(comparison: Comparison, candidate: str) -> Losses:
+    """Return what a comparison lost, `candidate` being the arm that is looked at, whichever of its two that is."""
+    found = _losses(comparison)
+    if comparison.candidate_arm_id == candidate:
+        return found
+    return Losses(candidate=found.baseline, baseline=found.candidate, both=found.both)
+
+
+def _losses(comparison: Comparison) -> Losses:
+    return Losses(
+        candidate=comparison.num_lost_candidate,
+        baseline=comparison.num_lost_baseline,
+        both=comparison.num_lost_both,
+    )
+
+
+def _num_errors(evaluation: Evaluation, arm_id: str) -> int:
+    return sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +127,7 @@ def lacks_assessments(evaluation: Evaluation, score: str, arm_ids: Iterable[str]
     90 % of them.
     """
     for count in _counts(evaluation, score, frozenset(arm_ids)):
-        if count.came < LEAST_GIVEN * count.asked:
+        if not is_whole_enough(count.came, count.asked - count.came):
             words = f"{count.came:,} of {count.asked:,} {count.things} came of {count.whose}"
             return f"{words}, and {LEAST_GIVEN:.0%} must"
     return ""

@@ -201,8 +201,35 @@ def test_grades_that_lack_of_this_arm_alone_shut_its_gate() -> None:
     found.num_records = 48
     found.grader_results.append(GraderResult(name="fair", num_graded=480, num_errors=38))
     assert "10 of 48 grades came of fair for tuned" in blocked(found, least("grader.fair", 0.5))
-    found.arm_results[1].num_errors = 37
-    assert moved(alias(least("grader.fair", 0.5)), MODEL, found).current.gates[0].open, "it answered 11"
+    found.arm_results[1].num_errors = 4
+    found.arm_results[1].scores[-1].count = 40
+    assert moved(alias(least("grader.fair", 0.5)), MODEL, found).current.gates[0].open, "it answered 44"
+
+
+@pytest.mark.parametrize("score", ["exact_match", "perplexity", "chrf"])
+def test_an_arm_that_failed_on_many_records_opens_no_gate(score: str) -> None:
+    found = scored("chrf", 43)
+    found.num_records = 48
+    found.arm_results[1].num_errors = 5
+    gate = Gate(score=ScoreGate(score=score, least=0.1))
+    assert "tuned could not answer 5 of 48 records, and 90% must be answered" in blocked(found, gate)
+    found.arm_results[1].num_errors, found.arm_results[0].num_errors = 0, 40
+    assert moved(alias(gate), MODEL, found).current.gates[0].open, "the other arm failed"
+
+
+def test_records_that_could_not_be_answered_open_no_gate_by_not_being_there() -> None:
+    """46 answers have 90 %; with two that are wrong 48 have 86.25 %, with two that are right 90.4 %."""
+    found = scored("chrf", 46)
+    found.num_records, found.arm_results[1].num_errors = 48, 2
+    assert moved(alias(least("chrf", 0.86)), MODEL, found).current.gates[0].open
+    said = blocked(found, least("chrf", 0.87))
+    assert (
+        "it is 90.0 % [80.0 %, 97.0 %] on 46 records; with the 2 that it could not answer it may be 86.2 %"
+        in said
+    )
+    assert "may be 90.4 %" in blocked(found, Gate(score=ScoreGate(score="chrf", most=0.903)))
+    assert moved(alias(Gate(score=ScoreGate(score="chrf", most=0.905))), MODEL, found).current.gates[0].open
+    assert moved(alias(Gate(score=ScoreGate(score="perplexity", most=3))), MODEL, found).current.gates[0].open
 
 
 def test_judgements_that_lack_of_a_pair_with_this_arm_shut_its_gate() -> None:

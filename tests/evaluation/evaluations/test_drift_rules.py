@@ -160,3 +160,19 @@ def test_a_guard_stands_as_the_whole_interval_does(
     found, sentence = drift_guarded(evaluation, DriftGuard(min_retained=0.9))
     assert found == standing
     assert sentence.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("num_unanswered", "standing"), [(11, Standing.STANDING_HELD), (12, Standing.STANDING_UNDECIDED)]
+)
+def test_a_baseline_that_fails_on_much_of_the_suite_holds_no_guard(
+    num_unanswered: int, standing: Standing.ValueType
+) -> None:
+    result = DriftResult(arm_id="tuned", baseline_arm_id="base", num_unanswered=num_unanswered)
+    result.skills.append(SkillDrift(skill="facts", num_asked=100))
+    result.retained.CopyFrom(ScoreEstimate(value=0.97, lower=0.91, upper=0.99, count=90))
+    evaluation = Evaluation(candidate_arm_id="tuned", drift_results=[result])
+    found, sentence = drift_guarded(evaluation, DriftGuard(min_retained=0.9))
+    assert found == standing
+    if standing == Standing.STANDING_UNDECIDED:
+        assert sentence == "base could not answer 12 of 112 questions of the suite, and 90% must be answered"

@@ -123,6 +123,7 @@ def test_what_the_baseline_cannot_answer_is_not_asked() -> None:
     result = drifted(arm(said=said({0, 1, 2, 3, 4})), arm(said=said({0}, lost={1, 2, 3})))
     assert (result.retained.value, result.retained.count) == (1.0, 1)
     assert sum(skill.num_asked for skill in result.skills) == 2
+    assert result.num_unanswered == 3
     assert sum(skill.num_gained for skill in result.skills) == 1
     nothing = drifted(BASELINE, arm(said=said(set(), lost=range(len(ROWS)))))
     assert not nothing.HasField("retained")

@@ -16,6 +16,9 @@ from luthier.evaluation.worker.references import MAX_FIELDS
 from luthier.lm.decoding import Batch
 from luthier.text.records import ChatRecord, Message
 from luthier.v1 import evaluation_pb2
+from luthier.v1.evaluation_pb2 import EvaluationArm
+from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
+from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 SUCCEEDED = evaluation_pb2.Evaluation.STATE_SUCCEEDED
 EXACT = evaluation_pb2.EVALUATION_METRIC_EXACT_MATCH
@@ -69,6 +72,67 @@ async def test_a_record_that_is_too_long_fails_alone(site: Any) -> None:
         ("few", "perplexity"): 11,
     }
     assert {one.score: one.count for one in done.comparisons} == {"exact_match": 11, "perplexity": 11}
+
+
+def of_prompt_tokens(site: Any) -> CreateEvaluationRequest:
+    """Ask for what an example costs: each question has another one, and so other tokens more."""
+    arms = [
+        EvaluationArm(
+            arm_id="few",
+            model=f"{site.PARENT}/models/base",
+            num_shots=1,
+            shot_choice=evaluation_pb2.SHOT_CHOICE_SIMILAR,
+        ),
+        EvaluationArm(arm_id="tuned", model=f"{site.PARENT}/models/tuned"),
+    ]
+    request = CreateEvaluationRequest(parent=site.PARENT)
+    request.evaluation.CopyFrom(
+        evaluation_pb2.Evaluation(
+            dataset_version=site.VERSION,
+            arms=arms,
+            metrics=[evaluation_pb2.EVALUATION_METRIC_PROMPT_TOKENS],
+            primary_score="prompt_tokens",
+            guards=[Guard(score=ScoreGuard(score="prompt_tokens", max_loss=1))],
+            max_new_tokens=2,
+        )
+    )
+    return request
+
+
+@pytest.mark.parametrize(("num_long", "is_told"), [(1, True), (2, False)])
+async def test_an_arm_that_fails_on_records_of_its_own_decides_by_nine_of_ten_at_least(
+    site: Any, num_long: int, is_told: bool
+) -> None:
+    """Of twelve records 11 are enough, with a warning, and 10 are not: those that do not fit behind the example."""
+    site.data.records["TRAIN"] = [chat(f"say {n}: {'please ' * n}?") for n in range(12)]
+    for row in range(num_long):
+        site.data.records["TEST"][3 + row] = chat("colour " * 985)
+    async with site.worker():
+        made = await site.call("CreateEvaluation", of_prompt_tokens(site))
+        done = await site.ended(made.name)
+    assert done.state == SUCCEEDED, done.error
+    (row,) = done.comparisons
+    assert (row.count, row.num_lost_candidate, row.num_lost_baseline, row.num_lost_both) == (
+        12 - num_long,
+        0,
+        num_long,
+        0,
+    )
+    common = (
+        f"tuned and few have {12 - num_long} of 12 records in common on prompt_tokens (few alone has no score of "
+        f"{num_long})"
+    )
+    assert any(one.startswith(f"{common}: what they show") for one in done.warnings)
+    if is_told:
+        assert row.verdict == evaluation_pb2.VERDICT_BETTER
+        assert done.verdict.outcome == EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
+        assert done.verdict.sentence.endswith("on 11 of 12 records.")
+        assert done.verdict.guards[0].standing == GuardResult.STANDING_HELD
+        return
+    assert row.verdict == evaluation_pb2.VERDICT_INSUFFICIENT_EVIDENCE
+    assert done.verdict.outcome == EvaluationVerdict.OUTCOME_INCONCLUSIVE
+    assert done.verdict.sentence.startswith(f"Inconclusive: {common}, and 90% must be")
+    assert done.verdict.guards[0].standing == GuardResult.STANDING_UNDECIDED
 
 
 async def test_a_failing_record_changes_nothing_for_the_others(site: Any) -> None:

@@ -25,7 +25,7 @@ from luthier.v1.base_precision_pb2 import (
 )
 from luthier.v1.data_service_pb2 import GetRenderingRequest
 from luthier.v1.dataset_pb2 import Split
-from luthier.v1.evaluation_pb2 import Evaluation
+from luthier.v1.evaluation_pb2 import ArmResult, Evaluation, ScoreEstimate
 from luthier.v1.evaluation_service_pb2 import ListEvaluationsRequest
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import ExportFormat, Model
@@ -290,6 +290,7 @@ def _scores(found: Found) -> str:
             f"{arm.arm_id} (`{short(arm.model)}`)",
             score.score,
             estimate_words(score),
+            _answered(score, result),
         )
         for evaluation in found.evaluations
         for arm in evaluation.arms
@@ -299,7 +300,13 @@ def _scores(found: Found) -> str:
     ]
     if not rows:
         return ""
-    return "## Scores\n\n" + _table("evaluation", "arm", "score", "value [95 % interval]", rows=rows)
+    heads = ("evaluation", "arm", "score", "value [95 % interval]", "records")
+    return "## Scores\n\n" + _table(*heads, rows=rows)
+
+
+def _answered(score: ScoreEstimate, result: ArmResult) -> str:
+    """Return the records that a score is of, beside those that the arm could not answer."""
+    return f"{score.count:,}" + (f", {result.num_errors:,} more not answered" if result.num_errors else "")
 
 
 def _drift(found: Found) -> str:

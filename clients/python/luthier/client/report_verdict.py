@@ -13,6 +13,7 @@ from luthier.client.scores import (
     is_share,
     lower_is_better,
     main_score,
+    pairs_words,
     verdict_word,
 )
 from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
@@ -91,7 +92,7 @@ def comparison_section(evaluation: Evaluation) -> str:
                 estimate_cell(difference_words(entry)),
                 confidence_words(entry),
                 p_value_words(entry),
-                f"{entry.count:,}",
+                pairs_words(entry),
             ]
         )
     head = ["Score", "Compared", "Verdict", "Difference", "Confidence", "p", "Pairs"]

@@ -83,6 +83,12 @@ def difference_words(comparison: Comparison) -> str:
     return f"{100 * comparison.difference:+.1f} pp{bounds}"
 
 
+def pairs_words(comparison: Comparison) -> str:
+    """Return how many records a comparison is of, e.g. `45`, or `45 of 48` where some lack a score of one arm."""
+    lost = comparison.num_lost_candidate + comparison.num_lost_baseline + comparison.num_lost_both
+    return f"{comparison.count:,} of {comparison.count + lost:,}" if lost else f"{comparison.count:,}"
+
+
 def verdict_word(verdict: Verdict.ValueType) -> str:
     """Return a verdict as people say it, e.g. `insufficient evidence`."""
     return Verdict.Name(verdict).removeprefix("VERDICT_").replace("_", " ").lower()

@@ -289,7 +289,7 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     VERDICT_INCONCLUSIVE: _Verdict.ValueType  # 3
     """The interval holds zero, or is not known."""
     VERDICT_INSUFFICIENT_EVIDENCE: _Verdict.ValueType  # 4
-    """Fewer than 10 pairs."""
+    """Fewer than 10 pairs, or fewer than 90 % of the records that the score is of: what is lost is not lost at random."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """Verdict is what a paired comparison shows."""
@@ -303,7 +303,7 @@ VERDICT_WORSE: Verdict.ValueType  # 2
 VERDICT_INCONCLUSIVE: Verdict.ValueType  # 3
 """The interval holds zero, or is not known."""
 VERDICT_INSUFFICIENT_EVIDENCE: Verdict.ValueType  # 4
-"""Fewer than 10 pairs."""
+"""Fewer than 10 pairs, or fewer than 90 % of the records that the score is of: what is lost is not lost at random."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 class _ComparisonMethod:
@@ -632,6 +632,9 @@ class Comparison(_message.Message):
     ADJUSTED_P_VALUE_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     PRIMARY_FIELD_NUMBER: _builtins.int
+    NUM_LOST_CANDIDATE_FIELD_NUMBER: _builtins.int
+    NUM_LOST_BASELINE_FIELD_NUMBER: _builtins.int
+    NUM_LOST_BOTH_FIELD_NUMBER: _builtins.int
     WHOLE_ANSWER_FIELD_NUMBER: _builtins.int
     candidate_arm_id: _builtins.str
     """The arm that is judged."""
@@ -665,6 +668,14 @@ class Comparison(_message.Message):
     """The test that was made."""
     primary: _builtins.bool
     """Whether the evaluation's verdict rests on it."""
+    num_lost_candidate: _builtins.int
+    """Records lost to the comparison because the candidate alone has no score of them: it could not answer, what it said could not be graded,
+    or the reference does not fit in its context. Records that tuned models learnt from are none. 0 too in results older than this field.
+    """
+    num_lost_baseline: _builtins.int
+    """The same of the baseline alone."""
+    num_lost_both: _builtins.int
+    """Records that neither could answer."""
     whole_answer: _builtins.bool
     """Whether the score says of each answer that the whole of it is right."""
     def __init__(
@@ -685,11 +696,14 @@ class Comparison(_message.Message):
         adjusted_p_value: _builtins.float | None = ...,
         method: Global___ComparisonMethod.ValueType = ...,
         primary: _builtins.bool = ...,
+        num_lost_candidate: _builtins.int = ...,
+        num_lost_baseline: _builtins.int = ...,
+        num_lost_both: _builtins.int = ...,
         whole_answer: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "p_value", b"p_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "confidence", b"confidence", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "method", b"method", "p_value", b"p_value", "primary", b"primary", "score", b"score", "upper", b"upper", "verdict", b"verdict", "whole_answer", b"whole_answer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value", "_p_value", b"_p_value", "adjusted_p_value", b"adjusted_p_value", "baseline_arm_id", b"baseline_arm_id", "candidate_arm_id", b"candidate_arm_id", "confidence", b"confidence", "count", b"count", "difference", b"difference", "direction", b"direction", "kind", b"kind", "lower", b"lower", "method", b"method", "num_lost_baseline", b"num_lost_baseline", "num_lost_both", b"num_lost_both", "num_lost_candidate", b"num_lost_candidate", "p_value", b"p_value", "primary", b"primary", "score", b"score", "upper", b"upper", "verdict", b"verdict", "whole_answer", b"whole_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjusted_p_value: _TypeAlias = _typing.Literal["adjusted_p_value"]  # noqa: Y015
     _WhichOneofArgType__adjusted_p_value: _TypeAlias = _typing.Literal["_adjusted_p_value", b"_adjusted_p_value"]  # noqa: Y015
@@ -947,6 +961,7 @@ class DriftResult(_message.Message):
     BASELINE_TEXT_BITS_FIELD_NUMBER: _builtins.int
     EXACT_DIVERGENCE_FIELD_NUMBER: _builtins.int
     NUM_COMPARED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_UNANSWERED_FIELD_NUMBER: _builtins.int
     arm_id: _builtins.str
     """The tuned arm."""
     baseline_arm_id: _builtins.str
@@ -957,6 +972,8 @@ class DriftResult(_message.Message):
     """Bits for each byte that the baseline takes."""
     num_compared_tokens: _builtins.int
     """Tokens at which it was compared."""
+    num_unanswered: _builtins.int
+    """Questions of the suite that the baseline could not answer; they count in nothing. 0 too in results older than this field."""
     @_builtins.property
     def retained(self) -> Global___ScoreEstimate:
         """Of the suite's questions that the baseline has right, the share that the arm still has right, with Wilson's interval. Unset where the
@@ -1005,10 +1022,11 @@ class DriftResult(_message.Message):
         baseline_text_bits: _builtins.float = ...,
         exact_divergence: Global___ScoreEstimate | None = ...,
         num_compared_tokens: _builtins.int = ...,
+        num_unanswered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["divergence", b"divergence", "exact_divergence", b"exact_divergence", "greedy_divergence", b"greedy_divergence", "retained", b"retained", "text_loss", b"text_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "baseline_arm_id", b"baseline_arm_id", "baseline_text_bits", b"baseline_text_bits", "divergence", b"divergence", "exact_divergence", b"exact_divergence", "greedy_divergence", b"greedy_divergence", "num_compared_tokens", b"num_compared_tokens", "num_drawn_tokens", b"num_drawn_tokens", "retained", b"retained", "skills", b"skills", "text_loss", b"text_loss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm_id", b"arm_id", "baseline_arm_id", b"baseline_arm_id", "baseline_text_bits", b"baseline_text_bits", "divergence", b"divergence", "exact_divergence", b"exact_divergence", "greedy_divergence", b"greedy_divergence", "num_compared_tokens", b"num_compared_tokens", "num_drawn_tokens", b"num_drawn_tokens", "num_unanswered", b"num_unanswered", "retained", b"retained", "skills", b"skills", "text_loss", b"text_loss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,7 +124,9 @@ class GuardResult(_message.Message):
         STANDING_BROKEN: GuardResult._Standing.ValueType  # 2
         """The loss is beyond the limit, even at the better end of its interval."""
         STANDING_UNDECIDED: GuardResult._Standing.ValueType  # 3
-        """The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came."""
+        """The interval holds the limit or is not known, there are too few pairs, too few judgements or grades came, or records that were lost
+        could turn it.
+        """
 
     class Standing(_Standing, metaclass=_StandingEnumTypeWrapper):
         """Standing of a guard."""
@@ -136,7 +138,9 @@ class GuardResult(_message.Message):
     STANDING_BROKEN: GuardResult.Standing.ValueType  # 2
     """The loss is beyond the limit, even at the better end of its interval."""
     STANDING_UNDECIDED: GuardResult.Standing.ValueType  # 3
-    """The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came."""
+    """The interval holds the limit or is not known, there are too few pairs, too few judgements or grades came, or records that were lost
+    could turn it.
+    """
 
     GUARD_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
@@ -185,7 +189,9 @@ class EvaluationVerdict(_message.Message):
         OUTCOME_NO_DIFFERENCE: EvaluationVerdict._Outcome.ValueType  # 3
         """The candidate and a prompting arm differ by less than what matters."""
         OUTCOME_INCONCLUSIVE: EvaluationVerdict._Outcome.ValueType  # 4
-        """The records do not tell."""
+        """The records do not tell, or too many of them were lost: fewer than 90 % are common to the arms, or those that one arm alone has no
+        score of could turn the difference that was seen.
+        """
         OUTCOME_REGRESSED: EvaluationVerdict._Outcome.ValueType  # 5
         """A guard is broken, whatever the primary score says."""
 
@@ -201,7 +207,9 @@ class EvaluationVerdict(_message.Message):
     OUTCOME_NO_DIFFERENCE: EvaluationVerdict.Outcome.ValueType  # 3
     """The candidate and a prompting arm differ by less than what matters."""
     OUTCOME_INCONCLUSIVE: EvaluationVerdict.Outcome.ValueType  # 4
-    """The records do not tell."""
+    """The records do not tell, or too many of them were lost: fewer than 90 % are common to the arms, or those that one arm alone has no
+    score of could turn the difference that was seen.
+    """
     OUTCOME_REGRESSED: EvaluationVerdict.Outcome.ValueType  # 5
     """A guard is broken, whatever the primary score says."""
 
@@ -225,7 +233,7 @@ class EvaluationVerdict(_message.Message):
     """The prompting arm that decided: of FINE_TUNE_WINS the one that came closest."""
     num_records_to_settle: _builtins.int
     """About how many records would settle it at the difference that was seen, 4 times in 5. 0: it is settled, or nobody can say: no
-    difference was seen and no smallest_difference is given, or its interval is not known.
+    difference was seen and no smallest_difference is given, its interval is not known, or too many records were lost.
     """
     @_builtins.property
     def prompting_arm_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

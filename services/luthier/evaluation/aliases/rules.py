@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
-from luthier.evaluation.completeness import lacks_assessments
+from luthier.evaluation.completeness import lacks_answers, lacks_assessments
 from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS, verdict_now
 from luthier.grading.metrics.scores import find_score
 from luthier.runtime.field_limits import (
@@ -138,12 +138,34 @@ def _score_result(gate: Gate, wanted: ScoreGate, arm_id: str, evaluation: Evalua
     is_least = wanted.WhichOneof("threshold") == "least"
     worse = found.lower if is_least else found.upper
     value = worse if wanted.whole_interval else found.value
-    is_open = value >= wanted.least if is_least else value <= wanted.most
-    return GateResult(gate=gate, open=is_open, sentence=_wanted(wanted, arm_id, found))
+    if not (value >= wanted.least if is_least else value <= wanted.most):
+        return GateResult(gate=gate, open=False, sentence=_wanted(wanted, arm_id, found))
+    return _unless_lost(gate, wanted, arm_id, found, evaluation)
+
+
+def _unless_lost(
+    gate: Gate, wanted: ScoreGate, arm_id: str, found: ScoreEstimate, evaluation: Evaluation
+) -> GateResult:
+    """Return an open gate, or a shut one where the records that the arm could not answer might keep it shut.
+
+    Of shares: each such record counts as the worst that there is. How far numbers go nobody knows.
+    """
+    failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
+    sentence = _wanted(wanted, arm_id, found)
+    if not failed or found.kind == SCORE_KIND_REAL:
+        return GateResult(gate=gate, open=True, sentence=sentence)
+    is_least = wanted.WhichOneof("threshold") == "least"
+    worst = (found.value * found.count + (0 if is_least else failed)) / (found.count + failed)
+    if worst >= wanted.least if is_least else worst <= wanted.most:
+        return GateResult(gate=gate, open=True, sentence=sentence)
+    lost = f"with the {failed:,} that it could not answer it may be {reached(worst, is_share=True)}"
+    return GateResult(gate=gate, open=False, sentence=f"{sentence}; {lost}")
 
 
 def _tells_nothing(evaluation: Evaluation, arm_id: str, found: ScoreEstimate, wanted: ScoreGate) -> str:
     """Return why no value of a score may open a gate; empty where one may."""
+    if lost := lacks_answers(evaluation, arm_id):
+        return lost
     if lost := lacks_assessments(evaluation, wanted.score, [arm_id]):
         return lost
     if found.count < LEAST_RECORDS:

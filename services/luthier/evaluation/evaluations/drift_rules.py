@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
 from luthier.evaluation.bases import base_name
+from luthier.evaluation.completeness import LEAST_GIVEN, is_whole_enough
 from luthier.runtime.field_limits import LimitTable, demanded, not_negative, whole
 from luthier.v1.dataset_pb2 import SPLIT_TEST, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import (
@@ -163,9 +164,14 @@ def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.V
     candidate = evaluation.candidate_arm_id
     result = next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
     baseline, found = result.baseline_arm_id, result.retained
-    if not any(skill.num_asked for skill in result.skills):
+    num_asked = sum(skill.num_asked for skill in result.skills)
+    if not num_asked:
         words = "answered no question of the suite, so that nobody knows what there is to retain"
         return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} {words}"
+    if not is_whole_enough(num_asked, result.num_unanswered):
+        asked = f"{result.num_unanswered:,} of {num_asked + result.num_unanswered:,} questions of the suite"
+        words = f"could not answer {asked}, and {LEAST_GIVEN:.0%} must be answered"
+        return Standing.STANDING_UNDECIDED, f"{baseline} {words}"
     if found.count < LEAST_KNOWN:
         words = f"{found.count} questions of the suite right, fewer than the {LEAST_KNOWN} that tell anything"
         return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} has {words}"

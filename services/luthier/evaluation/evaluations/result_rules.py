@@ -87,6 +87,7 @@ _DRIFT: LimitTable = {
     "num_drawn_tokens": ANY,
     **under("exact_divergence", _ESTIMATE),
     "num_compared_tokens": ANY,
+    "num_unanswered": ANY,
     **under("text_loss", _ESTIMATE),
     "baseline_text_bits": ANY,
 }
@@ -115,6 +116,9 @@ RESULT_LIMITS: LimitTable = {
     "comparisons[].adjusted_p_value": _PROBABILITY,
     "comparisons[].method": ANY,
     "comparisons[].primary": ANY,
+    "comparisons[].num_lost_candidate": ANY,
+    "comparisons[].num_lost_baseline": ANY,
+    "comparisons[].num_lost_both": ANY,
     "num_records": demanded(whole(1, MAX_RECORDS)),
     "predictions": REQUIRED,
     **under("predictions", FILE),

@@ -20,7 +20,7 @@ from luthier.evaluation.evaluations.judge_rules import (
     resolve_judges,
 )
 from luthier.evaluation.evaluations.metric_rules import DEFAULT_METRICS, METRIC_LIMITS, metric_violations
-from luthier.evaluation.evaluations.telling import blind_warnings
+from luthier.evaluation.evaluations.telling import blind_warnings, loss_warnings
 from luthier.evaluation.evaluations.verdict_rules import (
     VERDICT_LIMITS,
     default_score,
@@ -252,7 +252,7 @@ def scored(evaluation: Evaluation, result: EvaluateResult) -> Evaluation:
             estimate.whole_answer = _judges_whole_answer(estimate.score)
     for comparison in filled.comparisons:
         comparison.whole_answer = _judges_whole_answer(comparison.score)
-    filled.warnings.extend(blind_warnings(filled))
+    filled.warnings.extend((*loss_warnings(filled), *blind_warnings(filled)))
     if filled.primary_score:
         filled.verdict.CopyFrom(verdict_of(filled))
     return filled

@@ -1,10 +1,11 @@
-"""Whether the scores of an evaluation can tell its arms apart: one that is 0 or 1 for all of them cannot."""
+"""Whether an evaluation tells its arms apart: scores that are 0 or 1 for all cannot, nor can too few records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from luthier.evaluation.amounts import reached
+from luthier.evaluation.completeness import WHOLE, common_words, is_whole_enough, losses_for
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
     SCORE_KIND_FRACTION,
@@ -50,6 +51,17 @@ def blind_warnings(evaluation: Evaluation) -> Iterator[str]:
     telling = telling_scores(evaluation)
     for one in blind_scores(evaluation):
         yield f"{blind_words(evaluation, one)}; {_others(telling)}"
+
+
+def loss_warnings(evaluation: Evaluation) -> Iterator[str]:
+    """Yield a warning for each comparison of the verdict that lacks more than one record in fifty."""
+    candidate = evaluation.candidate_arm_id
+    for one in evaluation.comparisons:
+        losses = losses_for(one, candidate)
+        if one.primary and not is_whole_enough(one.count, losses.total, WHOLE):
+            rival = one.baseline_arm_id if one.candidate_arm_id == candidate else one.candidate_arm_id
+            common = common_words(one.count, losses, candidate, rival, one.score)
+            yield f"{common}: what they show is true of all as far as the others are like them"
 
 
 def blind_words(evaluation: Evaluation, score: ScoreEstimate) -> str:

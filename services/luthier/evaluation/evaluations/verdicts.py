@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from statistics import NormalDist
 
 from luthier.evaluation.amounts import amount, is_alike, spread
-from luthier.evaluation.completeness import lacks_assessments
+from luthier.evaluation.completeness import (
+    LEAST_GIVEN,
+    Losses,
+    common_words,
+    is_whole_enough,
+    lacks_assessments,
+    losses_for,
+    with_former_losses,
+)
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
 from luthier.evaluation.evaluations.telling import blind_scores, blind_words
 from luthier.v1.evaluation_pb2 import (
@@ -50,6 +58,7 @@ class Advantage:
     """By how much the candidate is better than another arm, whichever direction the score has.
 
     `tells`: whether it may settle anything. Too few records do not, nor does an interval that nobody knows.
+    `losses`: records that it lacks, the candidate's as such.
     """
 
     rival: str
@@ -60,6 +69,7 @@ class Advantage:
     confidence: float
     is_share: bool
     tells: bool
+    losses: Losses = field(default_factory=Losses)
 
     @property
     def is_bounded(self) -> bool:
@@ -73,8 +83,36 @@ class Advantage:
         bounds = spread(self.lower, self.upper, is_share=self.is_share) if known else "(interval not known)"
         return f"{amount(self.value, is_share=self.is_share, signed=True)} {bounds}"
 
+    @property
+    def records(self) -> str:
+        """The records that it is of, for people: `45 records`, or `45 of 48 records` where some are lost."""
+        lost = self.losses.total
+        return f"{self.count:,} of {self.count + lost:,} records" if lost else f"{self.count:,} records"
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """What it would be were all records that one arm alone lost against the candidate, and were all for it.
+
+        Of shares: how far numbers go nobody knows, and what neither arm could answer tells them not apart.
+        """
+        lost = self.losses.one_sided if self.is_share else 0
+        whole = self.count + lost
+        return (self.value * self.count - lost) / whole, (self.value * self.count + lost) / whole
+
     def relation(self, smallest: float) -> Relation:
-        """Return what it shows where only a difference of `smallest` (0: any) matters."""
+        """Return what it shows where only a difference of `smallest` (0: any) matters, unless what is lost turns it."""
+        shown = self.shown(smallest)
+        low, high = self.extremes
+        stands = {
+            Relation.BETTER: low > 0,
+            Relation.WORSE: high < 0,
+            Relation.ALIKE: is_alike(low, high, smallest),
+            Relation.NOT_BETTER: high < smallest,
+        }
+        return shown if stands.get(shown, True) else Relation.OPEN
+
+    def shown(self, smallest: float) -> Relation:
+        """Return what the records show that it has."""
         if not self.tells:
             return Relation.OPEN
         if is_alike(self.lower, self.upper, smallest):
@@ -118,13 +156,13 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
 def verdict_now(evaluation: Evaluation) -> EvaluationVerdict:
     """Return the verdict of a stored evaluation, for gates.
 
-    Former versions settled verdicts and guards on differences without an interval: these are read anew.
+    Former versions settled verdicts and guards on differences without an interval, and on what few records were left
+    where arms failed: these are read anew.
     """
-    stored = evaluation.verdict
+    stored, filled = evaluation.verdict, with_former_losses(evaluation)
     scores = {stored.score, *(one.guard.score.score for one in stored.guards)}
-    if all(one.is_bounded for score in scores for one in advantages(evaluation, score)):
-        return stored
-    return verdict_of(evaluation)
+    known = all(one.is_bounded for score in scores for one in advantages(evaluation, score))
+    return stored if known and filled is evaluation else verdict_of(filled)
 
 
 def advantages(evaluation: Evaluation, score: str) -> Iterator[Advantage]:
@@ -201,7 +239,7 @@ def _said(outcome: Outcome.ValueType, decider: Advantage, words: str) -> Evaluat
     return EvaluationVerdict(
         outcome=outcome,
         rival_arm_id=decider.rival,
-        sentence=f"{words}: {decider.words} on {decider.count:,} records.",
+        sentence=f"{words}: {decider.words} on {decider.records}.",
     )
 
 
@@ -218,15 +256,35 @@ def _open(evaluation: Evaluation, unsettled: Sequence[Advantage]) -> EvaluationV
         verdict.rival_arm_id = unsettled[0].rival
         verdict.sentence = f"Inconclusive: {blind_words(evaluation, blind)}; choose another primary_score."
         return verdict
+    for one in unsettled:
+        if lost := _lost_words(candidate, score, one, evaluation.smallest_difference):
+            verdict.rival_arm_id = one.rival
+            verdict.sentence = f"Inconclusive: {lost}."
+            return verdict
     wanted = {one.rival: records_to_settle(one, evaluation.smallest_difference) for one in unsettled}
     hardest = max(unsettled, key=lambda one: wanted[one.rival] or math.inf)
     verdict.rival_arm_id = hardest.rival
     verdict.num_records_to_settle = wanted[hardest.rival]
     verdict.sentence = (
-        f"Inconclusive: {hardest.count:,} records do not tell {candidate} from {hardest.rival} on {score}: "
+        f"Inconclusive: {hardest.records} do not tell {candidate} from {hardest.rival} on {score}: "
         f"{hardest.words}; {_needed_words(hardest, wanted[hardest.rival])}."
     )
     return verdict
+
+
+def _lost_words(candidate: str, score: str, one: Advantage, smallest: float) -> str:
+    """Return how what was lost keeps a comparison from telling anything; empty where it is not that."""
+    common = common_words(one.count, one.losses, candidate, one.rival, score)
+    if not is_whole_enough(one.count, one.losses.total):
+        return f"{common}, and {LEAST_GIVEN:.0%} must be: what is lost is not lost at random"
+    if one.relation(smallest) == one.shown(smallest):
+        return ""
+    return f"{common}: {_turned_words(one)}"
+
+
+def _turned_words(one: Advantage) -> str:
+    low, high = (amount(value, is_share=one.is_share, signed=True) for value in one.extremes)
+    return f"{one.words} of those may be anything from {low} to {high} of all"
 
 
 def _needed_words(hardest: Advantage, num_records: int) -> str:
@@ -264,11 +322,14 @@ def _score_guarded(
         words = f"{candidate} and {arm_id} have no record with {guard.score} in common"
         return Standing.STANDING_UNDECIDED, words
     limit = amount(guard.max_loss, is_share=advantage.is_share)
-    seen = f"against {arm_id} on {guard.score}: {advantage.words} on {advantage.count:,} records"
-    if advantage.tells and advantage.upper < -guard.max_loss:
+    seen = f"against {arm_id} on {guard.score}: {advantage.words} on {advantage.records}"
+    low, high = advantage.extremes
+    if advantage.tells and max(advantage.upper, high) < -guard.max_loss:
         return Standing.STANDING_BROKEN, f"{candidate} loses more than {limit} {seen}"
-    if advantage.tells and advantage.lower >= -guard.max_loss:
+    if advantage.tells and min(advantage.lower, low) >= -guard.max_loss:
         return Standing.STANDING_HELD, f"{candidate} loses at most {limit} {seen}"
+    if advantage.losses.total:
+        seen += f" ({advantage.losses.words(candidate, arm_id)})"
     return Standing.STANDING_UNDECIDED, f"{candidate} may lose more than {limit} {seen}"
 
 
@@ -276,6 +337,8 @@ def _advantage(one: Comparison, candidate: str) -> Advantage:
     is_turned = (one.candidate_arm_id != candidate) != (one.direction == SCORE_DIRECTION_LOWER_IS_BETTER)
     sign = -1.0 if is_turned else 1.0
     lower, upper = sorted((sign * one.lower, sign * one.upper))
+    losses = losses_for(one, candidate)
+    is_enough = one.verdict != VERDICT_INSUFFICIENT_EVIDENCE and is_whole_enough(one.count, losses.total)
     return Advantage(
         rival=one.baseline_arm_id if one.candidate_arm_id == candidate else one.candidate_arm_id,
         value=sign * one.difference,
@@ -284,5 +347,6 @@ def _advantage(one: Comparison, candidate: str) -> Advantage:
         count=one.count,
         confidence=one.confidence or CONFIDENCE,
         is_share=one.kind != SCORE_KIND_REAL,
-        tells=one.verdict != VERDICT_INSUFFICIENT_EVIDENCE and one.lower < one.upper,
+        tells=is_enough and one.lower < one.upper,
+        losses=losses,
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from luthier.evaluation.amounts import is_alike
+from luthier.evaluation.completeness import Losses, is_whole_enough
+from luthier.evaluation.worker.losses import losses_of
 from luthier.evaluation.worker.scoring import Answer, differences, direction_of, preferences
 from luthier.grading.graded_scores import scores_of
 from luthier.grading.metrics.holm import ALPHA, Corrected, corrected, shared
@@ -39,6 +41,7 @@ class _Pair:
         primary: the evaluation's verdict rests on it.
         guarded: a guard rests on it, and no verdict.
         wins: its judged arm is better, by what matters as far as is known.
+        losses: records that it lacks.
     """
 
     candidate: str
@@ -49,6 +52,13 @@ class _Pair:
     primary: bool
     guarded: bool
     wins: bool
+    losses: Losses
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it has enough pairs, and lacks few enough, to show anything."""
+        count = self.difference.count
+        return count >= MIN_PAIRS and is_whole_enough(count, self.losses.total)
 
 
 def comparisons_of(
@@ -56,7 +66,7 @@ def comparisons_of(
 ) -> list[evaluation_pb2.Comparison]:
     """Return every later arm against every earlier one on each score that both have.
 
-    Fewer than `MIN_PAIRS` pairs are no evidence and take part in no correction.
+    Fewer than `MIN_PAIRS` pairs, and such as lack too many records, are no evidence and take part in no correction.
 
     Raises:
         ValueError: a score is unknown or not of its kind.
@@ -64,7 +74,14 @@ def comparisons_of(
     """
     arms, named = list(answers), scores_of(evaluation.graders)
     pairs = [
-        _pair(evaluation, (candidate, baseline), named(score), score, difference)
+        _pair(
+            evaluation,
+            (candidate, baseline),
+            named(score),
+            score,
+            difference,
+            losses_of(answers[candidate], answers[baseline], score),
+        )
         for later, candidate in enumerate(arms)
         for baseline in arms[:later]
         for score, difference in chain(
@@ -88,6 +105,7 @@ def _pair(
     score: Score,
     name: str,
     difference: PairedDifference,
+    losses: Losses,
 ) -> _Pair:
     candidate, baseline = arms
     judged = evaluation.candidate_arm_id
@@ -104,7 +122,9 @@ def _pair(
         guarded=is_judged and not primary and _is_guarded(evaluation, name, rival),
         wins=primary
         and ((difference.value > 0) == (candidate == judged)) == score.higher_is_better
+        and is_whole_enough(difference.count, losses.total)
         and _is_a_win(difference, evaluation.smallest_difference),
+        losses=losses,
     )
 
 
@@ -138,7 +158,7 @@ def _wins(evaluation: evaluation_pb2.Evaluation, primary: Sequence[_Pair]) -> bo
 
 
 def _levels(pairs: Sequence[_Pair], corrects: Correction) -> dict[int, Corrected]:
-    telling = [pair for pair in pairs if pair.difference.count >= MIN_PAIRS]
+    telling = [pair for pair in pairs if pair.is_evidence]
     levels = corrects([pair.difference.p_value for pair in telling])
     return {id(pair): level for pair, level in zip(telling, levels, strict=True)}
 
@@ -147,7 +167,9 @@ def _comparison(pair: _Pair, level: Corrected | None) -> evaluation_pb2.Comparis
     score = pair.score
     confidence = level.confidence if level else 1 - ALPHA
     interval = pair.difference.interval(confidence)
-    shown = verdict(interval, higher_is_better=score.higher_is_better)
+    shown = "INSUFFICIENT_EVIDENCE"
+    if pair.is_evidence:
+        shown = verdict(interval, higher_is_better=score.higher_is_better)
     interval = interval.told()
     return evaluation_pb2.Comparison(
         candidate_arm_id=pair.candidate,
@@ -165,4 +187,7 @@ def _comparison(pair: _Pair, level: Corrected | None) -> evaluation_pb2.Comparis
         adjusted_p_value=level.p_value if level else None,
         method=_METHODS[score.kind],
         primary=pair.primary,
+        num_lost_candidate=pair.losses.candidate,
+        num_lost_baseline=pair.losses.baseline,
+        num_lost_both=pair.losses.both,
     )

@@ -85,6 +85,7 @@ def drift_warnings(arm_id: str, records: ArmRecords, *, is_baseline: bool) -> It
 
 
 def _add_retained(result: DriftResult, suite: Suite, mine: Records, baseline: Records) -> None:
+    result.num_unanswered = sum(other.HasField("error") for other in baseline)
     by_skill = {skill: SkillDrift(skill=skill) for skill in suite.kinds}
     for skill, is_right, one, other in zip(suite.skills, suite.graders, mine, baseline, strict=True):
         if not other.HasField("error"):

@@ -104,6 +104,7 @@ def _scored(
             nll=record.nll,
             num_tokens=record.num_reference_tokens if "PERPLEXITY" in grading.ratios else 0,
             num_bytes=_num_bytes(record, question) if "BITS_PER_BYTE" in grading.ratios else 0,
+            failed=record.HasField("error"),
         )
         for record, question in zip(said.records, questions, strict=True)
     ]

@@ -43,6 +43,7 @@ class Answer:
         nll: of the reference, in nats; 0 when it was not measured.
         num_tokens: of the reference, where its perplexity is wanted; 0 when it is not, or was not measured.
         num_bytes: of the reference, where its bits for each byte are wanted; 0 as `num_tokens`.
+        failed: the arm could not answer: it has no score.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Answer:
     num_tokens: int = 0
     num_bytes: int = 0
     points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    failed: bool = False
 
 
 def estimates(

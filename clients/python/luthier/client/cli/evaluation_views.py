@@ -19,6 +19,7 @@ from luthier.client.scores import (
     estimate_words,
     is_right,
     lower_is_better,
+    pairs_words,
     rows_apart,
     scores_of,
     text_form_words,
@@ -161,7 +162,7 @@ def comparison_table(comparisons: Iterable[Comparison]) -> Table:
             difference_words(entry),
             confidence_words(entry),
             p_value_words(entry),
-            str(entry.count),
+            pairs_words(entry),
             Text(word, _VERDICT_STYLES.get(word, "yellow")),
         )
     return made

@@ -170,7 +170,8 @@ export enum GuardResult_Standing {
   BROKEN = 2,
 
   /**
-   * The interval holds the limit or is not known, there are too few pairs, or too few judgements or grades came.
+   * The interval holds the limit or is not known, there are too few pairs, too few judgements or grades came, or records that were lost
+   * could turn it.
    *
    * @generated from enum value: STANDING_UNDECIDED = 3;
    */
@@ -233,7 +234,7 @@ export type EvaluationVerdict = Message<"luthier.v1.EvaluationVerdict"> & {
 
   /**
    * About how many records would settle it at the difference that was seen, 4 times in 5. 0: it is settled, or nobody can say: no
-   * difference was seen and no smallest_difference is given, or its interval is not known.
+   * difference was seen and no smallest_difference is given, its interval is not known, or too many records were lost.
    *
    * @generated from field: int64 num_records_to_settle = 7;
    */
@@ -289,7 +290,8 @@ export enum EvaluationVerdict_Outcome {
   NO_DIFFERENCE = 3,
 
   /**
-   * The records do not tell.
+   * The records do not tell, or too many of them were lost: fewer than 90 % are common to the arms, or those that one arm alone has no
+   * score of could turn the difference that was seen.
    *
    * @generated from enum value: OUTCOME_INCONCLUSIVE = 4;
    */

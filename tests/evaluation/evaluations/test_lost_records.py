@@ -1,0 +1,214 @@
+"""Records that arms could not answer decide nothing: neither where they are many, nor where they could turn it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.evaluation.judged import evaluated
+
+from luthier.evaluation.completeness import LEAST_GIVEN, Losses, common_words
+from luthier.evaluation.evaluations.telling import loss_warnings
+from luthier.evaluation.evaluations.verdicts import Advantage, Relation, verdict_now, verdict_of
+from luthier.evaluation.worker.losses import losses_of
+from luthier.evaluation.worker.scoring import Answer
+from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY
+from luthier.v1.evaluation_pb2 import VERDICT_BETTER, VERDICT_INSUFFICIENT_EVIDENCE, Comparison, Evaluation
+from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
+
+Outcome = EvaluationVerdict.Outcome
+FAILED = Answer(text="", finish_reason="", scores={}, failed=True)
+
+
+def said(**scores: float) -> Answer:
+    return Answer(text="", finish_reason="STOP", scores=scores)
+
+
+def primary(evaluation: Evaluation) -> Comparison:
+    (found,) = (one for one in evaluation.comparisons if one.primary)
+    return found
+
+
+@pytest.mark.parametrize("arm", ["zero", "tuned"])
+@pytest.mark.parametrize(("num_failed", "is_told"), [(0, True), (4, True), (5, False), (40, False)])
+def test_a_verdict_needs_nine_of_ten_records_of_both_arms(arm: str, num_failed: int, is_told: bool) -> None:
+    """48 records, of which 44 are 91.7 % and 43 are 89.6 %; the last fail, which both arms have wrong."""
+    evaluation = evaluated({"zero": 0}, tuned=8, count=48, failed={arm: range(48 - num_failed, 48)})
+    row, verdict = primary(evaluation), verdict_of(evaluation)
+    lost = (0, num_failed) if arm == "zero" else (num_failed, 0)
+    assert (row.count, row.num_lost_candidate, row.num_lost_baseline) == (48 - num_failed, *lost)
+    if is_told:
+        assert row.verdict == VERDICT_BETTER
+        assert verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+        assert verdict.sentence.endswith(
+            f"on {48 - num_failed} of 48 records." if num_failed else "48 records."
+        )
+        return
+    assert row.verdict == VERDICT_INSUFFICIENT_EVIDENCE
+    assert (verdict.outcome, verdict.rival_arm_id) == (Outcome.OUTCOME_INCONCLUSIVE, "zero")
+    assert verdict.num_records_to_settle == 0
+    assert verdict.sentence == (
+        f"Inconclusive: tuned and zero have {48 - num_failed} of 48 records in common on exact_match "
+        f"({arm} alone has no score of {num_failed}), and {LEAST_GIVEN:.0%} must be: what is lost is not lost at "
+        "random."
+    )
+
+
+def test_what_both_arms_could_not_answer_is_lost_too() -> None:
+    both = range(38, 48)
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48, failed={"zero": both, "tuned": both})
+    assert (primary(evaluation).num_lost_both, primary(evaluation).num_lost_candidate) == (10, 0)
+    verdict = verdict_of(evaluation)
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert "have 38 of 48 records in common on exact_match (neither could answer 10)" in verdict.sentence
+
+
+def test_records_that_one_arm_alone_lost_may_not_turn_what_is_seen() -> None:
+    """Of 200 records the tuned arm has 8 more right; ten that it could not answer may have been wrong, all of them."""
+    won = evaluated({"zero": 100}, tuned=108, count=200, failed={"tuned": range(195, 200)})
+    assert verdict_of(won).outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+    turned = evaluated({"zero": 100}, tuned=108, count=200, failed={"tuned": range(190, 200)})
+    assert primary(turned).verdict == VERDICT_BETTER, "of those that are left it is better for sure"
+    verdict = verdict_of(turned)
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert verdict.sentence.startswith(
+        "Inconclusive: tuned and zero have 190 of 200 records in common on exact_match (tuned alone has no score of "
+        "10): +4.2 pp ["
+    )
+    assert verdict.sentence.endswith("] of those may be anything from -1.0 pp to +9.0 pp of all.")
+    shared = range(190, 200)
+    alike = evaluated({"zero": 100}, tuned=108, count=200, failed={"tuned": shared, "zero": shared})
+    assert verdict_of(alike).outcome == Outcome.OUTCOME_FINE_TUNE_WINS, "neither has an advantage of them"
+
+
+@pytest.mark.parametrize(
+    ("value", "smallest", "shown"),
+    [
+        (0.10, 0.0, Relation.BETTER),
+        (-0.10, 0.0, Relation.WORSE),
+        (0.005, 0.10, Relation.ALIKE),
+        (-0.05, 0.05, Relation.NOT_BETTER),
+    ],
+)
+def test_no_relation_outlives_losses_that_could_turn_it(
+    value: float, smallest: float, shown: Relation
+) -> None:
+    def advantage(lost: Losses, *, is_share: bool = True) -> Advantage:
+        half = 0.08 if shown is Relation.NOT_BETTER else 0.04
+        return Advantage(
+            rival="zero",
+            value=value,
+            lower=value - half,
+            upper=value + half,
+            count=90,
+            confidence=0.95,
+            is_share=is_share,
+            tells=True,
+            losses=lost,
+        )
+
+    assert advantage(Losses()).relation(smallest) is shown
+    assert advantage(Losses(baseline=1)).relation(smallest) is shown
+    for lost in (Losses(baseline=10), Losses(candidate=10), Losses(candidate=5, baseline=5)):
+        assert advantage(lost).relation(smallest) is Relation.OPEN
+        assert advantage(lost, is_share=False).relation(smallest) is shown, "how far numbers go nobody knows"
+    assert advantage(Losses(both=10)).relation(smallest) is shown
+
+
+@pytest.mark.parametrize(("num_failed", "is_warned"), [(0, False), (4, False), (5, True), (30, True)])
+def test_people_are_warned_where_more_than_one_in_fifty_is_lost(num_failed: int, is_warned: bool) -> None:
+    evaluation = evaluated({"zero": 0}, tuned=100, count=200, failed={"zero": range(200 - num_failed, 200)})
+    warnings = list(loss_warnings(evaluation))
+    assert warnings == (
+        [
+            f"tuned and zero have {200 - num_failed} of 200 records in common on exact_match (zero alone has no score "
+            f"of {num_failed}): what they show is true of all as far as the others are like them"
+        ]
+        if is_warned
+        else []
+    )
+
+
+def test_an_arm_that_fails_leaves_the_other_comparisons_alone() -> None:
+    evaluation = evaluated({"zero": 30, "few": 0}, tuned=10, count=48, failed={"few": range(20, 48)})
+    verdict = verdict_of(evaluation)
+    assert (verdict.outcome, verdict.rival_arm_id) == (Outcome.OUTCOME_PROMPTING_SUFFICES, "zero")
+    won = verdict_of(evaluated({"zero": 0, "few": 0}, tuned=30, count=48, failed={"few": range(20, 48)}))
+    assert (won.outcome, won.rival_arm_id) == (Outcome.OUTCOME_INCONCLUSIVE, "few"), "a win is over every one"
+
+
+@pytest.mark.parametrize(
+    ("num_failed", "max_loss", "right", "standing"),
+    [
+        (0, 0.03, 200, GuardResult.STANDING_HELD),
+        (4, 0.03, 200, GuardResult.STANDING_HELD),
+        (10, 0.03, 200, GuardResult.STANDING_UNDECIDED),
+        (30, 0.9, 200, GuardResult.STANDING_UNDECIDED),
+        (0, 0.37, 100, GuardResult.STANDING_BROKEN),
+        (15, 0.37, 100, GuardResult.STANDING_UNDECIDED),
+    ],
+)
+def test_a_guard_is_neither_held_nor_broken_by_what_is_left(
+    num_failed: int, max_loss: float, right: int, standing: GuardResult.Standing.ValueType
+) -> None:
+    guard = Guard(score=ScoreGuard(score="field_match.parsed", max_loss=max_loss))
+    evaluation = evaluated(
+        {"zero": 0},
+        tuned=30,
+        count=200,
+        guards=[guard],
+        parsed=(200, right),
+        failed={"tuned": range(200 - num_failed, 200)},
+    )
+    (result,) = verdict_of(evaluation).guards
+    assert result.standing == standing
+    if num_failed and standing == GuardResult.STANDING_UNDECIDED:
+        assert (
+            f"on {200 - num_failed} of 200 records (tuned alone has no score of {num_failed})"
+            in result.sentence
+        )
+
+
+def test_gates_do_not_believe_what_former_versions_settled_on_what_was_left() -> None:
+    """They wrote down how many records each arm failed on, and not which a comparison lost."""
+    former = evaluated({"zero": 0}, tuned=20, count=48, failed={"zero": range(28, 48)})
+    for one in former.comparisons:
+        one.ClearField("num_lost_baseline")
+        one.verdict = VERDICT_BETTER
+    former.verdict.CopyFrom(verdict_of(former))
+    assert former.verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+    assert verdict_now(former).outcome == Outcome.OUTCOME_INCONCLUSIVE
+    for arm in former.arm_results:
+        arm.num_errors = 0
+    assert verdict_now(former) == former.verdict
+
+
+def test_only_what_a_score_is_of_can_be_lost() -> None:
+    field = "field_match.field.colour"
+    mine = [said(**{field: 1.0}), said(), FAILED, FAILED, said(**{field: 1.0}), said()]
+    other = [said(**{field: 0.0}), said(), said(), FAILED, FAILED, said(**{field: 1.0})]
+    # Both have it; neither record has the field, answered or not; nobody knows; one failed; one was not graded.
+    assert losses_of(mine, other, field) == Losses(candidate=1, baseline=1, both=1)
+
+
+@pytest.mark.parametrize("score", [PERPLEXITY, BITS_PER_BYTE])
+def test_a_reference_that_fits_behind_one_prompt_alone_is_lost(score: str) -> None:
+    measured = Answer(text="", finish_reason="STOP", scores={}, nll=1.0, num_tokens=3, num_bytes=9)
+    unread = said()
+    assert losses_of([measured, measured, unread], [measured, unread, unread], score) == Losses(baseline=1)
+
+
+def test_judgements_of_pairs_are_lost_with_the_answers_alone() -> None:
+    """What a judge did not say of two answers is counted with its judgements."""
+    judged = Answer(
+        text="", finish_reason="STOP", scores={"judge.fair": 1.0}, points={"judge.fair": {"zero": 1.0}}
+    )
+    assert losses_of(
+        [judged, FAILED, said(), judged], [said(), said(), said(), FAILED], "judge.fair"
+    ) == Losses(candidate=1, baseline=1)
+
+
+def test_the_words_name_each_arm_that_lost() -> None:
+    lost = Losses(candidate=1200, baseline=2, both=3)
+    assert common_words(5, lost, "tuned", "few", "chrf") == (
+        "tuned and few have 5 of 1,210 records in common on chrf (tuned alone has no score of 1,200, few alone has no "
+        "score of 2, neither could answer 3)"
+    )
