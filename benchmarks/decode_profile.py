@@ -107,11 +107,12 @@ class PartialProgram(Program):
 def without(kind: str) -> Iterator[None]:
     """Make programs without a kind of operator for the length of a block; empty: whole ones."""
     PartialProgram.left_out = kind
-    before, decode_program.Program = decode_program.Program, PartialProgram  # type: ignore[misc]
+    module: Any = decode_program
+    before, module.Program = module.Program, PartialProgram
     try:
         yield
     finally:
-        decode_program.Program = before  # type: ignore[misc]
+        module.Program = before
 
 
 def engine_step_seconds(model: PreTrainedModel, work: Work) -> float:
@@ -172,7 +173,8 @@ def _prompts(model: PreTrainedModel, work: Work) -> tuple[tuple[int, ...], ...]:
 def limits_of(model: PreTrainedModel, work: Work) -> Limits:
     """Return what a step has to read and to multiply, with rates that are measured here."""
     config = model.config
-    matrices = [one for one in model.base_model.layers.parameters() if one.dim() == 2]
+    base: Any = model.base_model
+    matrices = [one for one in base.layers.parameters() if one.dim() == 2]
     matrices.append(model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     held = 2 * config.num_hidden_layers * config.num_key_value_heads * size * work.rows * work.context

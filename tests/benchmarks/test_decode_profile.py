@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import decode_profile
 import pytest
 from decode_profile import FAST, KINDS, Limits, PartialProgram, limits_of, profiled, summary_of, without
@@ -9,9 +11,11 @@ from sft_step import made_up_records
 from sft_step_task import tiny_model
 from transformers import PreTrainedModel
 
+from luthier.kernels.program import Program
 from luthier.lm import decode_program
 from luthier.lm.load import load_model
 
+made_of: Any = decode_program
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -21,10 +25,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
 
 
 def test_a_tiny_model_is_profiled_and_left_as_it_was(model: PreTrainedModel) -> None:
-    before = decode_program.Program
+    before = made_of.Program
     found = profiled(model, FAST)
-    assert decode_program.Program is before
-    assert model not in decode_program._programs or decode_program._programs[model]
+    assert made_of.Program is before
+    assert model not in made_of._programs or made_of._programs[model]
     assert 0 < found["limit_share"] < 1
     assert found["limit_share"] == pytest.approx(found["limit_seconds"] / found["step_seconds"], abs=0.05)
     assert set(found["largest"]) == {*KINDS, "head", "rest of the pass", "choosing tokens, Python"}
@@ -37,7 +41,7 @@ def test_a_kind_that_is_left_out_is_never_told(
 ) -> None:
     told: list[str] = []
     for name in KINDS:
-        real = getattr(decode_profile.Program, name)
+        real = getattr(Program, name)
 
         def noted(
             self: object, *words: object, name: str = name, real: object = real, **options: object
@@ -45,17 +49,18 @@ def test_a_kind_that_is_left_out_is_never_told(
             told.append(name)
             real(self, *words, **options)  # type: ignore[operator]
 
-        monkeypatch.setattr(decode_profile.Program, name, noted)
+        monkeypatch.setattr(Program, name, noted)
     decode_profile.pass_seconds(model, FAST, kind)
     assert set(told) == set(KINDS) - {kind}
     with without(""):
-        assert decode_program.Program is PartialProgram
+        assert made_of.Program is PartialProgram
 
 
 def test_a_step_reads_every_weight_and_every_key_once(model: PreTrainedModel) -> None:
     limits = limits_of(model, FAST)
     config = model.config
-    weights = sum(one.numel() for one in model.base_model.layers.parameters() if one.dim() == 2)
+    base: Any = model.base_model
+    weights = sum(one.numel() for one in base.layers.parameters() if one.dim() == 2)
     weights += config.vocab_size * config.hidden_size
     held = 2 * config.num_hidden_layers * config.num_key_value_heads * 16 * FAST.rows * FAST.context
     assert limits.read_bytes == 2 * (weights + held)

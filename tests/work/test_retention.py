@@ -172,7 +172,7 @@ async def test_what_is_due_is_found_without_reading_events_that_are_not(bench: B
     [(statement, parameters)] = asked
     async with bench.database.reading() as connection:
         plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-        steps = [str(row[3]) for row in plan]
+        steps = [str(row.detail) for row in plan]
     [step] = [step for step in steps if "events" in step]
     assert step.startswith("SEARCH events USING INDEX ix_events_ended")
 

@@ -372,7 +372,7 @@ test("a reward service in TypeScript is asked", async () => {
 test("texts are scored by a base, a tuned model and a checkpoint", async () => {
   const context = "<|im_start|>user\ncolour of thing 1?<|im_end|>\n<|im_start|>assistant\n";
   const texts = ["green", "grass"].map((continuation) => ({ context, continuation }));
-  const [checkpoint] = await all(client.jobs.checkpoints("tse-job"));
+  const checkpoint = (await all(client.jobs.checkpoints("tse-job"))).at(-1);
   const found = new Map<string, number[]>();
   for (const model of ["tiny", "tse-tuned", checkpoint?.name ?? ""]) {
     const { scores } = await client.evaluations.scoreTexts(model, texts);

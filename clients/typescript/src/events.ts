@@ -2,7 +2,15 @@
 
 import type { DescField, DescMethodServerStreaming, DescMethodUnary, Message } from "@bufbuild/protobuf";
 import type { GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { Cancelled, DataLoss, DeadlineExceeded, type LuthierError, NotFound, OutOfRange, Reason } from "./errors.js";
+import {
+  Cancelled,
+  DataLoss,
+  DeadlineExceeded,
+  type LuthierError,
+  NotFound,
+  OutOfRange,
+  Reason,
+} from "./errors.js";
 import type { ResourceFailed, Watched } from "./failures.js";
 import { call, ResumedStream } from "./flows.js";
 import type { Event, EventSchema } from "./gen/luthier/v1/event_pb.js";

@@ -7,7 +7,15 @@ import { Code, type HandlerContext } from "@connectrpc/connect";
 import { ErrorInfoSchema } from "#dist/gen/google/rpc/error_details_pb.js";
 import type { EventSchema } from "#dist/gen/luthier/v1/event_pb.js";
 import { FineTuningJob_State } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
-import { Cancelled, DataLoss, DeadlineExceeded, JobFailed, NotFound, OutOfRange, Reason } from "#dist/index.js";
+import {
+  Cancelled,
+  DataLoss,
+  DeadlineExceeded,
+  JobFailed,
+  NotFound,
+  OutOfRange,
+  Reason,
+} from "#dist/index.js";
 import { all, refusal, type ScriptedServices, Signal, stage, stopping, thrown } from "./scripted.js";
 
 type EventInit = MessageInitShape<typeof EventSchema>;
