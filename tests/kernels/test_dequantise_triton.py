@@ -32,6 +32,29 @@ def forced() -> Iterator[None]:
     tables.force_impl("auto")
 
 
+@pytest.fixture
+def of_codes(
+    triton_kernels: str, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of weights whose codes a LoRA layer's product read: on a GPU too, whose table names nothing yet.
+
+    Its kernels ask the table of `linear` what the bases are; only the interpreter takes codes without.
+    """
+    from luthier.kernels.lora_linear import triton
+
+    found: list[tuple[int, ...]] = []
+
+    def counted(x: Tensor, weight: Tensor, *more: Any) -> Tensor:
+        found.append(tuple(weight.shape))
+        return packed_product(x, weight, *more)
+
+    packed_product = triton.packed_product
+    monkeypatch.setattr(triton, "packed_product", counted)
+    tables.force_impl("triton")
+    yield found
+    assert found, "no product read codes"
+
+
 def held(name: str, *shape: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensor:
     """A weight as torchao quantises it."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,7 +150,7 @@ def running(
 )
 @pytest.mark.parametrize("name", FORMATS)
 def test_products_are_as_exact_as_with_the_numbers_themselves(
-    triton_kernels: str,
+    of_codes: list[tuple[int, ...]],
     half: torch.dtype,
     name: str,
     rows: int,
@@ -138,12 +161,13 @@ def test_products_are_as_exact_as_with_the_numbers_themselves(
 ) -> None:
     run = running(name, inputs, outputs, half)
     exact_as_eager(run, learnt(rows, inputs, outputs, rank), half)
+    assert of_codes == [(size, inputs) for size in outputs]
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("int8", 70), ("nf4", 64)])
 @pytest.mark.parametrize("drops", [False, True])
 def test_rows_of_any_length_and_dropout_too(
-    triton_kernels: str,
+    of_codes: list[tuple[int, ...]],
     half: torch.dtype,
     name: str,
     inputs: int,
@@ -153,11 +177,12 @@ def test_rows_of_any_length_and_dropout_too(
     """With dropout the input's gradient is taken with numbers, since its mask stands before the base's product."""
     run = running(name, inputs, (48, 33), half, Dropout(probability=0.3, seed=5) if drops else None)
     exact_as_eager(run, learnt(9, inputs, (48, 33), 8), half)
+    assert of_codes == [(48, inputs), (33, inputs)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_float32_is_multiplied_without_rounding(
-    triton_kernels: str, name: str, exact_as_eager: Callable[..., None]
+    of_codes: list[tuple[int, ...]], name: str, exact_as_eager: Callable[..., None]
 ) -> None:
     run = running(name, 128, (40,), torch.float32)
     exact_as_eager(run, learnt(9, 128, (40,), 8), torch.float32)
@@ -165,7 +190,11 @@ def test_float32_is_multiplied_without_rounding(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_weight_is_never_made_as_a_whole(
-    triton_kernels: str, half: torch.dtype, device: str, name: str, monkeypatch: pytest.MonkeyPatch
+    of_codes: list[tuple[int, ...]],
+    half: torch.dtype,
+    device: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from luthier.kernels import direct
     from luthier.kernels.lora_linear import triton
@@ -179,6 +208,7 @@ def test_the_weight_is_never_made_as_a_whole(
     outputs = running(name, 64, (32, 16), half)("triton", *tensors)
     torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
     assert all(one.grad is not None for one in tensors)
+    assert of_codes == [(32, 64), (16, 64)]
 
 
 def test_rows_that_end_within_a_block_of_nf4_are_refused_or_made_before(
