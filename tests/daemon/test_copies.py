@@ -54,8 +54,9 @@ def test_the_code_of_an_exit_is_the_interpreters(tmp_path: Path, code: str, stat
 
 
 def test_a_process_that_ended_is_named_and_not_what_it_did_not_answer() -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(5)"], text=True, **pipes) as process:
+    command = [sys.executable, "-c", "raise SystemExit(5)"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as process:
         process.wait()
         with pytest.raises(RuntimeError, match="the process that is copied ended, with status 5"):
             Copies(process).run("luthier.data", environment={})
