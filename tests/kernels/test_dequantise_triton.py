@@ -40,6 +40,7 @@ def of_codes(
 
     Its kernels ask the table of `linear` what the bases are; only the interpreter takes codes without.
     """
+    from luthier.kernels.dequantise.triton import packed_product
     from luthier.kernels.lora_linear import triton
 
     found: list[tuple[int, ...]] = []
@@ -48,7 +49,6 @@ def of_codes(
         found.append(tuple(weight.shape))
         return packed_product(x, weight, *more)
 
-    packed_product = triton.packed_product
     monkeypatch.setattr(triton, "packed_product", counted)
     tables.force_impl("triton")
     yield found
@@ -246,6 +246,17 @@ def test_few_rows_are_cut_alike_however_few_they_are(triton_kernels: str) -> Non
     assert _slice(1, 576, 1, 64) == 128, "of at most eight slices each whole tiles"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_gpu_a_row_has_the_same_bits_beside_few_others(name: str) -> None:
+    """Slices are the same, and so are the sums within one where tiles of other heights are multiplied alike."""
+    weight = held(name, 256, 4096, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16)
+    alone, *others = (linear(x[:rows], weight, impl="triton")[0] for rows in (1, 17, 64))
+    assert all(torch.equal(alone, one) for one in others)
+
+
 def on_gpu(rows: int) -> Any:
     """What the choice looks at, of rows on a GPU."""
     shape = torch.Size([rows, 64])
@@ -260,7 +271,7 @@ def on_gpu(rows: int) -> Any:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_codes_are_read_where_the_table_of_linear_says_so_and_only_there(
-    name: str, monkeypatch: pytest.MonkeyPatch, forced: None
+    name: str, monkeypatch: pytest.MonkeyPatch, forced: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     from luthier.kernels import gpu
 
@@ -278,6 +289,7 @@ def test_codes_are_read_where_the_table_of_linear_says_so_and_only_there(
             False,
             False,
         ]
+        assert not caplog.records, "a LoRA layer has a table of its own: many rows were not measured here"
         assert not reads_codes(torch.ones(1, 64, dtype=torch.bfloat16), weight), "on a processor"
         tables.force_impl("eager")
         assert not reads_codes(on_gpu(1), weight)
@@ -306,6 +318,8 @@ def test_a_lora_layer_takes_them_though_its_own_table_has_eager(
     taken = [lora_linear._reads_codes(on_gpu(rows), projections[:1]) for rows in (63, 64)]
     assert taken == [True, False]
     assert not lora_linear._reads_codes(on_gpu(1), projections), "one weight is no codes"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not lora_linear._reads_codes(on_gpu(1), projections[:1]), "it would be given numbers"
     tables.force_impl("eager")
     assert not lora_linear._reads_codes(on_gpu(1), projections[:1])
 
