@@ -59,12 +59,14 @@ def entries(*, is_dry: bool) -> Iterator[Entry]:
         setting = replace(DRY, lengths=(16,))
         yield from _of_model(shrunk(MODELS[0]), setting)
         yield from _of_formats(shrunk(MODELS[0]), setting)
+        yield from _numbers(shrunk(MODELS[0]), setting)
         yield from _of_rows(shrunk(MODELS[0]), setting)
         return
     for model in (one for one in MODELS if one.name in _MODELS):
         for rows in _ROWS:
             yield from _of_model(model, replace(ON_DEVICE, lengths=(rows,), labelled=rows))
             yield from _of_formats(model, replace(ON_DEVICE, lengths=(rows,)))
+        yield from _numbers(model, replace(ON_DEVICE, lengths=(_ROWS[0],)))
         for rows in (*_ROWS[::2], _MANY_ROWS):
             yield from _of_rows(model, replace(ON_DEVICE, lengths=(rows,)))
 
@@ -98,13 +100,20 @@ def _of_model(model: Model, setting: Setting) -> Iterator[Entry]:
 
 
 def _of_formats(model: Model, setting: Setting) -> Iterator[Entry]:
-    """Products with quantised weights, which plain torch makes numbers of, and the making of numbers."""
+    """Products with quantised weights, which plain torch makes numbers of."""
     from luthier.kernels.dequantise import FORMATS
     from luthier.kernels.linear import packed_shape_class
 
     for name in FORMATS.values():
         shape = packed_shape_class(setting.tokens, name)
         yield _entry((f"linear_{name}", "linear", shape), model, setting)
+
+
+def _numbers(model: Model, setting: Setting) -> Iterator[Entry]:
+    """The making of numbers, which knows of no rows: once for a model."""
+    from luthier.kernels.dequantise import FORMATS
+
+    for name in FORMATS.values():
         yield _entry((f"dequantise_{name}", "dequantise", name), model, setting)
 
 

@@ -316,6 +316,9 @@ def _packed_cases(element: str, name: str, together: int) -> Iterator[Case]:
     label, out = f"{name}, {element}", f"*{element}"
     for rows in (16, 64):
         yield from _packed_products(f"{rows} rows, {label}", weight, constants, rows)
+    product, gradient = _packed_products(f"16 rows, {label}", weight, constants, 16)
+    yield _with_one(product, "M")
+    yield _with_one(gradient, "R")
     yield from _packed_products(f"many rows, {label}", weight, constants, None)
     kernel = dequantise.numbers_kernel, {"*": dequantise.NUMBERS}
     types = {**weight, "out": out, "N": "i32", "K": "i32"}
@@ -324,6 +327,14 @@ def _packed_cases(element: str, name: str, together: int) -> Iterator[Case]:
     types = _types(element, "bias out", "slices", "count size N")
     case = _packed(f"sum of slices, {label}", kernel, types, {"HAS_BIAS": True, "ADDS": True})
     yield replace(case, aligned=frozenset({"size", "N"}), is_matmul=False)
+
+
+def _with_one(case: Case, argument: str) -> Case:
+    """A case in which Triton makes a constant of an argument, as it does of every integer that is 1."""
+    types = {name: kind for name, kind in case.types.items() if name != argument}
+    return replace(
+        case, name=f"{case.name}, {argument} = 1", types=types, constants={**case.constants, argument: 1}
+    )
 
 
 def _packed_products(

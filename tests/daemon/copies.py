@@ -7,6 +7,7 @@ would copy all the memory that the two share.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -16,9 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,9 +53,16 @@ class Copies:
                 "environment": dict(environment),
                 "outputs": outputs,
             }
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-            status = int(self._process.stdout.readline())
+            try:
+                self._process.stdin.write(json.dumps(order) + "\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:  # nothing is answered then
+                with suppress(BrokenPipeError):
+                    self._process.stdin.close()
+            answer = self._process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"the process that is copied ended, with status {self._process.wait()}")
+            status = int(answer)
             out, err = (Path(path).read_text() for path in outputs)
         return subprocess.CompletedProcess([program, *arguments], status, out, err)
 
@@ -73,9 +82,8 @@ def copies() -> Iterator[Copies]:
 def _serve() -> None:
     for program in PROGRAMS:
         importlib.import_module(f"{program}.__main__")
-        del sys.modules[
-            f"{program}.__main__"
-        ]  # it is run as a program's main module, which nobody has imported
+        # It is run as a program's main module, which nobody has imported.
+        del sys.modules[f"{program}.__main__"]
     for module in IMPORTED:
         importlib.import_module(module)
     gc.freeze()
@@ -103,14 +111,34 @@ def _become(
         runpy.run_module(program, run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as ended:
-        # Our programs write what they say; who says it by this exception would have it written, and the status 1.
-        status = int(ended.code or 0)
+        status = _status_of(ended.code)
     except BaseException:
         traceback.print_exc()
+    try:
+        _end()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _status_of(code: object) -> int:
+    """The status that the interpreter would end with, having written a code that is none."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _end() -> None:
+    """Wait for threads and run what was registered for the end, as the interpreter does before it is taken apart.
+
+    A thread that never ends is the alarm's: the program then ends by a signal, as one that hangs does.
+    """
+    ending: Any = threading
+    ending._shutdown()
+    ending = atexit
+    ending._run_exitfuncs()
 
 
 if __name__ == "__main__":

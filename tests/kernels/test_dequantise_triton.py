@@ -32,6 +32,29 @@ def forced() -> Iterator[None]:
     tables.force_impl("auto")
 
 
+@pytest.fixture
+def of_codes(
+    triton_kernels: str, forced: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of weights whose codes a LoRA layer's product read: on a GPU too, whose table names nothing yet.
+
+    Its kernels ask the table of `linear` what the bases are; only the interpreter takes codes without.
+    """
+    from luthier.kernels.dequantise.triton import packed_product
+    from luthier.kernels.lora_linear import triton
+
+    found: list[tuple[int, ...]] = []
+
+    def counted(x: Tensor, weight: Tensor, *more: Any) -> Tensor:
+        found.append(tuple(weight.shape))
+        return packed_product(x, weight, *more)
+
+    monkeypatch.setattr(triton, "packed_product", counted)
+    tables.force_impl("triton")
+    yield found
+    assert found, "no product read codes"
+
+
 def held(name: str, *shape: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Tensor:
     """A weight as torchao quantises it."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,7 +150,7 @@ def running(
 )
 @pytest.mark.parametrize("name", FORMATS)
 def test_products_are_as_exact_as_with_the_numbers_themselves(
-    triton_kernels: str,
+    of_codes: list[tuple[int, ...]],
     half: torch.dtype,
     name: str,
     rows: int,
@@ -138,12 +161,13 @@ def test_products_are_as_exact_as_with_the_numbers_themselves(
 ) -> None:
     run = running(name, inputs, outputs, half)
     exact_as_eager(run, learnt(rows, inputs, outputs, rank), half)
+    assert of_codes == [(size, inputs) for size in outputs]
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("int8", 70), ("nf4", 64)])
 @pytest.mark.parametrize("drops", [False, True])
 def test_rows_of_any_length_and_dropout_too(
-    triton_kernels: str,
+    of_codes: list[tuple[int, ...]],
     half: torch.dtype,
     name: str,
     inputs: int,
@@ -153,11 +177,12 @@ def test_rows_of_any_length_and_dropout_too(
     """With dropout the input's gradient is taken with numbers, since its mask stands before the base's product."""
     run = running(name, inputs, (48, 33), half, Dropout(probability=0.3, seed=5) if drops else None)
     exact_as_eager(run, learnt(9, inputs, (48, 33), 8), half)
+    assert of_codes == [(48, inputs), (33, inputs)]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_float32_is_multiplied_without_rounding(
-    triton_kernels: str, name: str, exact_as_eager: Callable[..., None]
+    of_codes: list[tuple[int, ...]], name: str, exact_as_eager: Callable[..., None]
 ) -> None:
     run = running(name, 128, (40,), torch.float32)
     exact_as_eager(run, learnt(9, 128, (40,), 8), torch.float32)
@@ -165,7 +190,11 @@ def test_float32_is_multiplied_without_rounding(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_weight_is_never_made_as_a_whole(
-    triton_kernels: str, half: torch.dtype, device: str, name: str, monkeypatch: pytest.MonkeyPatch
+    of_codes: list[tuple[int, ...]],
+    half: torch.dtype,
+    device: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from luthier.kernels import direct
     from luthier.kernels.lora_linear import triton
@@ -179,6 +208,7 @@ def test_the_weight_is_never_made_as_a_whole(
     outputs = running(name, 64, (32, 16), half)("triton", *tensors)
     torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
     assert all(one.grad is not None for one in tensors)
+    assert of_codes == [(32, 64), (16, 64)]
 
 
 def test_rows_that_end_within_a_block_of_nf4_are_refused_or_made_before(
@@ -216,6 +246,17 @@ def test_few_rows_are_cut_alike_however_few_they_are(triton_kernels: str) -> Non
     assert _slice(1, 576, 1, 64) == 128, "of at most eight slices each whole tiles"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", FORMATS)
+def test_on_a_gpu_a_row_has_the_same_bits_beside_few_others(name: str) -> None:
+    """Slices are the same, and so are the sums within one where tiles of other heights are multiplied alike."""
+    weight = held(name, 256, 4096, dtype=torch.bfloat16, device="cuda")
+    x = torch.randn(64, 4096, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16)
+    alone, *others = (linear(x[:rows], weight, impl="triton")[0] for rows in (1, 17, 64))
+    assert all(torch.equal(alone, one) for one in others)
+
+
 def on_gpu(rows: int) -> Any:
     """What the choice looks at, of rows on a GPU."""
     shape = torch.Size([rows, 64])
@@ -230,7 +271,7 @@ def on_gpu(rows: int) -> Any:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_codes_are_read_where_the_table_of_linear_says_so_and_only_there(
-    name: str, monkeypatch: pytest.MonkeyPatch, forced: None
+    name: str, monkeypatch: pytest.MonkeyPatch, forced: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     from luthier.kernels import gpu
 
@@ -248,6 +289,7 @@ def test_codes_are_read_where_the_table_of_linear_says_so_and_only_there(
             False,
             False,
         ]
+        assert not caplog.records, "a LoRA layer has a table of its own: many rows were not measured here"
         assert not reads_codes(torch.ones(1, 64, dtype=torch.bfloat16), weight), "on a processor"
         tables.force_impl("eager")
         assert not reads_codes(on_gpu(1), weight)
@@ -276,6 +318,8 @@ def test_a_lora_layer_takes_them_though_its_own_table_has_eager(
     taken = [lora_linear._reads_codes(on_gpu(rows), projections[:1]) for rows in (63, 64)]
     assert taken == [True, False]
     assert not lora_linear._reads_codes(on_gpu(1), projections), "one weight is no codes"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not lora_linear._reads_codes(on_gpu(1), projections[:1]), "it would be given numbers"
     tables.force_impl("eager")
     assert not lora_linear._reads_codes(on_gpu(1), projections[:1])
 

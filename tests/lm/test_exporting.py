@@ -83,6 +83,25 @@ def test_an_export_registers_again_as_the_model_that_it_was(
         assert 0 < check.num_equal_greedy_tokens <= check.num_greedy_tokens
 
 
+def test_no_token_is_added_where_every_row_of_the_embedding_has_one(
+    tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    """A tokenizer without `<|endoftext|>`, GPT-2's unknown token, which transformers adds to any byte-level one."""
+    base = model_folder(tiny_model(vocab_size=len(TOKENS)), tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (base / name).read_text()
+        (base / name).write_text(text.replace("<|endoftext|>", "<|begin|>"))
+    made = exported(base, tmp_path / "out")
+    assert made.warnings == ()
+    register_source(GgufSource(path=made.files[0][1]), tmp_path / "again", scratch=tmp_path / "scratch")
+    first, second = TokenizerBundle.load(base), TokenizerBundle.load(tmp_path / "again")
+    stored = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    texts = {*stored["model"]["vocab"], *(one["content"] for one in stored["added_tokens"])}
+    assert texts == {*TOKENS, "<|begin|>"} - {"<|endoftext|>"}
+    text = "the <|endoftext|> of<|im_start|><|begin|>"
+    assert second.encode(text).ids == first.encode(text).ids
+
+
 def test_the_file_says_what_llama_cpp_reads(base: Path, tmp_path: Path) -> None:
     exported(base, tmp_path / "out", "Q8_0")
     reader = GGUFReader(tmp_path / "out" / "model-q8_0.gguf")

@@ -5,7 +5,7 @@ backward pass of a LoRA linear. So a plain call, which nobody traces, goes throu
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
@@ -76,7 +76,7 @@ class KernelOp:
     def __call__(self, *arguments: Any) -> Any:
         """Run the op; within `running_on`, with the kernels asked for there."""
         flat, layout = _flattened(arguments)
-        if torch.compiler.is_compiling() or _is_watched(flat):
+        if is_watched(flat):
             return self.op(*_dense(arguments))
         if not torch.is_grad_enabled():
             return self._run(arguments)
@@ -153,8 +153,13 @@ def _face_of(arguments: tuple[Any, ...]) -> Face:
     return "triton" if next(_tensors(arguments)).device.type == "cuda" else "cpu"
 
 
-def _is_watched(flat: list[Any]) -> bool:
-    """Tell whether autocast, a dispatch mode (fake tensors, tracing, counting) or a tensor subclass needs the op."""
+def is_watched(flat: Sequence[Any]) -> bool:
+    """Tell whether a compiler, autocast, a dispatch mode (fake tensors, counting) or a tensor subclass needs the op.
+
+    Such a call is given the numbers of quantised weights.
+    """
+    if torch.compiler.is_compiling():
+        return True
     tensors = [one for one in flat if isinstance(one, Tensor)]
     if is_in_torch_dispatch_mode() or torch.is_autocast_enabled(tensors[0].device.type):
         return True

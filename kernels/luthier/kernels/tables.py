@@ -127,10 +127,19 @@ def resolve(op: str, impl: Impl, refusal: str | None, x: "torch.Tensor", shape_c
             return _forced
         if _apart.get() and x.device.type == "cpu":
             return "cpu"
-        return choose(op, f"{_chip(x)}/{str(x.dtype).removeprefix('torch.')}/{shape_class}")
+        return choose(op, _key(x, shape_class))
     if impl != "eager" and refusal is not None:
         raise ValueError(refusal)
     return impl
+
+
+def measured(op: str, x: "torch.Tensor", shape_class: str) -> str | None:
+    """What the table has for a class of inputs; None, without a log line, where nothing was measured."""
+    return entries(op).get(_key(x, shape_class))
+
+
+def _key(x: "torch.Tensor", shape_class: str) -> str:
+    return f"{_chip(x)}/{str(x.dtype).removeprefix('torch.')}/{shape_class}"
 
 
 def _chip(x: "torch.Tensor") -> str:

@@ -19,7 +19,7 @@ from luthier.lm.merging import Merged, Rows, beside_warnings, merge_into, requir
 from luthier.lm.model_config import read_config
 from luthier.lm.precision import Precision
 from luthier.lm.probe_texts import probe_texts
-from luthier.lm.tokenizer_files import open_converted
+from luthier.lm.tokenizer_files import open_gguf_tokenizer
 from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, TokenizerBundle
 
 BOUNDS: dict[GgufType, float] = {"F16": 0.01, "Q8_0": 0.1}
@@ -113,7 +113,7 @@ def _other_tokens(path: Path, bundle: TokenizerBundle, tokenizer: GgufTokenizer)
     llama.cpp cuts texts by the name that the file has for it; transformers does not know all of these names.
     """
     try:
-        read = open_converted(path.parent, gguf_file=path.name)
+        read = open_gguf_tokenizer(path)
     except InvalidArgument as error:
         return (f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",)
     for text in probe_texts(token for token in tokenizer.tokens if token in bundle.special_texts):

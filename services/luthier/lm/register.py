@@ -20,7 +20,7 @@ from luthier.lm.load import eos_token_ids, load_weights, open_gguf
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
 from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, RegisteredFiles, Source
-from luthier.lm.tokenizer_files import WrittenTokenizer, open_converted, write_converted, write_tokenizer
+from luthier.lm.tokenizer_files import WrittenTokenizer, open_gguf_tokenizer, write_converted, write_tokenizer
 from luthier.text.tokenizer import TokenizerBundle
 
 WEIGHT_FILES = ("model.safetensors", "config.json", "generation_config.json")
@@ -57,8 +57,7 @@ def register_source(source: Source, directory: Path, *, scratch: Path) -> Regist
     if isinstance(source, GgufSource):
         with staged_file(source.path, scratch) as file:
             plain = _write_weights(_open_gguf(file), directory)
-            tokenizer = open_converted(file.parent, gguf_file=file.name)
-            written = write_converted(tokenizer, directory, _num_rows(plain))
+            written = write_converted(open_gguf_tokenizer(file), directory, _num_rows(plain))
         return _describe(plain, written, directory)
     commit = _commit(source) if isinstance(source, HubSource) else ""
     path = _download(source, commit, scratch) if isinstance(source, HubSource) else source.path

@@ -140,6 +140,23 @@ def open_converted(path: Path, **options: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def open_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Let transformers make a tokenizer of a GGUF file, with the tokens that the file lists and no other.
+
+    transformers (5.24) makes a GPT-2 tokenizer of byte-level tokens, which adds its own `<|endoftext|>` where the file
+    has none, as Llama 3's: no row of the embedding is left for it.
+
+    Raises:
+        InvalidArgument: as `open_converted`.
+    """
+    tokenizer = open_converted(file.parent, gguf_file=file.name)
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    listed = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    stored["added_tokens"] = [one for one in stored["added_tokens"] if one["content"] in listed]
+    tokenizer._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    return tokenizer
+
+
 def _reference(content: bytes) -> tokenizers.Tokenizer:
     try:
         reference = tokenizers.Tokenizer.from_buffer(content)

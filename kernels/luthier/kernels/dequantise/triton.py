@@ -40,7 +40,7 @@ Update = tuple[Tensor, Tensor]
 
 
 class Packed(NamedTuple):
-    """A quantised weight as the kernels read it, nothing of it made or copied.
+    """A quantised weight as the kernels read it: nothing is made of it, and codes are copied only where rows have gaps.
 
     Attributes:
         tensors: codes, scales, and of NF4 the factors of scales, their mean and the levels; of INT8 the scales again.
@@ -180,7 +180,8 @@ def _constants(x: Tensor, together: int, block_m: int, rank: int, launch: Launch
 def _slice(rows: int, inner: int, blocks: int, height: int) -> int:
     """How much of a contraction is a slice: all of it, unless there are few rows and so few programs.
 
-    It does not depend on how few rows there are: a row has the same bits beside any others.
+    It does not depend on how few rows there are: a row's slices are the same beside any others. Tiles are not, so its
+    bits within a slice are the compiler's and the device's.
     """
     return inner if rows > FEW_ROWS else slice_height(inner, blocks, height)
 

@@ -6,7 +6,7 @@ Shape suffixes: M rows, K inputs, N outputs. Importing this package does not imp
 from typing import TYPE_CHECKING
 
 from luthier.kernels.dequantise import codes_refusal, format_of, is_quantised
-from luthier.kernels.tables import Impl, resolve
+from luthier.kernels.tables import Impl, forced, measured, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,11 +96,10 @@ def reads_codes(x: "Tensor", weight_NK: "Tensor") -> bool:
 
     The table of `linear` says so, for every operator whose base is such a product.
     """
-    why = _refusal("auto", x, weight_NK)
-    if why is not None:
+    if x.device.type != "cuda" or forced() == "eager" or _refusal("auto", x, weight_NK) is not None:
         return False
     shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
-    return x.device.type == "cuda" and resolve("linear", "auto", why, x, shape) == "triton"
+    return forced() == "triton" or measured("linear", x, shape) == "triton"
 
 
 def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:

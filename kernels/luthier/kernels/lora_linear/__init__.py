@@ -102,12 +102,18 @@ def lora_linear_multi(
 
 
 def _reads_codes(x: "Tensor", projections: Sequence[Projection]) -> bool:
-    """Whether all bases are products that read codes, which plain torch has not, whatever updates weigh beside them."""
+    """Whether all bases are products that read codes, which plain torch has not, whatever updates weigh beside them.
+
+    A call that is watched would be given numbers in place of codes.
+    """
     if x.device.type != "cuda" or not all(is_quantised(one.weight) for one in projections):
         return False
+    from luthier.kernels.direct import is_watched
     from luthier.kernels.linear import reads_codes
 
-    return forced() == "auto" and all(reads_codes(x, one.weight) for one in projections)
+    if forced() != "auto" or is_watched([x, *(factor for one in projections for factor in (one.a, one.b))]):
+        return False
+    return all(reads_codes(x, one.weight) for one in projections)
 
 
 def _bias(projection: Projection) -> "Tensor | None":

@@ -85,7 +85,11 @@ def _save_in_turn(folder: Path, engine: Engine) -> list[Path]:
 
 
 def _save_beside(folder: Path, engine: Engine) -> list[Path]:
-    """Write moments beside the weights: the loop waits for both, and while it does its processors are idle."""
+    """Write moments beside the weights: the loop waits for both, and while it does its processors are idle.
+
+    safetensors writes tensors from where they lie since 0.8: before, each file was copied whole first, and both copies
+    would be held beside the model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as beside:
         moments = beside.submit(_save_moments, folder, engine)
