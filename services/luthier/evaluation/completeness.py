@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from luthier.grading.metrics.scores import GRADED, JUDGED
-from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation, ScoreEstimate
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 
 LEAST_GIVEN = 0.9
@@ -138,7 +138,7 @@ def _counts(evaluation: Evaluation, score: str, arm_ids: frozenset[str]) -> Iter
         if score == f"{JUDGED}{judge.judge_id}":
             came = judge.num_asked - judge.num_errors
             yield _Count(came=came, asked=judge.num_asked, things="judgements", whose=judge.judge_id)
-            yield from _of_pairs(judge, arm_ids)
+            yield from _of_pairs(evaluation, judge, arm_ids)
             if not judge.pairs:
                 yield from _of_arms(evaluation, score, arm_ids, "judgements", judge.judge_id)
     for grader in evaluation.grader_results:
@@ -148,17 +148,73 @@ def _counts(evaluation: Evaluation, score: str, arm_ids: frozenset[str]) -> Iter
             yield from _of_arms(evaluation, score, arm_ids, "grades", grader.name)
 
 
-def _of_pairs(judge: JudgeResult, arm_ids: frozenset[str]) -> Iterator[_Count]:
-    """Yield the count of each pair of arms of which both are looked at, or one is where only one is."""
-    for pair in judge.pairs:
+def _of_pairs(evaluation: Evaluation, judge: JudgeResult, arm_ids: frozenset[str]) -> Iterator[_Count]:
+    """Yield the count of each pair of arms of which both are looked at, or one is where only one is.
+
+    Of two arms their comparison says what either lost. Where one is looked at alone, all that it answered is asked for:
+    a judge is asked only where the rival answered too.
+    """
+    for pair in _pairs(evaluation, judge):
         if len(arm_ids & {pair.arm_id, pair.rival_arm_id}) == min(2, len(arm_ids)) > 0:
             came = _came(pair)
+            unpaired = (
+                sum(_unpaired(evaluation, pair, arm_id) for arm_id in arm_ids) if len(arm_ids) == 1 else 0
+            )
             yield _Count(
                 came=came,
-                asked=came + pair.num_errors,
+                asked=came + pair.num_errors + unpaired,
                 things="records judged in both orders",
                 whose=f"{judge.judge_id} for {pair.arm_id} and {pair.rival_arm_id}",
             )
+
+
+def _pairs(evaluation: Evaluation, judge: JudgeResult) -> Iterator[JudgedPair]:
+    """Yield all pairs that a judge holds against each other, also those of which it was asked nothing."""
+    yield from judge.pairs
+    known = {pair.rival_arm_id for pair in judge.pairs}
+    for one in evaluation.judges:
+        if one.judge_id == judge.judge_id and one.HasField("pairwise"):
+            mine = one.pairwise.arm_id
+            rivals = (arm.arm_id for arm in evaluation.arms if arm.arm_id not in {mine, *known})
+            yield from (JudgedPair(arm_id=mine, rival_arm_id=rival) for rival in rivals)
+
+
+def _unpaired(evaluation: Evaluation, pair: JudgedPair, arm_id: str) -> int:
+    """Return how many records an arm of a pair answered and the other did not."""
+    answered = evaluation.num_records - _num_errors(evaluation, arm_id)
+    return max(0, answered - _came(pair) - pair.num_errors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RivalLosses:
+    """What a score against other arms lacks, as these could not answer: the arm itself could.
+
+    Attributes:
+        total: records, once for each arm that could not answer one.
+        records: records that count in the score not at all, as no rival answered.
+        parts: of those that count by the rivals that did answer, the parts that are missing, in records.
+    """
+
+    total: int = 0
+    records: float = 0.0
+    parts: float = 0.0
+
+
+def rival_losses(evaluation: Evaluation, arm_id: str, estimate: ScoreEstimate) -> RivalLosses:
+    """Return what an arm's score lacks as other arms could not answer; nothing unless a judge of pairs gave it.
+
+    A record counts once, by the mean over the rivals that answered it.
+    """
+    for judge in evaluation.judge_results:
+        pairs = [pair for pair in _pairs(evaluation, judge) if arm_id in (pair.arm_id, pair.rival_arm_id)]
+        if estimate.score == f"{JUDGED}{judge.judge_id}" and pairs:
+            total = sum(_unpaired(evaluation, pair, arm_id) for pair in pairs)
+            # How the losses of several rivals meet is not told: what the judge's own failures may explain is no record.
+            unjudged = evaluation.num_records - _num_errors(evaluation, arm_id) - estimate.count
+            unjudged -= sum(pair.num_errors for pair in pairs)
+            records = min(total / len(pairs), max(0, unjudged))
+            return RivalLosses(total=total, records=records, parts=total / len(pairs) - records)
+    return RivalLosses()
 
 
 def _came(pair: JudgedPair) -> int:
