@@ -76,18 +76,40 @@ def lacks_answers(evaluation: Evaluation, arm_id: str) -> str:
 def with_former_losses(evaluation: Evaluation) -> Evaluation:
     """Return a stored evaluation whose comparisons say what they lost, which former versions did not write down.
 
-    Of these it is known how many records each arm failed on. Where no arm failed on many it is returned as it is.
+    Of these it is known how many records each arm failed on, and how many two arms have in common. Where these show
+    no loss, or where losses are written down, it is returned as it is.
     """
-    if not any(lacks_answers(evaluation, arm.arm_id) for arm in evaluation.arm_results):
-        return evaluation
     if any(_losses(one).total for one in evaluation.comparisons):
+        return evaluation
+    common: dict[tuple[str, str], int] = {}
+    for one in evaluation.comparisons:
+        arms = one.candidate_arm_id, one.baseline_arm_id
+        # Not every record has every score: by one that most have more of them are known to have been answered.
+        common[arms] = max(common.get(arms, 0), one.count)
+    former = {arms: _former_losses(evaluation, arms, count) for arms, count in common.items()}
+    if not any(losses.total for losses in former.values()):
         return evaluation
     filled = Evaluation()
     filled.CopyFrom(evaluation)
     for one in filled.comparisons:
-        one.num_lost_candidate = _num_errors(evaluation, one.candidate_arm_id)
-        one.num_lost_baseline = _num_errors(evaluation, one.baseline_arm_id)
+        losses = former[one.candidate_arm_id, one.baseline_arm_id]
+        one.num_lost_candidate, one.num_lost_baseline = losses.candidate, losses.baseline
+        one.num_lost_both = losses.both
     return filled
+
+
+def _former_losses(evaluation: Evaluation, arms: tuple[str, str], common: int) -> Losses:
+    """Return what two arms lost that have so many records in common, by how many each failed on.
+
+    What they failed on may be records that tuned models learnt from, which are none, or the same ones.
+    """
+    learnt = evaluation.contamination
+    num_learnt = learnt.num_exact + learnt.num_normalised + learnt.num_ngram
+    room = max(0, evaluation.num_records - num_learnt - common)
+    mine, other = (_num_errors(evaluation, arm_id) for arm_id in arms)
+    both = min(mine, other, room, max(0, mine + other - room))
+    candidate = min(mine - both, room - both)
+    return Losses(candidate=candidate, baseline=min(other - both, room - both - candidate), both=both)
 
 
 def losses_for(comparison: Comparison, candidate: str) -> Losses:

@@ -248,7 +248,7 @@ def test_judgements_that_lack_of_a_pair_with_this_arm_shut_its_gate() -> None:
 
 
 def held_against(count: int, *pairs: JudgedPair) -> Evaluation:
-    """Return an evaluation of 48 records whose tuned arm a judge held against others: `count` count, 0.9 of them won."""
+    """Return an evaluation of 48 records whose tuned arm a judge held against others on `count`, and won 0.9."""
     found = scored("judge.fair", count)
     found.num_records = 48
     found.judge_results.append(JudgeResult(judge_id="fair", num_asked=2 * count, pairs=pairs))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from tests.evaluation.judged import evaluated
 
-from luthier.evaluation.completeness import LEAST_GIVEN, Losses, common_words
+from luthier.evaluation.completeness import (
+    LEAST_GIVEN,
+    Losses,
+    common_words,
+    losses_for,
+    with_former_losses,
+)
 from luthier.evaluation.evaluations.telling import loss_warnings
 from luthier.evaluation.evaluations.verdicts import Advantage, Relation, verdict_now, verdict_of
 from luthier.evaluation.worker.losses import losses_of
@@ -167,18 +175,72 @@ def test_a_guard_is_neither_held_nor_broken_by_what_is_left(
         )
 
 
-def test_gates_do_not_believe_what_former_versions_settled_on_what_was_left() -> None:
-    """They wrote down how many records each arm failed on, and not which a comparison lost."""
-    former = evaluated({"zero": 0}, tuned=20, count=48, failed={"zero": range(28, 48)})
-    for one in former.comparisons:
-        one.ClearField("num_lost_baseline")
+def former(
+    *, tuned: int, count: int, failed: Mapping[str, range], asked: int | None = None, learnt: int = 0
+) -> Evaluation:
+    """Return what former versions stored: how many records each arm failed on, and not which a comparison lost.
+
+    Of `asked` records `count` are compared, and `learnt` are of those that tuned models learnt from.
+    """
+    found = evaluated({"zero": 0}, tuned=tuned, count=count, failed=failed)
+    for one in found.comparisons:
+        for field in ("num_lost_candidate", "num_lost_baseline", "num_lost_both"):
+            one.ClearField(field)
         one.verdict = VERDICT_BETTER
-    former.verdict.CopyFrom(verdict_of(former))
-    assert former.verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
-    assert verdict_now(former).outcome == Outcome.OUTCOME_INCONCLUSIVE
-    for arm in former.arm_results:
+    found.num_records = asked or count
+    found.contamination.num_exact = learnt
+    found.verdict.CopyFrom(verdict_of(found))
+    assert found.verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+    return found
+
+
+def test_gates_do_not_believe_what_former_versions_settled_on_what_was_left() -> None:
+    stored = former(tuned=20, count=48, failed={"zero": range(28, 48)})
+    assert verdict_now(stored).outcome == Outcome.OUTCOME_INCONCLUSIVE
+    for arm in stored.arm_results:
         arm.num_errors = 0
-    assert verdict_now(former) == former.verdict
+    assert verdict_now(stored) == stored.verdict
+
+
+def test_gates_do_not_believe_a_former_verdict_of_two_arms_that_failed_on_other_records() -> None:
+    """Each answered 91 of 100, which is enough, and they have 82 in common, which is not."""
+    stored = former(tuned=60, count=100, failed={"zero": range(82, 91), "tuned": range(91, 100)})
+    verdict = verdict_now(stored)
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert "82 of 100 records in common on exact_match" in verdict.sentence
+    assert "(tuned alone has no score of 9, zero alone has no score of 9)" in verdict.sentence
+
+
+def test_records_that_tuned_models_learnt_from_are_no_former_loss() -> None:
+    """Of 100 records 15 are learnt from; the twelve that an arm failed on are among these, or seven of them."""
+    stored = former(tuned=60, count=85, failed={}, asked=100, learnt=15)
+    stored.arm_results[0].num_errors = 12
+    assert with_former_losses(stored) is stored
+    assert verdict_now(stored) == stored.verdict
+    seven = former(tuned=60, count=85, failed={"zero": range(80, 85)}, asked=100, learnt=15)
+    seven.arm_results[0].num_errors = 12
+    assert losses_for(primary(with_former_losses(seven)), "tuned") == Losses(baseline=5)
+
+
+def test_records_that_both_arms_failed_on_are_one_former_loss_each() -> None:
+    """Six that both failed on, and six of the one alone: 100 were asked, and 88 are left."""
+    stored = former(tuned=60, count=100, failed={"zero": range(88, 100), "tuned": range(94, 100)})
+    assert losses_for(primary(with_former_losses(stored)), "tuned") == Losses(baseline=6, both=6)
+    assert "88 of 100 records in common" in verdict_now(stored).sentence
+
+
+def test_records_that_have_not_the_score_are_no_former_loss() -> None:
+    """Another score of the two arms tells that they have more records in common."""
+    stored = former(tuned=60, count=85, failed={}, asked=100)
+    stored.arm_results[0].num_errors = 12
+    assert with_former_losses(stored) is not stored
+    stored.comparisons.add().CopyFrom(primary(stored))
+    stored.comparisons[1].score, stored.comparisons[1].count, stored.comparisons[1].primary = (
+        "chrf",
+        100,
+        False,
+    )
+    assert with_former_losses(stored) is stored
 
 
 def test_only_what_a_score_is_of_can_be_lost() -> None:

@@ -148,7 +148,7 @@ def _unless_lost(
 ) -> GateResult:
     """Return an open gate, or a shut one where the records that could not be answered might keep it shut.
 
-    Of shares: each such record counts as the worst that there is, whether the arm failed or one that it is held against.
+    Of shares: each such record counts as the worst that there is, whether the arm failed or one it is held against.
     How far numbers go nobody knows.
     """
     failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)

@@ -156,8 +156,8 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
 def verdict_now(evaluation: Evaluation) -> EvaluationVerdict:
     """Return the verdict of a stored evaluation, for gates.
 
-    Former versions settled verdicts and guards on differences without an interval, and on what few records were left
-    where arms failed: these are read anew.
+    Former versions settled verdicts and guards on differences without an interval, and on what records were left where
+    arms failed: these are read anew.
     """
     stored, filled = evaluation.verdict, with_former_losses(evaluation)
     scores = {stored.score, *(one.guard.score.score for one in stored.guards)}
