@@ -121,6 +121,38 @@ def test_no_relation_outlives_losses_that_could_turn_it(
     assert advantage(Losses(both=10)).relation(smallest) is shown
 
 
+@pytest.mark.parametrize(
+    ("value", "smallest", "lost", "found"),
+    [
+        # Alike, then from -14.5 pp to +5.5 pp: not better by 10 pp. The same on the other side says nothing.
+        (-0.05, 0.10, Losses(baseline=10), Relation.NOT_BETTER),
+        (0.05, 0.10, Losses(baseline=10), Relation.OPEN),
+        # Worse, then from -15.4 pp to +4.6 pp: not better by 10 pp, and nothing where it matters from 4 pp on.
+        (-0.06, 0.10, Losses(candidate=10), Relation.NOT_BETTER),
+        (-0.06, 0.04, Losses(candidate=10), Relation.OPEN),
+        (-0.06, 0.0, Losses(candidate=10), Relation.OPEN),
+        # Alike, then from +1.0 pp to +9.5 pp: what is lost makes no win of no difference.
+        (0.055, 0.0951, Losses(candidate=4), Relation.OPEN),
+    ],
+)
+def test_of_what_losses_turn_the_weaker_relation_stands(
+    value: float, smallest: float, lost: Losses, found: Relation
+) -> None:
+    seen = Advantage(
+        rival="zero",
+        value=value,
+        lower=value - 0.04,
+        upper=value + 0.04,
+        count=90,
+        confidence=0.95,
+        is_share=True,
+        tells=True,
+        losses=lost,
+    )
+    assert seen.shown(smallest) in (Relation.ALIKE, Relation.WORSE)
+    assert seen.relation(smallest) is found
+
+
 @pytest.mark.parametrize(("num_failed", "is_warned"), [(0, False), (4, False), (5, True), (30, True)])
 def test_people_are_warned_where_more_than_one_in_fifty_is_lost(num_failed: int, is_warned: bool) -> None:
     evaluation = evaluated({"zero": 0}, tuned=100, count=200, failed={"zero": range(200 - num_failed, 200)})

@@ -100,7 +100,11 @@ class Advantage:
         return (self.value * self.count - lost) / whole, (self.value * self.count + lost) / whole
 
     def relation(self, smallest: float) -> Relation:
-        """Return what it shows where only a difference of `smallest` (0: any) matters, unless what is lost turns it."""
+        """Return what it shows where only a difference of `smallest` (0: any) matters, unless what is lost turns it.
+
+        What is no longer alike, or worse, may be known not to be better by so much. It is not called better: what is
+        lost must not win where what is there shows no difference that matters.
+        """
         shown = self.shown(smallest)
         low, high = self.extremes
         stands = {
@@ -109,7 +113,10 @@ class Advantage:
             Relation.ALIKE: is_alike(low, high, smallest),
             Relation.NOT_BETTER: high < smallest,
         }
-        return shown if stands.get(shown, True) else Relation.OPEN
+        if stands.get(shown, True):
+            return shown
+        is_below = smallest > 0 and self.upper < smallest and stands[Relation.NOT_BETTER]
+        return Relation.NOT_BETTER if is_below else Relation.OPEN
 
     def shown(self, smallest: float) -> Relation:
         """Return what the records show that it has."""
