@@ -26,7 +26,7 @@ class Losses:
     Attributes:
         candidate: the candidate's alone.
         baseline: the baseline's alone.
-        both: neither arm could answer.
+        both: neither arm has a score, as neither could answer, or as a judge or grader gave neither any.
     """
 
     candidate: int = 0
@@ -47,7 +47,7 @@ class Losses:
         """Return who lost how many, for people."""
         alone = ((candidate, self.candidate), (baseline, self.baseline))
         told = [f"{arm_id} alone has no score of {count:,}" for arm_id, count in alone if count]
-        return ", ".join([*told, *([f"neither could answer {self.both:,}"] if self.both else [])])
+        return ", ".join([*told, *([f"neither has a score of {self.both:,}"] if self.both else [])])
 
 
 def is_whole_enough(count: int, lost: int, least: float = LEAST_GIVEN) -> bool:

@@ -16,6 +16,7 @@ from luthier.evaluation.completeness import (
 )
 from luthier.evaluation.evaluations.telling import loss_warnings
 from luthier.evaluation.evaluations.verdicts import Advantage, Relation, verdict_now, verdict_of
+from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.losses import losses_of
 from luthier.evaluation.worker.scoring import Answer
 from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY
@@ -66,7 +67,7 @@ def test_what_both_arms_could_not_answer_is_lost_too() -> None:
     assert (primary(evaluation).num_lost_both, primary(evaluation).num_lost_candidate) == (10, 0)
     verdict = verdict_of(evaluation)
     assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
-    assert "have 38 of 48 records in common on exact_match (neither could answer 10)" in verdict.sentence
+    assert "have 38 of 48 records in common on exact_match (neither has a score of 10)" in verdict.sentence
 
 
 def test_records_that_one_arm_alone_lost_may_not_turn_what_is_seen() -> None:
@@ -280,29 +281,56 @@ def test_only_what_a_score_is_of_can_be_lost() -> None:
     mine = [said(**{field: 1.0}), said(), FAILED, FAILED, said(**{field: 1.0}), said()]
     other = [said(**{field: 0.0}), said(), said(), FAILED, FAILED, said(**{field: 1.0})]
     # Both have it; neither record has the field, answered or not; nobody knows; one failed; one was not graded.
-    assert losses_of(mine, other, field) == Losses(candidate=1, baseline=1, both=1)
+    assert losses_of(mine, other, "zero", field) == Losses(candidate=1, baseline=1, both=1)
+
+
+@pytest.mark.parametrize("score", ["judge.fair", "grader.fair"])
+def test_what_a_judge_or_grader_gave_neither_is_lost(score: str) -> None:
+    mine = [said(**{score: 1.0}), said(), said(), FAILED]
+    other = [said(**{score: 0.0}), said(), FAILED, said(**{score: 0.0})]
+    assert losses_of(mine, other, "zero", score) == Losses(candidate=1, both=2)
+
+
+def test_what_is_lost_to_arms_and_to_a_judge_is_one_sum() -> None:
+    """Of a hundred records an arm failed on six, and the judge on six others: 88 have both, which tells nothing."""
+
+    def judged(row: int, lost: range, value: float) -> Answer:
+        return FAILED if row in lost else said(**({} if row < 6 else {"judge.fair": value}))
+
+    evaluation = evaluated({"zero": 0}, tuned=0, count=0)
+    evaluation.primary_score = "judge.fair"
+    answers = {
+        "zero": [judged(row, range(94, 100), 0.1) for row in range(100)],
+        "tuned": [judged(row, range(0), 0.9 if row % 2 else 0.8) for row in range(100)],
+    }
+    (found,) = comparisons_of(evaluation, answers)
+    assert (found.count, found.num_lost_baseline, found.num_lost_both) == (88, 6, 6)
+    assert found.verdict == VERDICT_INSUFFICIENT_EVIDENCE
 
 
 @pytest.mark.parametrize("score", [PERPLEXITY, BITS_PER_BYTE])
 def test_a_reference_that_fits_behind_one_prompt_alone_is_lost(score: str) -> None:
     measured = Answer(text="", finish_reason="STOP", scores={}, nll=1.0, num_tokens=3, num_bytes=9)
     unread = said()
-    assert losses_of([measured, measured, unread], [measured, unread, unread], score) == Losses(baseline=1)
-
-
-def test_judgements_of_pairs_are_lost_with_the_answers_alone() -> None:
-    """What a judge did not say of two answers is counted with its judgements."""
-    judged = Answer(
-        text="", finish_reason="STOP", scores={"judge.fair": 1.0}, points={"judge.fair": {"zero": 1.0}}
+    assert losses_of([measured, measured, unread], [measured, unread, unread], "zero", score) == Losses(
+        baseline=1
     )
-    assert losses_of(
-        [judged, FAILED, said(), judged], [said(), said(), said(), FAILED], "judge.fair"
-    ) == Losses(candidate=1, baseline=1)
+
+
+def test_judgements_of_pairs_are_lost_with_the_answers_and_by_the_judge() -> None:
+    """What a judge did not say of two answers is lost to both, though it may have held them against a third."""
+    judged, of_another = (
+        Answer(text="", finish_reason="STOP", scores={"judge.fair": 1.0}, points={"judge.fair": {rival: 1.0}})
+        for rival in ("zero", "few")
+    )
+    mine = [judged, FAILED, said(), judged, of_another, FAILED]
+    other = [said(), said(), said(), FAILED, said(), FAILED]
+    assert losses_of(mine, other, "zero", "judge.fair") == Losses(candidate=1, baseline=1, both=3)
 
 
 def test_the_words_name_each_arm_that_lost() -> None:
     lost = Losses(candidate=1200, baseline=2, both=3)
     assert common_words(5, lost, "tuned", "few", "chrf") == (
         "tuned and few have 5 of 1,210 records in common on chrf (tuned alone has no score of 1,200, few alone has no "
-        "score of 2, neither could answer 3)"
+        "score of 2, neither has a score of 3)"
     )
