@@ -15,12 +15,18 @@ from luthier.evaluation.completeness import (
     with_former_losses,
 )
 from luthier.evaluation.evaluations.telling import loss_warnings
-from luthier.evaluation.evaluations.verdicts import Advantage, Relation, verdict_now, verdict_of
+from luthier.evaluation.evaluations.verdicts import Advantage, Relation, advantages, verdict_now, verdict_of
 from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.losses import losses_of
 from luthier.evaluation.worker.scoring import Answer
 from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY
-from luthier.v1.evaluation_pb2 import VERDICT_BETTER, VERDICT_INSUFFICIENT_EVIDENCE, Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import (
+    SCORE_KIND_REAL,
+    VERDICT_BETTER,
+    VERDICT_INSUFFICIENT_EVIDENCE,
+    Comparison,
+    Evaluation,
+)
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 Outcome = EvaluationVerdict.Outcome
@@ -166,6 +172,19 @@ def test_people_are_warned_where_more_than_one_in_fifty_is_lost(num_failed: int,
         if is_warned
         else []
     )
+
+
+@pytest.mark.parametrize("is_share", [True, False])
+def test_no_record_at_all_settles_nothing(is_share: bool) -> None:
+    """No worker of ours says so; one that does is not believed, and stops nobody from reading the evaluation."""
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48)
+    evaluation.comparisons[0].count = 0
+    if not is_share:
+        evaluation.comparisons[0].kind = SCORE_KIND_REAL
+    (found,) = advantages(evaluation, "exact_match")
+    assert found.shown(0) is Relation.BETTER
+    assert found.relation(0) is Relation.OPEN
+    assert verdict_of(evaluation).outcome == Outcome.OUTCOME_INCONCLUSIVE
 
 
 def test_an_arm_that_fails_leaves_the_other_comparisons_alone() -> None:

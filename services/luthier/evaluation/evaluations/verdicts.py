@@ -93,10 +93,13 @@ class Advantage:
     def extremes(self) -> tuple[float, float]:
         """What it would be were all records that one arm alone lost against the candidate, and were all for it.
 
-        Of shares: how far numbers go nobody knows, and what neither arm has a score of tells them not apart.
+        Of shares: how far numbers go nobody knows, and what neither arm has a score of tells them not apart. Of no
+        record it may be anything.
         """
         lost = self.losses.one_sided if self.is_share else 0
         whole = self.count + lost
+        if not whole:
+            return -math.inf, math.inf
         return (self.value * self.count - lost) / whole, (self.value * self.count + lost) / whole
 
     def relation(self, smallest: float) -> Relation:
