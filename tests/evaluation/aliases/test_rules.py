@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import pytest
+from tests.evaluation.gated import BASE, MODEL, TUNED, WINS, alias, blocked, evaluation, least, scored
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation.aliases.rules import check, moved, require_evaluation
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
-    SCORE_KIND_FRACTION,
     SCORE_KIND_REAL,
     VERDICT_BETTER,
-    ArmResult,
     ArmScores,
     Comparison,
     Evaluation,
-    EvaluationArm,
     ScoreEstimate,
 )
 from luthier.v1.grader_pb2 import GraderResult
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
-from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate, VerdictGate
+from luthier.v1.model_alias_pb2 import Gate, ScoreGate, VerdictGate
 from luthier.v1.model_pb2 import Model
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
-
-BASE, TUNED = (f"projects/default/models/{name}" for name in ("base", "tuned"))
-MODEL = Model(name=TUNED, uid="u1", digest="d" * 64)
-WINS = EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
-
-
-def least(score: str, value: float, *, whole: bool = False) -> Gate:
-    return Gate(score=ScoreGate(score=score, least=value, whole_interval=whole))
-
-
-def alias(*gates: Gate) -> ModelAlias:
-    return ModelAlias(name="projects/default/modelAliases/production", gates=gates)
-
-
-def evaluation(**changes: object) -> Evaluation:
-    def result(arm_id: str, value: float) -> ArmResult:
-        record = ScoreEstimate(
-            score="exact_match",
-            value=value,
-            lower=value - 0.1,
-            upper=value + 0.1,
-            count=48,
-            kind=SCORE_KIND_BINARY,
-        )
-        loss = ScoreEstimate(score="perplexity", value=3, lower=2, upper=4, count=48, kind=SCORE_KIND_REAL)
-        return ArmResult(arm_id=arm_id, scores=[record, loss])
-
-    made = Evaluation(
-        name="projects/default/evaluations/e",
-        uid="e1",
-        state=Evaluation.STATE_SUCCEEDED,
-        arms=[
-            EvaluationArm(arm_id="zero", model=BASE),
-            EvaluationArm(arm_id="tuned", model=TUNED, tuned=True),
-        ],
-        arm_results=[result("zero", 0.3), result("tuned", 0.9)],
-        candidate_arm_id="tuned",
-        verdict=EvaluationVerdict(outcome=WINS, sentence="Fine-tuning wins.", candidate_arm_id="tuned"),
-    )
-    made.references.add(name=TUNED, uid="u1")
-    made.references.add(name=BASE, uid="u0")
-    made.MergeFrom(Evaluation(**changes))  # type: ignore[arg-type]
-    return made
 
 
 def test_an_open_gate_lets_it_move_and_says_why() -> None:
@@ -141,24 +96,6 @@ def test_records_that_the_model_learnt_from_open_no_gate() -> None:
     found.contamination.clean.append(ArmScores(arm_id="tuned", scores=[clean]))
     with pytest.raises(FailedPrecondition, match=r"it is 50\.0 % \[30\.0 %, 70\.0 %\] on 20 records"):
         moved(alias(least("exact_match", 0.85)), MODEL, found)
-
-
-def scored(score: str, count: int, bounds: tuple[float, float] = (0.8, 0.97)) -> Evaluation:
-    """Return an evaluation whose tuned arm has another score too, of 0.9."""
-    found = evaluation()
-    lower, upper = bounds
-    estimate = ScoreEstimate(
-        score=score, value=0.9, lower=lower, upper=upper, count=count, kind=SCORE_KIND_FRACTION
-    )
-    found.arm_results[1].scores.append(estimate)
-    return found
-
-
-def blocked(found: Evaluation, *gates: Gate) -> str:
-    with pytest.raises(FailedPrecondition) as caught:
-        moved(alias(*gates), MODEL, found)
-    assert caught.value.reason == Reason.ALIAS_BLOCKED
-    return caught.value.message
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -245,67 +182,6 @@ def test_judgements_that_lack_of_a_pair_with_this_arm_shut_its_gate() -> None:
     del found.judge_results[0].pairs[:]
     found.judge_results[0].pairs.extend(pairs)
     assert moved(alias(least("judge.fair", 0.5)), MODEL, found).current.gates[0].open
-
-
-def held_against(count: int, *pairs: JudgedPair) -> Evaluation:
-    """Return an evaluation of 48 records whose tuned arm a judge held against others on `count`, and won 0.9."""
-    found = scored("judge.fair", count)
-    found.num_records = 48
-    found.judge_results.append(JudgeResult(judge_id="fair", num_asked=2 * count, pairs=pairs))
-    return found
-
-
-def pair(rival: str, came: int, num_errors: int = 0) -> JudgedPair:
-    return JudgedPair(arm_id="tuned", rival_arm_id=rival, num_wins=came, num_errors=num_errors)
-
-
-def test_records_that_a_rival_left_open_no_gate_on_a_judge_of_pairs() -> None:
-    """The rival fails on 37 of 48, so that the judge is asked of 11, and answers them all."""
-    gate = least("judge.fair", 0.6)
-    said = "11 of 48 records judged in both orders came of fair for tuned and few, and 90% must"
-    assert said in blocked(held_against(11, pair("few", 11)), gate)
-    assert said in blocked(held_against(48, pair("zero", 48), pair("few", 11)), gate), (
-        "another rival answered"
-    )
-    assert (
-        moved(alias(gate), MODEL, held_against(48, pair("zero", 48), pair("few", 44))).current.gates[0].open
-    )
-
-
-def test_a_rival_that_answered_nothing_opens_no_gate_on_a_judge_of_pairs() -> None:
-    found = held_against(48, pair("zero", 48))
-    found.arms.add(arm_id="few", model=BASE)
-    found.judges.add(judge_id="fair").pairwise.arm_id = "tuned"
-    said = "0 of 48 records judged in both orders came of fair for tuned and few, and 90% must"
-    assert said in blocked(found, least("judge.fair", 0.6))
-    assert said in blocked(found, Gate(score=ScoreGate(score="judge.fair", most=1)))
-    del found.arms[-1]
-    assert moved(alias(least("judge.fair", 0.6)), MODEL, found).current.gates[0].open
-
-
-@pytest.mark.parametrize(
-    ("count", "pairs", "worst"),
-    [
-        # 0.9 of 44, of 48.
-        (44, [pair("few", 44)], 0.825),
-        # 0.9 of 48 less half of four, as the records count by the other rival: what they showed may all be its.
-        (48, [pair("zero", 48), pair("few", 44)], 0.9 - 2 / 48),
-        # Both lost the same four records.
-        (44, [pair("zero", 44), pair("few", 44)], 0.825),
-        # Four of the 48 have no judgement by the judge's own fault, which is no loss to a rival.
-        (44, [pair("few", 44, num_errors=4)], 0.9),
-    ],
-)
-def test_what_a_rival_could_not_answer_counts_as_the_worst(
-    count: int, pairs: list[JudgedPair], worst: float
-) -> None:
-    found = held_against(count, *pairs)
-    assert moved(alias(least("judge.fair", worst - 1e-6)), MODEL, found).current.gates[0].open
-    if worst < 0.9:
-        said = blocked(found, least("judge.fair", worst + 1e-6))
-        assert "that those it is held against could not answer it may be " in said
-        best = Gate(score=ScoreGate(score="judge.fair", most=0.9 + (0.9 - worst) / 9 - 1e-6))
-        assert "that those it is held against could not answer it may be" in blocked(found, best)
 
 
 def test_a_guard_that_is_not_settled_opens_no_gate_on_the_verdict() -> None:
