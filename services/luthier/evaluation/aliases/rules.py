@@ -149,8 +149,8 @@ def _unless_lost(
     """Return an open gate, or a shut one where the records that could not be answered might keep it shut.
 
     Of shares: each such record counts as the worst that there is, whether the arm failed or one it is held against.
-    How far numbers go nobody knows. Where the score is of the records alone that the model has not learnt from is not
-    told which of the failed ones are of these: all of them count.
+    How far numbers go nobody knows. Of a score of the records alone that the model has not learnt from it is not known
+    which of the failed ones are of these: all of them count.
     """
     failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
     rivals = rival_losses(evaluation, arm_id, found)
