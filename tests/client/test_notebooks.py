@@ -163,6 +163,40 @@ def test_a_listing_that_is_refused_says_so(services: Any, client: Client) -> Non
         listing._repr_html_()
 
 
+def test_a_listing_whose_second_page_is_refused_is_never_taken_for_whole(
+    services: Any, client: Client
+) -> None:
+    serve(services, 30)
+    answer = services.answers["ListFineTuningJobs"]
+
+    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+        if request.page_token:
+            services.refuse(context, grpc.StatusCode.NOT_FOUND, "no such page", reason="RESOURCE_NOT_FOUND")
+        return answer(request, context)
+
+    services.answers["ListFineTuningJobs"] = refuse
+    listing: Any = client.jobs.list()
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no such page"):
+            listing._repr_html_()
+    assert [next(listing) for _ in range(20)] == jobs(20), "what had come before comes first"
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no such page"):
+            list(listing)
+    assert services.calls["ListFineTuningJobs"] == 2
+
+
+def test_a_listing_that_was_closed_brings_nothing_that_was_shown(
+    shell: InteractiveShell, services: Any, client: Client
+) -> None:
+    serve(services, 30)
+    with client.jobs.list() as listing:
+        page(shell, listing)
+        next(listing)
+    assert list(listing) == []
+    assert page(shell, listing).text == "0 items"
+
+
 async def test_of_the_async_client_what_was_read_is_shown(
     shell: InteractiveShell, services: Any, async_client: AsyncClient
 ) -> None:
