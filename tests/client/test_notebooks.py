@@ -13,13 +13,15 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from luthier.client import AsyncClient, Client
 from luthier.client.metric_table import MetricTable
-from luthier.client.notebooks import MOST_ROWS, load_ipython_extension
+from luthier.client.notebooks import MOST_ROWS, list_html, load_ipython_extension
 from luthier.errors import NotFound
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import Prediction
 from luthier.v1.event_pb2 import Event, LogLine, MetricValues
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
+from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_alias_pb2 import AliasMove, ModelAlias
+from luthier.v1.reference_pb2 import Reference
 from luthier.v1.training_service_pb2 import ListFineTuningJobEventsResponse, ListFineTuningJobsResponse
 from luthier.v1.webhook_pb2 import Webhook
 
@@ -267,3 +269,22 @@ def test_lists_show_what_tells_their_messages_apart(shell: InteractiveShell) -> 
         ["a", "RUNNING", ""],
         ["b", "", "projects/p/models/c"],
     ], "only names of resources are made short"
+
+
+def test_a_name_that_is_no_resources_is_shown_whole(shell: InteractiveShell) -> None:
+    """Who speaks in a chat, and how a grader is called, is whatever somebody wrote."""
+    name = "projects/p/models/c"
+    assert page(shell, [ChatMessage(name=name)]).rows[1] == [name]
+    assert page(shell, Grader(name=name)).rows == [["name", name]]
+    for resource in (Reference(name=name), Checkpoint(name=name), ModelAlias(name=name)):
+        assert page(shell, resource).rows == [["name", "c"]]
+
+
+def test_a_list_of_anything_else_is_not_walked(shell: InteractiveShell) -> None:
+    class Unwalked(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            raise AssertionError("a list of a million numbers would be read to its end")
+
+    assert list_html(Unwalked([1, ChatMessage()])) is None
+    assert list_html([]) is None
+    assert list_html([ChatMessage(content="x"), 1]) is None, "not all are messages"
