@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from luthier.client import Client, ConfigArguments
-from luthier.v1.evaluation_pb2 import Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import VERDICT_BETTER, Comparison, Evaluation
 
 MODEL = "smollm2-135m-instruct-q4"
 BIN = Path(sys.executable).parent
@@ -203,8 +203,11 @@ def comparison(evaluation: Evaluation, score: str, candidate: str, baseline: str
 
 
 def proven(evaluation: Evaluation, found: Comparison, what: str) -> bool:
-    """Say what an arm's score is against another's; returns whether the difference's interval lies above 0."""
-    rate, wins = rates(evaluation, found.score), found.lower > 0
+    """Say what an arm's score is against another's; returns whether it is better for sure.
+
+    Its interval lies above 0, and of enough records: of few that are left it may too, and proves nothing.
+    """
+    rate, wins = rates(evaluation, found.score), found.verdict == VERDICT_BETTER
     say(
         f"\n{what}: {found.candidate_arm_id} {rate[found.candidate_arm_id]:.1%}, {found.baseline_arm_id} "
         f"{rate[found.baseline_arm_id]:.1%}; difference {found.difference:+.1%}, "

@@ -13,13 +13,15 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from luthier.client import AsyncClient, Client
 from luthier.client.metric_table import MetricTable
-from luthier.client.notebooks import MOST_ROWS, load_ipython_extension
+from luthier.client.notebooks import MOST_ROWS, list_html, load_ipython_extension
 from luthier.errors import NotFound
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.evaluation_pb2 import Prediction
 from luthier.v1.event_pb2 import Event, LogLine, MetricValues
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, MetricPoint
+from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob, MetricPoint
+from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_alias_pb2 import AliasMove, ModelAlias
+from luthier.v1.reference_pb2 import Reference
 from luthier.v1.training_service_pb2 import ListFineTuningJobEventsResponse, ListFineTuningJobsResponse
 from luthier.v1.webhook_pb2 import Webhook
 
@@ -163,6 +165,40 @@ def test_a_listing_that_is_refused_says_so(services: Any, client: Client) -> Non
         listing._repr_html_()
 
 
+def test_a_listing_whose_second_page_is_refused_is_never_taken_for_whole(
+    services: Any, client: Client
+) -> None:
+    serve(services, 30)
+    answer = services.answers["ListFineTuningJobs"]
+
+    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+        if request.page_token:
+            services.refuse(context, grpc.StatusCode.NOT_FOUND, "no such page", reason="RESOURCE_NOT_FOUND")
+        return answer(request, context)
+
+    services.answers["ListFineTuningJobs"] = refuse
+    listing: Any = client.jobs.list()
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no such page"):
+            listing._repr_html_()
+    assert [next(listing) for _ in range(20)] == jobs(20), "what had come before comes first"
+    for _ in range(2):
+        with pytest.raises(NotFound, match="no such page"):
+            list(listing)
+    assert services.calls["ListFineTuningJobs"] == 2
+
+
+def test_a_listing_that_was_closed_brings_nothing_that_was_shown(
+    shell: InteractiveShell, services: Any, client: Client
+) -> None:
+    serve(services, 30)
+    with client.jobs.list() as listing:
+        page(shell, listing)
+        next(listing)
+    assert list(listing) == []
+    assert page(shell, listing).text == "0 items"
+
+
 async def test_of_the_async_client_what_was_read_is_shown(
     shell: InteractiveShell, services: Any, async_client: AsyncClient
 ) -> None:
@@ -233,3 +269,22 @@ def test_lists_show_what_tells_their_messages_apart(shell: InteractiveShell) -> 
         ["a", "RUNNING", ""],
         ["b", "", "projects/p/models/c"],
     ], "only names of resources are made short"
+
+
+def test_a_name_that_is_no_resources_is_shown_whole(shell: InteractiveShell) -> None:
+    """Who speaks in a chat, and how a grader is called, is whatever somebody wrote."""
+    name = "projects/p/models/c"
+    assert page(shell, [ChatMessage(name=name)]).rows[1] == [name]
+    assert page(shell, Grader(name=name)).rows == [["name", name]]
+    for resource in (Reference(name=name), Checkpoint(name=name), ModelAlias(name=name)):
+        assert page(shell, resource).rows == [["name", "c"]]
+
+
+def test_a_list_of_anything_else_is_not_walked(shell: InteractiveShell) -> None:
+    class Unwalked(list[object]):
+        def __iter__(self) -> Iterator[object]:
+            raise AssertionError("a list of a million numbers would be read to its end")
+
+    assert list_html(Unwalked([1, ChatMessage()])) is None
+    assert list_html([]) is None
+    assert list_html([ChatMessage(content="x"), 1]) is None, "not all are messages"

@@ -7,6 +7,8 @@ from forgetting.tune import ARMS, BASE, FAST, FULL, RECORD_SCORE, Budget, have_l
 from luthier.grading.suite import general_suite
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
+    VERDICT_BETTER,
+    VERDICT_INCONCLUSIVE,
     ArmResult,
     Comparison,
     DriftResult,
@@ -35,7 +37,13 @@ def evaluated(lower: float = 0.1) -> Evaluation:
         for arm in ARMS
     ]
     compared = [
-        Comparison(score=RECORD_SCORE, candidate_arm_id=arm, baseline_arm_id=BASE, lower=lower)
+        Comparison(
+            score=RECORD_SCORE,
+            candidate_arm_id=arm,
+            baseline_arm_id=BASE,
+            lower=lower,
+            verdict=VERDICT_BETTER if lower > 0 else VERDICT_INCONCLUSIVE,
+        )
         for arm in ARMS
     ]
     return Evaluation(

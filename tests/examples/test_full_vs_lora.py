@@ -22,7 +22,9 @@ from full_vs_lora.tune import (
 
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
+    VERDICT_BETTER,
     VERDICT_INCONCLUSIVE,
+    VERDICT_INSUFFICIENT_EVIDENCE,
     ArmResult,
     Comparison,
     Evaluation,
@@ -56,7 +58,7 @@ def evaluated(adapter_lower: float, all_lower: float) -> Evaluation:
                 score=RECORD_SCORE,
                 lower=lower,
                 upper=0.9,
-                verdict=VERDICT_INCONCLUSIVE,
+                verdict=VERDICT_BETTER if lower > 0 else VERDICT_INCONCLUSIVE,
             )
             for candidate, baseline, lower in pairs
         ],
@@ -98,6 +100,15 @@ def test_both_must_have_learnt(
 ) -> None:
     assert have_learnt(evaluated(adapter_lower, all_lower)) is learnt
     assert capsys.readouterr().out.splitlines()[-1].endswith(": inconclusive.")
+
+
+def test_what_few_records_show_has_not_been_learnt(capsys: pytest.CaptureFixture[str]) -> None:
+    few = evaluated(0.1, 0.2)
+    few.comparisons[0].verdict = VERDICT_INSUFFICIENT_EVIDENCE
+    assert not have_learnt(few)
+    said = capsys.readouterr().out
+    assert f"no proof that {LORA} won." in said
+    assert f": {ALL} won." in said
 
 
 def test_watched_knows_the_process_of_its_home_and_how_much_it_held(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from luthier.grading.metrics.scores import GRADED, JUDGED
-from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation, ScoreEstimate
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 
 LEAST_GIVEN = 0.9
@@ -26,7 +26,7 @@ class Losses:
     Attributes:
         candidate: the candidate's alone.
         baseline: the baseline's alone.
-        both: neither arm could answer.
+        both: neither arm has a score, as neither could answer, or as a judge or grader gave neither any.
     """
 
     candidate: int = 0
@@ -47,7 +47,7 @@ class Losses:
         """Return who lost how many, for people."""
         alone = ((candidate, self.candidate), (baseline, self.baseline))
         told = [f"{arm_id} alone has no score of {count:,}" for arm_id, count in alone if count]
-        return ", ".join([*told, *([f"neither could answer {self.both:,}"] if self.both else [])])
+        return ", ".join([*told, *([f"neither has a score of {self.both:,}"] if self.both else [])])
 
 
 def is_whole_enough(count: int, lost: int, least: float = LEAST_GIVEN) -> bool:
@@ -76,18 +76,40 @@ def lacks_answers(evaluation: Evaluation, arm_id: str) -> str:
 def with_former_losses(evaluation: Evaluation) -> Evaluation:
     """Return a stored evaluation whose comparisons say what they lost, which former versions did not write down.
 
-    Of these it is known how many records each arm failed on. Where no arm failed on many it is returned as it is.
+    Of these it is known how many records each arm failed on, and how many two arms have in common. Where these show
+    no loss, or where losses are written down, it is returned as it is.
     """
-    if not any(lacks_answers(evaluation, arm.arm_id) for arm in evaluation.arm_results):
-        return evaluation
     if any(_losses(one).total for one in evaluation.comparisons):
+        return evaluation
+    common: dict[tuple[str, str], int] = {}
+    for one in evaluation.comparisons:
+        arms = one.candidate_arm_id, one.baseline_arm_id
+        # Not every record has every score: by one that most have more of them are known to have been answered.
+        common[arms] = max(common.get(arms, 0), one.count)
+    former = {arms: _former_losses(evaluation, arms, count) for arms, count in common.items()}
+    if not any(losses.total for losses in former.values()):
         return evaluation
     filled = Evaluation()
     filled.CopyFrom(evaluation)
     for one in filled.comparisons:
-        one.num_lost_candidate = _num_errors(evaluation, one.candidate_arm_id)
-        one.num_lost_baseline = _num_errors(evaluation, one.baseline_arm_id)
+        losses = former[one.candidate_arm_id, one.baseline_arm_id]
+        one.num_lost_candidate, one.num_lost_baseline = losses.candidate, losses.baseline
+        one.num_lost_both = losses.both
     return filled
+
+
+def _former_losses(evaluation: Evaluation, arms: tuple[str, str], common: int) -> Losses:
+    """Return what two arms lost that have so many records in common, by how many each failed on.
+
+    What they failed on may be records that tuned models learnt from, which are none, or the same ones.
+    """
+    learnt = evaluation.contamination
+    num_learnt = learnt.num_exact + learnt.num_normalised + learnt.num_ngram
+    room = max(0, evaluation.num_records - num_learnt - common)
+    mine, other = (_num_errors(evaluation, arm_id) for arm_id in arms)
+    both = min(mine, other, room, max(0, mine + other - room))
+    candidate = min(mine - both, room - both)
+    return Losses(candidate=candidate, baseline=min(other - both, room - both - candidate), both=both)
 
 
 def losses_for(comparison: Comparison, candidate: str) -> Losses:
@@ -138,7 +160,7 @@ def _counts(evaluation: Evaluation, score: str, arm_ids: frozenset[str]) -> Iter
         if score == f"{JUDGED}{judge.judge_id}":
             came = judge.num_asked - judge.num_errors
             yield _Count(came=came, asked=judge.num_asked, things="judgements", whose=judge.judge_id)
-            yield from _of_pairs(judge, arm_ids)
+            yield from _of_pairs(evaluation, judge, arm_ids)
             if not judge.pairs:
                 yield from _of_arms(evaluation, score, arm_ids, "judgements", judge.judge_id)
     for grader in evaluation.grader_results:
@@ -148,17 +170,73 @@ def _counts(evaluation: Evaluation, score: str, arm_ids: frozenset[str]) -> Iter
             yield from _of_arms(evaluation, score, arm_ids, "grades", grader.name)
 
 
-def _of_pairs(judge: JudgeResult, arm_ids: frozenset[str]) -> Iterator[_Count]:
-    """Yield the count of each pair of arms of which both are looked at, or one is where only one is."""
-    for pair in judge.pairs:
+def _of_pairs(evaluation: Evaluation, judge: JudgeResult, arm_ids: frozenset[str]) -> Iterator[_Count]:
+    """Yield the count of each pair of arms of which both are looked at, or one is where only one is.
+
+    Of two arms their comparison says what either lost. Where one is looked at alone, all that it answered is asked for:
+    a judge is asked only where the rival answered too.
+    """
+    for pair in _pairs(evaluation, judge):
         if len(arm_ids & {pair.arm_id, pair.rival_arm_id}) == min(2, len(arm_ids)) > 0:
             came = _came(pair)
+            unpaired = (
+                sum(_unpaired(evaluation, pair, arm_id) for arm_id in arm_ids) if len(arm_ids) == 1 else 0
+            )
             yield _Count(
                 came=came,
-                asked=came + pair.num_errors,
+                asked=came + pair.num_errors + unpaired,
                 things="records judged in both orders",
                 whose=f"{judge.judge_id} for {pair.arm_id} and {pair.rival_arm_id}",
             )
+
+
+def _pairs(evaluation: Evaluation, judge: JudgeResult) -> Iterator[JudgedPair]:
+    """Yield all pairs that a judge holds against each other, also those of which it was asked nothing."""
+    yield from judge.pairs
+    known = {pair.rival_arm_id for pair in judge.pairs}
+    for one in evaluation.judges:
+        if one.judge_id == judge.judge_id and one.HasField("pairwise"):
+            mine = one.pairwise.arm_id
+            rivals = (arm.arm_id for arm in evaluation.arms if arm.arm_id not in {mine, *known})
+            yield from (JudgedPair(arm_id=mine, rival_arm_id=rival) for rival in rivals)
+
+
+def _unpaired(evaluation: Evaluation, pair: JudgedPair, arm_id: str) -> int:
+    """Return how many records an arm of a pair answered and the other did not."""
+    answered = evaluation.num_records - _num_errors(evaluation, arm_id)
+    return max(0, answered - _came(pair) - pair.num_errors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RivalLosses:
+    """What a score against other arms lacks, as these could not answer: the arm itself could.
+
+    Attributes:
+        total: records, once for each arm that could not answer one.
+        records: records that count in the score not at all, as no rival answered.
+        parts: of those that count by the rivals that did answer, the parts that are missing, in records.
+    """
+
+    total: int = 0
+    records: float = 0.0
+    parts: float = 0.0
+
+
+def rival_losses(evaluation: Evaluation, arm_id: str, estimate: ScoreEstimate) -> RivalLosses:
+    """Return what an arm's score lacks as other arms could not answer; nothing unless a judge of pairs gave it.
+
+    A record counts once, by the mean over the rivals that answered it.
+    """
+    for judge in evaluation.judge_results:
+        pairs = [pair for pair in _pairs(evaluation, judge) if arm_id in (pair.arm_id, pair.rival_arm_id)]
+        if estimate.score == f"{JUDGED}{judge.judge_id}" and pairs:
+            total = sum(_unpaired(evaluation, pair, arm_id) for pair in pairs)
+            # How the losses of several rivals meet is not told: what the judge's own failures may explain is no record.
+            unjudged = evaluation.num_records - _num_errors(evaluation, arm_id) - estimate.count
+            unjudged -= sum(pair.num_errors for pair in pairs)
+            records = min(total / len(pairs), max(0, unjudged))
+            return RivalLosses(total=total, records=records, parts=total / len(pairs) - records)
+    return RivalLosses()
 
 
 def _came(pair: JudgedPair) -> int:

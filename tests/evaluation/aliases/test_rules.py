@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import pytest
+from tests.evaluation.gated import BASE, MODEL, TUNED, WINS, alias, blocked, evaluation, least, scored
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.evaluation.aliases.rules import check, moved, require_evaluation
 from luthier.v1.evaluation_pb2 import (
     SCORE_KIND_BINARY,
-    SCORE_KIND_FRACTION,
     SCORE_KIND_REAL,
     VERDICT_BETTER,
-    ArmResult,
     ArmScores,
     Comparison,
     Evaluation,
-    EvaluationArm,
     ScoreEstimate,
 )
 from luthier.v1.grader_pb2 import GraderResult
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
-from luthier.v1.model_alias_pb2 import Gate, ModelAlias, ScoreGate, VerdictGate
+from luthier.v1.model_alias_pb2 import Gate, ScoreGate, VerdictGate
 from luthier.v1.model_pb2 import Model
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
-
-BASE, TUNED = (f"projects/default/models/{name}" for name in ("base", "tuned"))
-MODEL = Model(name=TUNED, uid="u1", digest="d" * 64)
-WINS = EvaluationVerdict.OUTCOME_FINE_TUNE_WINS
-
-
-def least(score: str, value: float, *, whole: bool = False) -> Gate:
-    return Gate(score=ScoreGate(score=score, least=value, whole_interval=whole))
-
-
-def alias(*gates: Gate) -> ModelAlias:
-    return ModelAlias(name="projects/default/modelAliases/production", gates=gates)
-
-
-def evaluation(**changes: object) -> Evaluation:
-    def result(arm_id: str, value: float) -> ArmResult:
-        record = ScoreEstimate(
-            score="exact_match",
-            value=value,
-            lower=value - 0.1,
-            upper=value + 0.1,
-            count=48,
-            kind=SCORE_KIND_BINARY,
-        )
-        loss = ScoreEstimate(score="perplexity", value=3, lower=2, upper=4, count=48, kind=SCORE_KIND_REAL)
-        return ArmResult(arm_id=arm_id, scores=[record, loss])
-
-    made = Evaluation(
-        name="projects/default/evaluations/e",
-        uid="e1",
-        state=Evaluation.STATE_SUCCEEDED,
-        arms=[
-            EvaluationArm(arm_id="zero", model=BASE),
-            EvaluationArm(arm_id="tuned", model=TUNED, tuned=True),
-        ],
-        arm_results=[result("zero", 0.3), result("tuned", 0.9)],
-        candidate_arm_id="tuned",
-        verdict=EvaluationVerdict(outcome=WINS, sentence="Fine-tuning wins.", candidate_arm_id="tuned"),
-    )
-    made.references.add(name=TUNED, uid="u1")
-    made.references.add(name=BASE, uid="u0")
-    made.MergeFrom(Evaluation(**changes))  # type: ignore[arg-type]
-    return made
 
 
 def test_an_open_gate_lets_it_move_and_says_why() -> None:
@@ -141,24 +96,6 @@ def test_records_that_the_model_learnt_from_open_no_gate() -> None:
     found.contamination.clean.append(ArmScores(arm_id="tuned", scores=[clean]))
     with pytest.raises(FailedPrecondition, match=r"it is 50\.0 % \[30\.0 %, 70\.0 %\] on 20 records"):
         moved(alias(least("exact_match", 0.85)), MODEL, found)
-
-
-def scored(score: str, count: int, bounds: tuple[float, float] = (0.8, 0.97)) -> Evaluation:
-    """Return an evaluation whose tuned arm has another score too, of 0.9."""
-    found = evaluation()
-    lower, upper = bounds
-    estimate = ScoreEstimate(
-        score=score, value=0.9, lower=lower, upper=upper, count=count, kind=SCORE_KIND_FRACTION
-    )
-    found.arm_results[1].scores.append(estimate)
-    return found
-
-
-def blocked(found: Evaluation, *gates: Gate) -> str:
-    with pytest.raises(FailedPrecondition) as caught:
-        moved(alias(*gates), MODEL, found)
-    assert caught.value.reason == Reason.ALIAS_BLOCKED
-    return caught.value.message
 
 
 @pytest.mark.parametrize("whole", [False, True])

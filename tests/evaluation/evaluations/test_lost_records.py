@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from tests.evaluation.judged import evaluated
 
-from luthier.evaluation.completeness import LEAST_GIVEN, Losses, common_words
+from luthier.evaluation.completeness import (
+    LEAST_GIVEN,
+    Losses,
+    common_words,
+    losses_for,
+    with_former_losses,
+)
 from luthier.evaluation.evaluations.telling import loss_warnings
-from luthier.evaluation.evaluations.verdicts import Advantage, Relation, verdict_now, verdict_of
+from luthier.evaluation.evaluations.verdicts import Advantage, Relation, advantages, verdict_now, verdict_of
+from luthier.evaluation.worker.comparing import comparisons_of
 from luthier.evaluation.worker.losses import losses_of
 from luthier.evaluation.worker.scoring import Answer
 from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY
-from luthier.v1.evaluation_pb2 import VERDICT_BETTER, VERDICT_INSUFFICIENT_EVIDENCE, Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import (
+    SCORE_KIND_REAL,
+    VERDICT_BETTER,
+    VERDICT_INSUFFICIENT_EVIDENCE,
+    Comparison,
+    Evaluation,
+)
 from luthier.v1.verdict_pb2 import EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 Outcome = EvaluationVerdict.Outcome
@@ -58,7 +73,7 @@ def test_what_both_arms_could_not_answer_is_lost_too() -> None:
     assert (primary(evaluation).num_lost_both, primary(evaluation).num_lost_candidate) == (10, 0)
     verdict = verdict_of(evaluation)
     assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
-    assert "have 38 of 48 records in common on exact_match (neither could answer 10)" in verdict.sentence
+    assert "have 38 of 48 records in common on exact_match (neither has a score of 10)" in verdict.sentence
 
 
 def test_records_that_one_arm_alone_lost_may_not_turn_what_is_seen() -> None:
@@ -113,6 +128,38 @@ def test_no_relation_outlives_losses_that_could_turn_it(
     assert advantage(Losses(both=10)).relation(smallest) is shown
 
 
+@pytest.mark.parametrize(
+    ("value", "smallest", "lost", "found"),
+    [
+        # Alike, then from -14.5 pp to +5.5 pp: not better by 10 pp. The same on the other side says nothing.
+        (-0.05, 0.10, Losses(baseline=10), Relation.NOT_BETTER),
+        (0.05, 0.10, Losses(baseline=10), Relation.OPEN),
+        # Worse, then from -15.4 pp to +4.6 pp: not better by 10 pp, and nothing where it matters from 4 pp on.
+        (-0.06, 0.10, Losses(candidate=10), Relation.NOT_BETTER),
+        (-0.06, 0.04, Losses(candidate=10), Relation.OPEN),
+        (-0.06, 0.0, Losses(candidate=10), Relation.OPEN),
+        # Alike, then from +1.0 pp to +9.5 pp: what is lost makes no win of no difference.
+        (0.055, 0.0951, Losses(candidate=4), Relation.OPEN),
+    ],
+)
+def test_of_what_losses_turn_the_weaker_relation_stands(
+    value: float, smallest: float, lost: Losses, found: Relation
+) -> None:
+    seen = Advantage(
+        rival="zero",
+        value=value,
+        lower=value - 0.04,
+        upper=value + 0.04,
+        count=90,
+        confidence=0.95,
+        is_share=True,
+        tells=True,
+        losses=lost,
+    )
+    assert seen.shown(smallest) in (Relation.ALIKE, Relation.WORSE)
+    assert seen.relation(smallest) is found
+
+
 @pytest.mark.parametrize(("num_failed", "is_warned"), [(0, False), (4, False), (5, True), (30, True)])
 def test_people_are_warned_where_more_than_one_in_fifty_is_lost(num_failed: int, is_warned: bool) -> None:
     evaluation = evaluated({"zero": 0}, tuned=100, count=200, failed={"zero": range(200 - num_failed, 200)})
@@ -125,6 +172,19 @@ def test_people_are_warned_where_more_than_one_in_fifty_is_lost(num_failed: int,
         if is_warned
         else []
     )
+
+
+@pytest.mark.parametrize("is_share", [True, False])
+def test_no_record_at_all_settles_nothing(is_share: bool) -> None:
+    """No worker of ours says so; one that does is not believed, and stops nobody from reading the evaluation."""
+    evaluation = evaluated({"zero": 0}, tuned=30, count=48)
+    evaluation.comparisons[0].count = 0
+    if not is_share:
+        evaluation.comparisons[0].kind = SCORE_KIND_REAL
+    (found,) = advantages(evaluation, "exact_match")
+    assert found.shown(0) is Relation.BETTER
+    assert found.relation(0) is Relation.OPEN
+    assert verdict_of(evaluation).outcome == Outcome.OUTCOME_INCONCLUSIVE
 
 
 def test_an_arm_that_fails_leaves_the_other_comparisons_alone() -> None:
@@ -167,18 +227,72 @@ def test_a_guard_is_neither_held_nor_broken_by_what_is_left(
         )
 
 
-def test_gates_do_not_believe_what_former_versions_settled_on_what_was_left() -> None:
-    """They wrote down how many records each arm failed on, and not which a comparison lost."""
-    former = evaluated({"zero": 0}, tuned=20, count=48, failed={"zero": range(28, 48)})
-    for one in former.comparisons:
-        one.ClearField("num_lost_baseline")
+def former(
+    *, tuned: int, count: int, failed: Mapping[str, range], asked: int | None = None, learnt: int = 0
+) -> Evaluation:
+    """Return what former versions stored: how many records each arm failed on, and not which a comparison lost.
+
+    Of `asked` records `count` are compared, and `learnt` are of those that tuned models learnt from.
+    """
+    found = evaluated({"zero": 0}, tuned=tuned, count=count, failed=failed)
+    for one in found.comparisons:
+        for field in ("num_lost_candidate", "num_lost_baseline", "num_lost_both"):
+            one.ClearField(field)
         one.verdict = VERDICT_BETTER
-    former.verdict.CopyFrom(verdict_of(former))
-    assert former.verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
-    assert verdict_now(former).outcome == Outcome.OUTCOME_INCONCLUSIVE
-    for arm in former.arm_results:
+    found.num_records = asked or count
+    found.contamination.num_exact = learnt
+    found.verdict.CopyFrom(verdict_of(found))
+    assert found.verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+    return found
+
+
+def test_gates_do_not_believe_what_former_versions_settled_on_what_was_left() -> None:
+    stored = former(tuned=20, count=48, failed={"zero": range(28, 48)})
+    assert verdict_now(stored).outcome == Outcome.OUTCOME_INCONCLUSIVE
+    for arm in stored.arm_results:
         arm.num_errors = 0
-    assert verdict_now(former) == former.verdict
+    assert verdict_now(stored) == stored.verdict
+
+
+def test_gates_do_not_believe_a_former_verdict_of_two_arms_that_failed_on_other_records() -> None:
+    """Each answered 91 of 100, which is enough, and they have 82 in common, which is not."""
+    stored = former(tuned=60, count=100, failed={"zero": range(82, 91), "tuned": range(91, 100)})
+    verdict = verdict_now(stored)
+    assert verdict.outcome == Outcome.OUTCOME_INCONCLUSIVE
+    assert "82 of 100 records in common on exact_match" in verdict.sentence
+    assert "(tuned alone has no score of 9, zero alone has no score of 9)" in verdict.sentence
+
+
+def test_records_that_tuned_models_learnt_from_are_no_former_loss() -> None:
+    """Of 100 records 15 are learnt from; the twelve that an arm failed on are among these, or seven of them."""
+    stored = former(tuned=60, count=85, failed={}, asked=100, learnt=15)
+    stored.arm_results[0].num_errors = 12
+    assert with_former_losses(stored) is stored
+    assert verdict_now(stored) == stored.verdict
+    seven = former(tuned=60, count=85, failed={"zero": range(80, 85)}, asked=100, learnt=15)
+    seven.arm_results[0].num_errors = 12
+    assert losses_for(primary(with_former_losses(seven)), "tuned") == Losses(baseline=5)
+
+
+def test_records_that_both_arms_failed_on_are_one_former_loss_each() -> None:
+    """Six that both failed on, and six of the one alone: 100 were asked, and 88 are left."""
+    stored = former(tuned=60, count=100, failed={"zero": range(88, 100), "tuned": range(94, 100)})
+    assert losses_for(primary(with_former_losses(stored)), "tuned") == Losses(baseline=6, both=6)
+    assert "88 of 100 records in common" in verdict_now(stored).sentence
+
+
+def test_records_that_have_not_the_score_are_no_former_loss() -> None:
+    """Another score of the two arms tells that they have more records in common."""
+    stored = former(tuned=60, count=85, failed={}, asked=100)
+    stored.arm_results[0].num_errors = 12
+    assert with_former_losses(stored) is not stored
+    stored.comparisons.add().CopyFrom(primary(stored))
+    stored.comparisons[1].score, stored.comparisons[1].count, stored.comparisons[1].primary = (
+        "chrf",
+        100,
+        False,
+    )
+    assert with_former_losses(stored) is stored
 
 
 def test_only_what_a_score_is_of_can_be_lost() -> None:
@@ -186,29 +300,56 @@ def test_only_what_a_score_is_of_can_be_lost() -> None:
     mine = [said(**{field: 1.0}), said(), FAILED, FAILED, said(**{field: 1.0}), said()]
     other = [said(**{field: 0.0}), said(), said(), FAILED, FAILED, said(**{field: 1.0})]
     # Both have it; neither record has the field, answered or not; nobody knows; one failed; one was not graded.
-    assert losses_of(mine, other, field) == Losses(candidate=1, baseline=1, both=1)
+    assert losses_of(mine, other, "zero", field) == Losses(candidate=1, baseline=1, both=1)
+
+
+@pytest.mark.parametrize("score", ["judge.fair", "grader.fair"])
+def test_what_a_judge_or_grader_gave_neither_is_lost(score: str) -> None:
+    mine = [said(**{score: 1.0}), said(), said(), FAILED]
+    other = [said(**{score: 0.0}), said(), FAILED, said(**{score: 0.0})]
+    assert losses_of(mine, other, "zero", score) == Losses(candidate=1, both=2)
+
+
+def test_what_is_lost_to_arms_and_to_a_judge_is_one_sum() -> None:
+    """Of a hundred records an arm failed on six, and the judge on six others: 88 have both, which tells nothing."""
+
+    def judged(row: int, lost: range, value: float) -> Answer:
+        return FAILED if row in lost else said(**({} if row < 6 else {"judge.fair": value}))
+
+    evaluation = evaluated({"zero": 0}, tuned=0, count=0)
+    evaluation.primary_score = "judge.fair"
+    answers = {
+        "zero": [judged(row, range(94, 100), 0.1) for row in range(100)],
+        "tuned": [judged(row, range(0), 0.9 if row % 2 else 0.8) for row in range(100)],
+    }
+    (found,) = comparisons_of(evaluation, answers)
+    assert (found.count, found.num_lost_baseline, found.num_lost_both) == (88, 6, 6)
+    assert found.verdict == VERDICT_INSUFFICIENT_EVIDENCE
 
 
 @pytest.mark.parametrize("score", [PERPLEXITY, BITS_PER_BYTE])
 def test_a_reference_that_fits_behind_one_prompt_alone_is_lost(score: str) -> None:
     measured = Answer(text="", finish_reason="STOP", scores={}, nll=1.0, num_tokens=3, num_bytes=9)
     unread = said()
-    assert losses_of([measured, measured, unread], [measured, unread, unread], score) == Losses(baseline=1)
-
-
-def test_judgements_of_pairs_are_lost_with_the_answers_alone() -> None:
-    """What a judge did not say of two answers is counted with its judgements."""
-    judged = Answer(
-        text="", finish_reason="STOP", scores={"judge.fair": 1.0}, points={"judge.fair": {"zero": 1.0}}
+    assert losses_of([measured, measured, unread], [measured, unread, unread], "zero", score) == Losses(
+        baseline=1
     )
-    assert losses_of(
-        [judged, FAILED, said(), judged], [said(), said(), said(), FAILED], "judge.fair"
-    ) == Losses(candidate=1, baseline=1)
+
+
+def test_judgements_of_pairs_are_lost_with_the_answers_and_by_the_judge() -> None:
+    """What a judge did not say of two answers is lost to both, though it may have held them against a third."""
+    judged, of_another = (
+        Answer(text="", finish_reason="STOP", scores={"judge.fair": 1.0}, points={"judge.fair": {rival: 1.0}})
+        for rival in ("zero", "few")
+    )
+    mine = [judged, FAILED, said(), judged, of_another, FAILED]
+    other = [said(), said(), said(), FAILED, said(), FAILED]
+    assert losses_of(mine, other, "zero", "judge.fair") == Losses(candidate=1, baseline=1, both=3)
 
 
 def test_the_words_name_each_arm_that_lost() -> None:
     lost = Losses(candidate=1200, baseline=2, both=3)
     assert common_words(5, lost, "tuned", "few", "chrf") == (
         "tuned and few have 5 of 1,210 records in common on chrf (tuned alone has no score of 1,200, few alone has no "
-        "score of 2, neither could answer 3)"
+        "score of 2, neither has a score of 3)"
     )

@@ -98,6 +98,9 @@ def listing_html(messages: Sequence[object]) -> str | None:
 
 
 def _of_one_kind(messages: Sequence[object]) -> list[Message] | None:
+    # Every list that a notebook shows comes by: long ones of anything else are not walked.
+    if not messages or not isinstance(messages[0], Message):
+        return None
     known = [one for one in messages if isinstance(one, Message)]
     names = {one.DESCRIPTOR.full_name for one in known}
     is_ours = len(names) == 1 and next(iter(names)).startswith(_PACKAGE)
@@ -165,4 +168,8 @@ def _shown(message: Message, name: str, value: Any) -> str:
 
 def _is_resource_name(field: FieldDescriptor) -> bool:
     """Whether a field names a resource: other texts may look as if they did, and are shown whole."""
-    return field.name == "name" or field.GetOptions().HasExtension(resource_pb2.resource_reference)
+    if field.GetOptions().HasExtension(resource_pb2.resource_reference):
+        return True
+    holder = field.containing_type
+    is_resource = holder.GetOptions().HasExtension(resource_pb2.resource) or "uid" in holder.fields_by_name
+    return field.name == "name" and is_resource

@@ -188,15 +188,38 @@ class Listing(Stream[T]):
     def __init__(self, flow: StreamFlow[T], running: Running) -> None:
         super().__init__(flow, running)
         self._shown: deque[T] = deque()
+        self._failure: Exception | None = None
 
     def __next__(self) -> T:
-        return self._shown.popleft() if self._shown else super().__next__()
+        if self._shown:
+            return self._shown.popleft()
+        if self._failure is not None:
+            # The flow has ended with it: it would say that there are no more items.
+            raise self._failure
+        return super().__next__()
+
+    def close(self) -> None:
+        """End the listing: no more items come, of those that were shown neither."""
+        self._shown.clear()
+        self._failure = None
+        super().close()
 
     def _repr_html_(self) -> str | None:
         with suppress(StopIteration):
-            while len(self._shown) <= MOST_ROWS:
-                self._shown.append(super().__next__())
+            while len(self._shown) <= MOST_ROWS and self._failure is None:
+                self._shown.append(self._read_ahead())
+        if self._failure is not None:
+            raise self._failure
         return listing_html(tuple(self._shown))
+
+    def _read_ahead(self) -> T:
+        try:
+            return super().__next__()
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._failure = error
+            raise
 
 
 class SyncResource:

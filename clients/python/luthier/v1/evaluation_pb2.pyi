@@ -675,7 +675,7 @@ class Comparison(_message.Message):
     num_lost_baseline: _builtins.int
     """The same of the baseline alone."""
     num_lost_both: _builtins.int
-    """Records that neither could answer."""
+    """Records of which neither has a score: neither could answer, or a judge or grader gave neither any."""
     whole_answer: _builtins.bool
     """Whether the score says of each answer that the whole of it is right."""
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
-from luthier.evaluation.completeness import lacks_answers, lacks_assessments
+from luthier.evaluation.completeness import lacks_answers, lacks_assessments, rival_losses
 from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS, verdict_now
 from luthier.grading.metrics.scores import find_score
 from luthier.runtime.field_limits import (
@@ -146,19 +146,30 @@ def _score_result(gate: Gate, wanted: ScoreGate, arm_id: str, evaluation: Evalua
 def _unless_lost(
     gate: Gate, wanted: ScoreGate, arm_id: str, found: ScoreEstimate, evaluation: Evaluation
 ) -> GateResult:
-    """Return an open gate, or a shut one where the records that the arm could not answer might keep it shut.
+    """Return an open gate, or a shut one where the records that could not be answered might keep it shut.
 
-    Of shares: each such record counts as the worst that there is. How far numbers go nobody knows.
+    Of shares: each such record counts as the worst that there is, whether the arm failed or one it is held against.
+    How far numbers go nobody knows. Of a score of the records alone that the model has not learnt from it is not known
+    which of the failed ones are of these: all of them count.
     """
     failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
+    rivals = rival_losses(evaluation, arm_id, found)
     sentence = _wanted(wanted, arm_id, found)
-    if not failed or found.kind == SCORE_KIND_REAL:
+    if not (failed or rivals.total) or found.kind == SCORE_KIND_REAL:
         return GateResult(gate=gate, open=True, sentence=sentence)
     is_least = wanted.WhichOneof("threshold") == "least"
-    worst = (found.value * found.count + (0 if is_least else failed)) / (found.count + failed)
+    missing = failed + rivals.records
+    whole, known = found.count + missing, found.value * found.count
+    worst = max(0.0, known - rivals.parts) if is_least else min(whole, known + rivals.parts + missing)
+    worst /= whole
     if worst >= wanted.least if is_least else worst <= wanted.most:
         return GateResult(gate=gate, open=True, sentence=sentence)
-    lost = f"with the {failed:,} that it could not answer it may be {reached(worst, is_share=True)}"
+    who = [
+        f"the {count:,} that {words} could not answer"
+        for count, words in ((failed, "it"), (rivals.total, "those it is held against"))
+        if count
+    ]
+    lost = f"with {' and '.join(who)} it may be {reached(worst, is_share=True)}"
     return GateResult(gate=gate, open=False, sentence=f"{sentence}; {lost}")
 
 

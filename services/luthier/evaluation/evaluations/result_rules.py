@@ -33,13 +33,14 @@ MAX_COMPARISONS = 10_000
 MAX_RECORDS = (1 << 31) - 1
 _DATE = matching(re.compile(r"\d{4}-\d{2}-\d{2}"), "a date, YYYY-MM-DD")
 _PROBABILITY = not_negative(1)
+_RECORDS = whole(0, MAX_RECORDS)
 _SKILLS = (*SKILLS, OF_A_VERSION)
 _SKILL = Limit(rule=f"must be one of {', '.join(_SKILLS)}", allows=lambda skill: skill in _SKILLS)
 _OF_A_SCORE: LimitTable = {
     "score": (REQUIRED, TEXT),
     "lower": ANY,
     "upper": ANY,
-    "count": ANY,
+    "count": _RECORDS,
     "kind": named(ScoreKind.DESCRIPTOR),
     "direction": named(ScoreDirection.DESCRIPTOR),
     "whole_answer": UNSAID,
@@ -87,7 +88,7 @@ _DRIFT: LimitTable = {
     "num_drawn_tokens": ANY,
     **under("exact_divergence", _ESTIMATE),
     "num_compared_tokens": ANY,
-    "num_unanswered": ANY,
+    "num_unanswered": _RECORDS,
     **under("text_loss", _ESTIMATE),
     "baseline_text_bits": ANY,
 }
@@ -103,7 +104,7 @@ RESULT_LIMITS: LimitTable = {
     "arm_results[].template_source": named(TemplateSource.DESCRIPTOR),
     "arm_results[].template_digest": DIGEST,
     "arm_results[].template_date": demanded(_DATE),
-    "arm_results[].num_errors": ANY,
+    "arm_results[].num_errors": _RECORDS,
     "arm_results[].tokens_per_second": ANY,
     "comparisons": count(MAX_COMPARISONS, "comparisons"),
     "comparisons[].candidate_arm_id": demanded(ID_LIMIT),
@@ -116,9 +117,9 @@ RESULT_LIMITS: LimitTable = {
     "comparisons[].adjusted_p_value": _PROBABILITY,
     "comparisons[].method": ANY,
     "comparisons[].primary": ANY,
-    "comparisons[].num_lost_candidate": ANY,
-    "comparisons[].num_lost_baseline": ANY,
-    "comparisons[].num_lost_both": ANY,
+    "comparisons[].num_lost_candidate": _RECORDS,
+    "comparisons[].num_lost_baseline": _RECORDS,
+    "comparisons[].num_lost_both": _RECORDS,
     "num_records": demanded(whole(1, MAX_RECORDS)),
     "predictions": REQUIRED,
     **under("predictions", FILE),

@@ -93,14 +93,21 @@ class Advantage:
     def extremes(self) -> tuple[float, float]:
         """What it would be were all records that one arm alone lost against the candidate, and were all for it.
 
-        Of shares: how far numbers go nobody knows, and what neither arm could answer tells them not apart.
+        Of shares: how far numbers go nobody knows, and what neither arm has a score of tells them not apart. Of no
+        record it may be anything.
         """
         lost = self.losses.one_sided if self.is_share else 0
         whole = self.count + lost
+        if not whole:
+            return -math.inf, math.inf
         return (self.value * self.count - lost) / whole, (self.value * self.count + lost) / whole
 
     def relation(self, smallest: float) -> Relation:
-        """Return what it shows where only a difference of `smallest` (0: any) matters, unless what is lost turns it."""
+        """Return what it shows where only a difference of `smallest` (0: any) matters, unless what is lost turns it.
+
+        What is no longer alike, or worse, may be known not to be better by so much. It is not called better: what is
+        lost must not win where what is there shows no difference that matters.
+        """
         shown = self.shown(smallest)
         low, high = self.extremes
         stands = {
@@ -109,7 +116,10 @@ class Advantage:
             Relation.ALIKE: is_alike(low, high, smallest),
             Relation.NOT_BETTER: high < smallest,
         }
-        return shown if stands.get(shown, True) else Relation.OPEN
+        if stands.get(shown, True):
+            return shown
+        is_below = smallest > 0 and self.upper < smallest and stands[Relation.NOT_BETTER]
+        return Relation.NOT_BETTER if is_below else Relation.OPEN
 
     def shown(self, smallest: float) -> Relation:
         """Return what the records show that it has."""
@@ -156,8 +166,8 @@ def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
 def verdict_now(evaluation: Evaluation) -> EvaluationVerdict:
     """Return the verdict of a stored evaluation, for gates.
 
-    Former versions settled verdicts and guards on differences without an interval, and on what few records were left
-    where arms failed: these are read anew.
+    Former versions settled verdicts and guards on differences without an interval, and on what records were left where
+    arms failed: these are read anew.
     """
     stored, filled = evaluation.verdict, with_former_losses(evaluation)
     scores = {stored.score, *(one.guard.score.score for one in stored.guards)}

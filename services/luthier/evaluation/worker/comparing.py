@@ -80,7 +80,7 @@ def comparisons_of(
             named(score),
             score,
             difference,
-            losses_of(answers[candidate], answers[baseline], score),
+            losses_of(answers[candidate], answers[baseline], baseline, score),
         )
         for later, candidate in enumerate(arms)
         for baseline in arms[:later]

@@ -6,35 +6,42 @@ from collections.abc import Sequence
 
 from luthier.evaluation.completeness import Losses
 from luthier.evaluation.worker.scoring import Answer
-from luthier.grading.metrics.scores import BITS_PER_BYTE, PERPLEXITY
+from luthier.grading.metrics.scores import BITS_PER_BYTE, GRADED, JUDGED, PERPLEXITY
 
 
-def losses_of(candidate: Sequence[Answer], baseline: Sequence[Answer], score: str) -> Losses:
+def losses_of(
+    candidate: Sequence[Answer], baseline: Sequence[Answer], baseline_arm_id: str, score: str
+) -> Losses:
     """Count the records that a comparison on a score lost.
 
-    What both arms answered and neither has the score of is none: the record has no such field, or whoever was to judge
-    both did not, which is counted elsewhere. Of what neither could answer nobody knows, so that it is one.
+    What both arms answered and neither has the score of is none: the record has no such field. But judges and graders
+    are asked of every answer, so that what they gave neither is lost, as is what neither could answer: of that nobody
+    knows what it would have.
     """
     of_pairs = any(score in one.points for one in candidate)
     found = [
-        _lost(mine, other, score, of_pairs=of_pairs) for mine, other in zip(candidate, baseline, strict=True)
+        _lost_of_a_pair(mine, other, baseline_arm_id, score) if of_pairs else _lost(mine, other, score)
+        for mine, other in zip(candidate, baseline, strict=True)
     ]
     return Losses(
         candidate=found.count("candidate"), baseline=found.count("baseline"), both=found.count("both")
     )
 
 
-def _lost(mine: Answer, other: Answer, score: str, *, of_pairs: bool) -> str:
+def _lost(mine: Answer, other: Answer, score: str) -> str:
     """Return whose score is missing; empty where nobody's is."""
-    if mine.failed and other.failed:
-        return "both"
-    # Answers that are held against each other have one score together.
-    has_mine, has_other = (
-        (not one.failed if of_pairs else _has(one, score) and not one.failed) for one in (mine, other)
-    )
-    if has_mine == has_other:
-        return ""
-    return "baseline" if has_mine else "candidate"
+    has_mine, has_other = (_has(one, score) and not one.failed for one in (mine, other))
+    if has_mine != has_other:
+        return "baseline" if has_mine else "candidate"
+    is_for_all = score.startswith((JUDGED, GRADED))
+    return "both" if not has_mine and (is_for_all or (mine.failed and other.failed)) else ""
+
+
+def _lost_of_a_pair(mine: Answer, other: Answer, baseline_arm_id: str, score: str) -> str:
+    """Return the same of answers that are held against each other: they have one score together."""
+    if mine.failed != other.failed:
+        return "candidate" if mine.failed else "baseline"
+    return "" if baseline_arm_id in mine.points.get(score, {}) else "both"
 
 
 def _has(answer: Answer, score: str) -> bool:

@@ -417,7 +417,7 @@ export type Comparison = Message<"luthier.v1.Comparison"> & {
   numLostBaseline: bigint;
 
   /**
-   * Records that neither could answer.
+   * Records of which neither has a score: neither could answer, or a judge or grader gave neither any.
    *
    * @generated from field: int64 num_lost_both = 66;
    */
