@@ -99,7 +99,10 @@ class Connection {
   readonly opened: Promise<void>;
   private numStreams = 0;
   private heardAt = performance.now();
-  private timer: NodeJS.Timeout | undefined;
+  /** Runs while calls wait and nothing comes. */
+  private quietTimer: NodeJS.Timeout | undefined;
+  /** Runs from a ping to its answer, whoever waits: calls that end sooner would else never find the connection gone. */
+  private answerTimer: NodeJS.Timeout | undefined;
 
   constructor(
     readonly session: ClientHttp2Session,
@@ -141,7 +144,7 @@ class Connection {
     stream.once("close", () => {
       this.numStreams -= 1;
       if (this.numStreams === 0) {
-        clearTimeout(this.timer);
+        clearTimeout(this.quietTimer);
         this.session.unref();
         this.endIfLeft();
       }
@@ -155,10 +158,13 @@ class Connection {
 
   /** Ping once nothing has come for the interval: at once, where a connection was idle for longer. */
   private listen(): void {
-    clearTimeout(this.timer);
+    clearTimeout(this.quietTimer);
+    if (this.numStreams === 0 || this.answerTimer !== undefined) {
+      return;
+    }
     const leftMs = this.heardAt + this.pings.intervalMs - performance.now();
-    this.timer = setTimeout(() => (this.isQuiet() ? this.ping() : this.listen()), Math.max(0, leftMs));
-    this.timer.unref();
+    this.quietTimer = setTimeout(() => (this.isQuiet() ? this.ping() : this.listen()), Math.max(0, leftMs));
+    this.quietTimer.unref();
   }
 
   private isQuiet(): boolean {
@@ -171,24 +177,25 @@ class Connection {
     }
     const sentAt = performance.now();
     // What came while this process was busy is read before it is called missing.
-    this.timer = setTimeout(() => setImmediate(() => this.giveUp(sentAt)), this.pings.timeoutMs);
-    this.timer.unref();
+    this.answerTimer = setTimeout(() => setImmediate(() => this.giveUp(sentAt)), this.pings.timeoutMs);
+    this.answerTimer.unref();
     this.session.ping((error) => {
       if (error === null) {
         this.heard();
-      }
-      if (error === null && this.numStreams > 0) {
-        this.listen();
+        this.goOn();
       }
     });
   }
 
+  private goOn(): void {
+    clearTimeout(this.answerTimer);
+    this.answerTimer = undefined;
+    this.listen();
+  }
+
   private giveUp(sentAt: number): void {
-    if (this.numStreams === 0) {
-      return;
-    }
     if (this.heardAt >= sentAt) {
-      this.listen();
+      this.goOn();
       return;
     }
     const seconds = this.pings.timeoutMs / 1000;

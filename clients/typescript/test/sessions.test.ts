@@ -4,11 +4,19 @@ import assert from "node:assert/strict";
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants, createServer, type Http2Server, type ServerHttp2Session } from "node:http2";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, createServer as createTcpServer, connect as openTcp, type Socket } from "node:net";
 import { after, before, beforeEach, test } from "node:test";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { Event } from "#dist/gen/luthier/v1/event_pb.js";
-import { type Client, connect, InvalidArgument, LuthierError, Reason, Unavailable } from "#dist/node.js";
+import {
+  type Client,
+  connect,
+  DeadlineExceeded,
+  InvalidArgument,
+  LuthierError,
+  Reason,
+  Unavailable,
+} from "#dist/node.js";
 import { API_KEY, ScriptedServices, Signal, thrown } from "./scripted.js";
 
 // Events come when they are asked for by SIGUSR2.
@@ -108,6 +116,63 @@ test("a connection that was idle is looked at as soon as it is used", async () =
   await thrown(Unavailable, client.datasets.get("a"));
   const took = performance.now() - began;
   assert.ok(took > 250 && took < 5000, `${took} ms`);
+});
+
+/** A way to the server: its connections may fall silent for good, and those that are made afterwards reach it. */
+async function silenced(): Promise<{ address: string; fallSilent(): void } & Disposable> {
+  const sockets: Socket[] = [];
+  const way = createTcpServer((near) => {
+    const far = openTcp(Number(address.split(":")[1]), "127.0.0.1");
+    for (const socket of [near, far]) {
+      socket.on("error", () => undefined);
+    }
+    near.pipe(far).pipe(near);
+    sockets.push(near, far);
+  });
+  await new Promise<void>((resolve) => way.listen(0, "127.0.0.1", resolve));
+  return {
+    address: `127.0.0.1:${(way.address() as AddressInfo).port}`,
+    fallSilent() {
+      for (const socket of sockets) {
+        socket.unpipe();
+        socket.resume();
+      }
+    },
+    [Symbol.dispose]() {
+      way.close();
+      for (const socket of sockets) {
+        socket.destroy();
+      }
+    },
+  };
+}
+
+test("a connection that is gone is found out by calls that end sooner than a ping", async () => {
+  using way = await silenced();
+  const keepalive = { intervalSeconds: 0.05, timeoutSeconds: 1 };
+  using client = clientOf({ dataAddress: way.address, timeoutSeconds: 0.6, keepalive });
+  await client.datasets.get("a");
+  way.fallSilent();
+  await pause(100);
+  await thrown(DeadlineExceeded, client.datasets.get("a"));
+  // Its stream is closed by then: none is left on the connection.
+  await pause(50);
+  // The second one ends by its own time or with the connection, whichever is first.
+  await thrown(LuthierError, client.datasets.get("a"));
+  await pause(50);
+  assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
+});
+
+test("a connection that is gone is found out when nobody waits any more", async () => {
+  using way = await silenced();
+  const keepalive = { intervalSeconds: 0.05, timeoutSeconds: 1 };
+  using client = clientOf({ dataAddress: way.address, timeoutSeconds: 0.6, keepalive });
+  await client.datasets.get("a");
+  way.fallSilent();
+  await pause(100);
+  await thrown(DeadlineExceeded, client.datasets.get("a"));
+  await pause(1000);
+  assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
 });
 
 test("a process that was busy itself does not take a service for gone", async () => {
