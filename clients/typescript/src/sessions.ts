@@ -15,7 +15,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 export interface Pings {
   /** How long nothing may come over a connection that calls wait for. */
   readonly intervalMs: number;
-  /** How long the answer to a ping may take before the connection is given up, and its calls fail. */
+  /** How long the answer to a ping, or a connection to be open, may take before it is given up, and its calls fail. */
   readonly timeoutMs: number;
 }
 
@@ -109,17 +109,22 @@ class Connection {
     private readonly pings: Pings,
     onGoaway: (code: number) => void,
   ) {
+    // Pings begin with an open connection: a peer that never answers the first packet, or TLS, is held to this.
+    const opening = setTimeout(() => setImmediate(() => this.giveUpOpening()), pings.timeoutMs);
+    opening.unref();
     this.opened = new Promise((resolve, reject) => {
       session.once("connect", () => {
+        clearTimeout(opening);
         session.unref();
         this.heard();
         resolve();
       });
       // For as long as the session lives: an error that nobody hears ends the process. Calls have theirs from their streams.
       session.on("error", reject);
-      session.once("close", () =>
-        reject(new ConnectError("the connection was closed before it was open", Code.Unavailable)),
-      );
+      session.once("close", () => {
+        clearTimeout(opening);
+        reject(new ConnectError("the connection was closed before it was open", Code.Unavailable));
+      });
     });
     this.opened.catch(() => undefined);
     session.on("goaway", (code) => {
@@ -198,8 +203,17 @@ class Connection {
       this.goOn();
       return;
     }
-    const seconds = this.pings.timeoutMs / 1000;
-    const error = new ConnectError(`no answer to a ping within ${seconds} s`, Code.Unavailable);
+    this.end("no answer to a ping");
+  }
+
+  private giveUpOpening(): void {
+    if (this.session.connecting) {
+      this.end("no connection was open");
+    }
+  }
+
+  private end(missing: string): void {
+    const error = new ConnectError(`${missing} within ${this.pings.timeoutMs / 1000} s`, Code.Unavailable);
     this.session.destroy(error, constants.NGHTTP2_CANCEL);
   }
 

@@ -175,6 +175,30 @@ test("a connection that is gone is found out when nobody waits any more", async 
   assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
 });
 
+test("a connection that never opens is given up", async () => {
+  const sockets: Socket[] = [];
+  const mute = createTcpServer((socket) => sockets.push(socket));
+  await new Promise<void>((resolve) => mute.listen(0, "127.0.0.1", resolve));
+  const dataAddress = `https://127.0.0.1:${(mute.address() as AddressInfo).port}`;
+  using client = clientOf({ dataAddress, timeoutSeconds: 20 });
+  // However it ends: an open socket would keep this process.
+  using _ending = {
+    [Symbol.dispose]() {
+      mute.close();
+      for (const socket of sockets) {
+        socket.destroy();
+      }
+    },
+  };
+  const began = performance.now();
+  const calls = [1, 2].map(() => thrown(Unavailable, client.datasets.get("a")));
+  for (const error of await Promise.all(calls)) {
+    assert.match(error.message, /no connection was open within 0.3 s/);
+  }
+  assert.ok(performance.now() - began < 10_000);
+  assert.equal(sockets.length, 1);
+});
+
 test("a process that was busy itself does not take a service for gone", async () => {
   using client = clientOf({ keepalive: { intervalSeconds: 0.01, timeoutSeconds: 0.5 } });
   const events = client.jobs.watch("j");
