@@ -19,6 +19,9 @@ export interface Pings {
   readonly timeoutMs: number;
 }
 
+/** What gRPC's services say in a GOAWAY for pings; one for anything else is no reason to send fewer. */
+const TOO_MANY_PINGS = "too_many_pings";
+
 /**
  * What the gRPC transport of connect-node has its streams from, in place of its own `Http2SessionManager`.
  *
@@ -81,8 +84,8 @@ export class Sessions {
     if (!this.connection?.isUsable) {
       const pings = { ...this.pings, intervalMs: this.intervalMs };
       const session = connect(this.authority, this.options);
-      this.connection = new Connection(session, pings, (code) => {
-        if (code === constants.NGHTTP2_ENHANCE_YOUR_CALM) {
+      this.connection = new Connection(session, pings, (code, said) => {
+        if (code === constants.NGHTTP2_ENHANCE_YOUR_CALM && said === TOO_MANY_PINGS) {
           // So do gRPC's clients (A8) where a service, or a proxy before it, calls pings too many.
           this.intervalMs = pings.intervalMs * 2;
         }
@@ -107,7 +110,7 @@ class Connection {
   constructor(
     readonly session: ClientHttp2Session,
     private readonly pings: Pings,
-    onGoaway: (code: number) => void,
+    onGoaway: (code: number, said: string) => void,
   ) {
     // Pings begin with an open connection: a peer that never answers the first packet, or TLS, is held to this.
     const opening = setTimeout(() => setImmediate(() => this.giveUpOpening()), pings.timeoutMs);
@@ -127,8 +130,8 @@ class Connection {
       });
     });
     this.opened.catch(() => undefined);
-    session.on("goaway", (code) => {
-      onGoaway(code);
+    session.on("goaway", (code, _lastStreamId, data?: Uint8Array) => {
+      onGoaway(code, data === undefined ? "" : Buffer.from(data).toString());
       this.endIfLeft();
     });
   }
