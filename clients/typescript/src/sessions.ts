@@ -21,6 +21,7 @@ export interface Pings {
 
 /** What gRPC's services say in a GOAWAY for pings; one for anything else is no reason to send fewer. */
 const TOO_MANY_PINGS = "too_many_pings";
+const CLOSED = "the client was closed";
 
 /**
  * What the gRPC transport of connect-node has its streams from, in place of its own `Http2SessionManager`.
@@ -34,7 +35,7 @@ export class Sessions {
   readonly authority: string;
   private connection: Connection | undefined;
   /** Also those that take no more streams, and have some that go on. */
-  private readonly connections = new WeakMap<object, Connection>();
+  private readonly connections = new Map<object, Connection>();
   private intervalMs: number;
   private isClosed = false;
 
@@ -71,15 +72,18 @@ export class Sessions {
     }
   }
 
-  /** Close the connection, and let there be no other. Streams end. */
+  /** Close all connections, and let there be no other. Streams end. */
   close(): void {
     this.isClosed = true;
-    this.connection?.session.destroy(undefined, constants.NGHTTP2_CANCEL);
+    for (const { session } of this.connections.values()) {
+      // Without an error Node says NO_ERROR, whatever the code.
+      session.destroy(new ConnectError(CLOSED, Code.Canceled), constants.NGHTTP2_CANCEL);
+    }
   }
 
   private usable(): Connection {
     if (this.isClosed) {
-      throw new ConnectError("the client was closed", Code.Canceled);
+      throw new ConnectError(CLOSED, Code.Canceled);
     }
     if (!this.connection?.isUsable) {
       const pings = { ...this.pings, intervalMs: this.intervalMs };
@@ -91,6 +95,7 @@ export class Sessions {
         }
       });
       this.connections.set(session, this.connection);
+      session.once("close", () => this.connections.delete(session));
     }
     return this.connection;
   }

@@ -9,6 +9,7 @@ import { after, before, beforeEach, test } from "node:test";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { Event } from "#dist/gen/luthier/v1/event_pb.js";
 import {
+  Cancelled,
   type Client,
   connect,
   DeadlineExceeded,
@@ -261,6 +262,29 @@ test("a service that goes away for good ends what it has begun, and new calls ha
   assert.equal((await first).name, "projects/default/models/m");
   assert.equal(at.sessions.length, 3);
   client.close();
+  await new Promise((resolve) => at.http.close(resolve));
+});
+
+test("who closes a client cancels what goes on, also over a connection that takes no more", async () => {
+  const at = await seenSessions();
+  at.services.answers.getModel = (_request, context) =>
+    new Promise((resolve) => context.signal.addEventListener("abort", () => resolve({})));
+  using client = clientOf({ dataAddress: at.address, trainingAddress: at.address });
+  const waiting = thrown(Cancelled, client.models.get("m"));
+  for (let left = 100; at.services.count("getModel") === 0 && left > 0; left -= 1) {
+    await pause(10);
+  }
+  at.sessions[0]?.close();
+  await pause(20);
+  const another = thrown(Cancelled, client.models.get("m"));
+  for (let left = 100; at.services.count("getModel") === 1 && left > 0; left -= 1) {
+    await pause(10);
+  }
+  assert.equal(at.sessions.length, 2);
+  const codes = at.sessions.map(async (session) => (await once(session, "goaway"))[0]);
+  client.close();
+  assert.deepEqual(await Promise.all(codes), [constants.NGHTTP2_CANCEL, constants.NGHTTP2_CANCEL]);
+  await Promise.all([waiting, another]);
   await new Promise((resolve) => at.http.close(resolve));
 });
 
