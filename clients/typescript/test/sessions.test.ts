@@ -216,7 +216,7 @@ test("a process that was busy itself does not take a service for gone", async ()
   assert.equal(await waiting, 2n);
 });
 
-test("a service that is not there yet is called again, and each call has its own end", async () => {
+test("each call to a service that is not there has its own end", async () => {
   using client = clientOf({ dataAddress: "127.0.0.1:1" });
   const calls = ["a", "b", "c"].map((name) => thrown(Unavailable, client.datasets.get(name)));
   for (const error of await Promise.all(calls)) {
@@ -239,6 +239,33 @@ async function seenSessions(): Promise<{
   await new Promise<void>((resolve) => http.listen(0, "127.0.0.1", resolve));
   return { services, sessions, address: `127.0.0.1:${(http.address() as AddressInfo).port}`, http };
 }
+
+test("a service that is not there yet is called again until it is", async () => {
+  const services = new ScriptedServices();
+  services.answers.getDataset = (request) => ({ name: request.name });
+  await services.start();
+  await services.stop();
+  using client = clientOf({
+    dataAddress: services.address,
+    retry: { initialSeconds: 0.01, deadlineSeconds: 20 },
+  });
+  let isAnswered = false;
+  const calls = Promise.all(["a", "b", "c"].map((name) => client.datasets.get(name))).finally(() => {
+    isAnswered = true;
+  });
+  await pause(200);
+  assert.ok(!isAnswered);
+  await services.start();
+  try {
+    assert.deepEqual(
+      (await calls).map(({ name }) => name),
+      ["a", "b", "c"].map((name) => `projects/default/datasets/${name}`),
+    );
+  } finally {
+    client.close();
+    await services.stop();
+  }
+});
 
 test("a service that goes away for good ends what it has begun, and new calls have another connection", async () => {
   const at = await seenSessions();
@@ -338,13 +365,14 @@ for (const { said, isHalved } of [
   });
 }
 
-test("how long to wait for an answer is a number of seconds", () => {
-  for (const timeoutSeconds of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
-    assert.throws(
-      () => clientOf({ keepalive: { timeoutSeconds } }),
-      (error) =>
-        error instanceof InvalidArgument && error.violations[0]?.field === "keepalive.timeoutSeconds",
-    );
+test("the times of pings are numbers of seconds", () => {
+  for (const field of ["intervalSeconds", "timeoutSeconds"]) {
+    for (const seconds of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
+      assert.throws(
+        () => clientOf({ keepalive: { [field]: seconds } }),
+        (error) => error instanceof InvalidArgument && error.violations[0]?.field === `keepalive.${field}`,
+      );
+    }
   }
 });
 
