@@ -16,7 +16,14 @@ from gpu_peaks import peak_of, share_of, why_no_share
         ("NVIDIA GH200 480GB", 989e12),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
         ("NVIDIA GeForce RTX 4090", 0.0),
+        ("NVIDIA GB300", 0.0),
+        ("NVIDIA A100X", 0.0),
+        ("NVIDIA XB200", 0.0),
+        ("NVIDIA H200 MIG 1g.18gb", 0.0),
     ],
 )
 def test_a_device_is_known_by_words_of_its_name(name: str, peak: float) -> None:

@@ -18,6 +18,7 @@ pytestmark = [
 
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
 SUITES = sorted(path.name.removesuffix(".test.ts") for path in (PACKAGE / "real").glob("*.test.ts"))
+assert SUITES, f"no suite is in {PACKAGE / 'real'}: pytest would skip them all without a word"
 
 
 @pytest.mark.parametrize("suite", SUITES)

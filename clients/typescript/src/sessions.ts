@@ -15,9 +15,13 @@ import { Code, ConnectError } from "@connectrpc/connect";
 export interface Pings {
   /** How long nothing may come over a connection that calls wait for. */
   readonly intervalMs: number;
-  /** How long the answer to a ping may take before the connection is given up, and its calls fail. */
+  /** How long the answer to a ping, or a connection to be open, may take before it is given up, and its calls fail. */
   readonly timeoutMs: number;
 }
+
+/** What gRPC's services say in a GOAWAY for pings; one for anything else is no reason to send fewer. */
+const TOO_MANY_PINGS = "too_many_pings";
+const CLOSED = "the client was closed";
 
 /**
  * What the gRPC transport of connect-node has its streams from, in place of its own `Http2SessionManager`.
@@ -31,7 +35,7 @@ export class Sessions {
   readonly authority: string;
   private connection: Connection | undefined;
   /** Also those that take no more streams, and have some that go on. */
-  private readonly connections = new WeakMap<object, Connection>();
+  private readonly connections = new Map<object, Connection>();
   private intervalMs: number;
   private isClosed = false;
 
@@ -68,26 +72,30 @@ export class Sessions {
     }
   }
 
-  /** Close the connection, and let there be no other. Streams end. */
+  /** Close all connections, and let there be no other. Streams end. */
   close(): void {
     this.isClosed = true;
-    this.connection?.session.destroy(undefined, constants.NGHTTP2_CANCEL);
+    for (const { session } of this.connections.values()) {
+      // Without an error Node says NO_ERROR, whatever the code.
+      session.destroy(new ConnectError(CLOSED, Code.Canceled), constants.NGHTTP2_CANCEL);
+    }
   }
 
   private usable(): Connection {
     if (this.isClosed) {
-      throw new ConnectError("the client was closed", Code.Canceled);
+      throw new ConnectError(CLOSED, Code.Canceled);
     }
     if (!this.connection?.isUsable) {
       const pings = { ...this.pings, intervalMs: this.intervalMs };
       const session = connect(this.authority, this.options);
-      this.connection = new Connection(session, pings, (code) => {
-        if (code === constants.NGHTTP2_ENHANCE_YOUR_CALM) {
+      this.connection = new Connection(session, pings, (code, said) => {
+        if (code === constants.NGHTTP2_ENHANCE_YOUR_CALM && said === TOO_MANY_PINGS) {
           // So do gRPC's clients (A8) where a service, or a proxy before it, calls pings too many.
           this.intervalMs = pings.intervalMs * 2;
         }
       });
       this.connections.set(session, this.connection);
+      session.once("close", () => this.connections.delete(session));
     }
     return this.connection;
   }
@@ -99,28 +107,36 @@ class Connection {
   readonly opened: Promise<void>;
   private numStreams = 0;
   private heardAt = performance.now();
-  private timer: NodeJS.Timeout | undefined;
+  /** Runs while calls wait and nothing comes. */
+  private quietTimer: NodeJS.Timeout | undefined;
+  /** Runs from a ping to its answer, whoever waits: calls that end sooner would else never find the connection gone. */
+  private answerTimer: NodeJS.Timeout | undefined;
 
   constructor(
     readonly session: ClientHttp2Session,
     private readonly pings: Pings,
-    onGoaway: (code: number) => void,
+    onGoaway: (code: number, said: string) => void,
   ) {
+    // Pings begin with an open connection: a peer that never answers the first packet, or TLS, is held to this.
+    const opening = setTimeout(() => setImmediate(() => this.giveUpOpening()), pings.timeoutMs);
+    opening.unref();
     this.opened = new Promise((resolve, reject) => {
       session.once("connect", () => {
+        clearTimeout(opening);
         session.unref();
         this.heard();
         resolve();
       });
       // For as long as the session lives: an error that nobody hears ends the process. Calls have theirs from their streams.
       session.on("error", reject);
-      session.once("close", () =>
-        reject(new ConnectError("the connection was closed before it was open", Code.Unavailable)),
-      );
+      session.once("close", () => {
+        clearTimeout(opening);
+        reject(new ConnectError("the connection was closed before it was open", Code.Unavailable));
+      });
     });
     this.opened.catch(() => undefined);
-    session.on("goaway", (code) => {
-      onGoaway(code);
+    session.on("goaway", (code, _lastStreamId, data?: Uint8Array) => {
+      onGoaway(code, data === undefined ? "" : Buffer.from(data).toString());
       this.endIfLeft();
     });
   }
@@ -141,7 +157,7 @@ class Connection {
     stream.once("close", () => {
       this.numStreams -= 1;
       if (this.numStreams === 0) {
-        clearTimeout(this.timer);
+        clearTimeout(this.quietTimer);
         this.session.unref();
         this.endIfLeft();
       }
@@ -155,10 +171,13 @@ class Connection {
 
   /** Ping once nothing has come for the interval: at once, where a connection was idle for longer. */
   private listen(): void {
-    clearTimeout(this.timer);
+    clearTimeout(this.quietTimer);
+    if (this.numStreams === 0 || this.answerTimer !== undefined) {
+      return;
+    }
     const leftMs = this.heardAt + this.pings.intervalMs - performance.now();
-    this.timer = setTimeout(() => (this.isQuiet() ? this.ping() : this.listen()), Math.max(0, leftMs));
-    this.timer.unref();
+    this.quietTimer = setTimeout(() => (this.isQuiet() ? this.ping() : this.listen()), Math.max(0, leftMs));
+    this.quietTimer.unref();
   }
 
   private isQuiet(): boolean {
@@ -171,28 +190,38 @@ class Connection {
     }
     const sentAt = performance.now();
     // What came while this process was busy is read before it is called missing.
-    this.timer = setTimeout(() => setImmediate(() => this.giveUp(sentAt)), this.pings.timeoutMs);
-    this.timer.unref();
+    this.answerTimer = setTimeout(() => setImmediate(() => this.giveUp(sentAt)), this.pings.timeoutMs);
+    this.answerTimer.unref();
     this.session.ping((error) => {
       if (error === null) {
         this.heard();
-      }
-      if (error === null && this.numStreams > 0) {
-        this.listen();
+        this.goOn();
       }
     });
   }
 
+  private goOn(): void {
+    clearTimeout(this.answerTimer);
+    this.answerTimer = undefined;
+    this.listen();
+  }
+
   private giveUp(sentAt: number): void {
-    if (this.numStreams === 0) {
-      return;
-    }
     if (this.heardAt >= sentAt) {
-      this.listen();
+      this.goOn();
       return;
     }
-    const seconds = this.pings.timeoutMs / 1000;
-    const error = new ConnectError(`no answer to a ping within ${seconds} s`, Code.Unavailable);
+    this.end("no answer to a ping");
+  }
+
+  private giveUpOpening(): void {
+    if (this.session.connecting) {
+      this.end("no connection was open");
+    }
+  }
+
+  private end(missing: string): void {
+    const error = new ConnectError(`${missing} within ${this.pings.timeoutMs / 1000} s`, Code.Unavailable);
     this.session.destroy(error, constants.NGHTTP2_CANCEL);
   }
 
