@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from luthier.evaluation.evaluations.result_rules import MAX_RECORDS, RESULT_LIMITS
@@ -22,7 +24,8 @@ def counting(field: str, number: int) -> EvaluateResult:
     elif field == "drift_results[0].num_unanswered":
         result.drift_results.append(DriftResult(num_unanswered=number))
     else:
-        result.comparisons.append(Comparison(**{field.rpartition(".")[2]: number}))
+        counts: dict[str, Any] = {field.rpartition(".")[2]: number}
+        result.comparisons.append(Comparison(**counts))
     return result
 
 
