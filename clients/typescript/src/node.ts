@@ -18,7 +18,7 @@ export * from "./index.js";
 export interface Keepalive {
   /** How long nothing may come before a service is asked whether it is there (default: 30; services want at least 10). */
   readonly intervalSeconds?: number;
-  /** How long its answer may take (default: 20). */
+  /** How long its answer may take, or a connection to be open (default: 20). */
   readonly timeoutSeconds?: number;
 }
 
