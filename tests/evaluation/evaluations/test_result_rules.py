@@ -22,7 +22,9 @@ def counting(field: str, number: int) -> EvaluateResult:
     elif field == "drift_results[0].num_unanswered":
         result.drift_results.append(DriftResult(num_unanswered=number))
     else:
-        result.comparisons.append(Comparison(**{field.rpartition(".")[2]: number}))
+        comparison = Comparison()
+        setattr(comparison, field.rpartition(".")[2], number)
+        result.comparisons.append(comparison)
     return result
 
 

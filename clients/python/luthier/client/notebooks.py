@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.api import resource_pb2
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import ListValue
@@ -153,7 +152,7 @@ def _shown(message: Message, name: str, value: Any) -> str:
         state = value.removeprefix("STATE_")
         return f"<b style='color:{_COLOURS.get(state, '#0969da')}'>{escaped_html(state)}</b>"
     if isinstance(value, str):
-        text = short(value) if _is_resource_name(message.DESCRIPTOR.fields_by_name[name]) else value
+        text = short(value) if _is_resource_name(message, name) else value
     else:
         text = (
             json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, dict | list) else str(value)
@@ -166,10 +165,10 @@ def _shown(message: Message, name: str, value: Any) -> str:
     )
 
 
-def _is_resource_name(field: FieldDescriptor) -> bool:
+def _is_resource_name(message: Message, field: str) -> bool:
     """Whether a field names a resource: other texts may look as if they did, and are shown whole."""
-    if field.GetOptions().HasExtension(resource_pb2.resource_reference):
+    kind = message.DESCRIPTOR
+    if kind.fields_by_name[field].GetOptions().HasExtension(resource_pb2.resource_reference):
         return True
-    holder = field.containing_type
-    is_resource = holder.GetOptions().HasExtension(resource_pb2.resource) or "uid" in holder.fields_by_name
-    return field.name == "name" and is_resource
+    is_resource = kind.GetOptions().HasExtension(resource_pb2.resource) or "uid" in kind.fields_by_name
+    return field == "name" and is_resource
