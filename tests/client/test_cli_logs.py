@@ -83,6 +83,16 @@ def test_lines_are_chosen(run_logs: Run, words: tuple[str, ...], texts: list[str
     assert ("nothing was said of one" in result.stderr) == (not texts)
 
 
+def test_what_is_no_longer_kept_is_not_taken_for_silence(services: Any, run: Run) -> None:
+    last = Event(sequence=41, state_change=StateChange(state="SUCCEEDED"), event_time=AT)
+    services.answers["ListFineTuningJobEvents"] = lambda request, context: ListFineTuningJobEventsResponse(
+        events=[last]
+    )
+    result = run("jobs", "logs", "one")
+    assert result.exit_code == 0, result.output
+    assert "what was said of one before event 41 is no longer kept" in result.stderr
+
+
 def test_for_programs_they_are_events(run_logs: Run) -> None:
     result = run_logs("jobs", "logs", "one", "--json", "--severity", "warning")
     events = [json.loads(line) for line in result.stdout.splitlines()]

@@ -256,6 +256,29 @@ async def test_wait_returns_the_resource_that_succeeded(
     assert (await async_client.jobs.wait("j")).name == NAME
 
 
+async def test_wait_for_what_ended_and_whose_events_went_meanwhile_needs_none(
+    services: Any, client: Client, async_client: AsyncClient
+) -> None:
+    states = [FineTuningJob.STATE_RUNNING, FineTuningJob.STATE_SUCCEEDED]
+    log = TrimmedLog(services)
+
+    def watch(request: Any, context: grpc.ServicerContext) -> Iterator[Event]:
+        if request.start_sequence == 1:
+            yield _event(1)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        yield from log.watch(request, context)
+
+    services.answers["WatchFineTuningJob"] = watch
+    asked = iter(states * 3)
+    services.answers["GetFineTuningJob"] = lambda request, context: FineTuningJob(
+        name=NAME, state=next(asked)
+    )
+    assert client.jobs.wait("j").state == FineTuningJob.STATE_SUCCEEDED
+    assert (await async_client.jobs.wait("j")).state == FineTuningJob.STATE_SUCCEEDED
+    with pytest.raises(OutOfRange, match="begin at 7"):
+        client.jobs.wait("j", on_event=lambda event: None)
+
+
 async def test_wait_raises_the_reason_of_a_failure(
     services: Any, client: Client, async_client: AsyncClient
 ) -> None:

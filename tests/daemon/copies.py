@@ -135,10 +135,10 @@ def _end() -> None:
 
     A thread that never ends is the alarm's: the program then ends by a signal, as one that hangs does.
     """
-    ending: Any = threading
-    ending._shutdown()
-    ending = atexit
-    ending._run_exitfuncs()
+    threads: Any = threading
+    threads._shutdown()
+    registered: Any = atexit
+    registered._run_exitfuncs()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -322,11 +323,14 @@ def test_finished_tasks_and_answers_of_a_former_home_go(
         with opened(home, service) as connection:
             return [row[0] for row in connection.execute(statement)]
 
+    def are_gone(service: str, statement: str) -> bool:
+        return found(forgetting.home, service, statement) == [0]
+
     for service in SERVICES:
         not_over = set(found(tmp_path / "former", service, "SELECT task_id FROM tasks WHERE state != 'DONE'"))
         for statement in over:
             assert found(tmp_path / "former", service, statement) != [0]
-            soon(lambda: found(forgetting.home, service, statement) == [0])  # noqa: B023
+            soon(partial(are_gone, service, statement))
         assert not_over <= set(found(forgetting.home, service, "SELECT task_id FROM tasks"))
 
 

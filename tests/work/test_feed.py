@@ -138,3 +138,20 @@ async def test_a_subject_that_nobody_watches_is_let_go() -> None:
     one.touch("s")
     one.forget("s")
     assert (len(one._chunks), one.version("s")) == (0, 0)
+
+
+async def test_a_subject_whose_last_watcher_leaves_while_it_is_read_is_let_go_too() -> None:
+    log = Log()
+    one = Feed(log.load)
+    one.touch("s")
+    log.size = CHUNK - 1
+    await one.events("s", 1)
+    log.size = CHUNK
+    one.touch("s")
+    log.gate.clear()
+    reading = asyncio.create_task(one.refresh("s"))
+    await asyncio.sleep(0)
+    one.forget("s")
+    log.gate.set()
+    await reading
+    assert (len(one._chunks), one.version("s")) == (0, 0)

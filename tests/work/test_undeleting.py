@@ -259,7 +259,9 @@ async def test_what_was_deleted_before_deletions_could_be_undone_goes_and_does_n
     assert await count(things, table.c.uid, made.uid) == 0
 
 
-async def test_a_purge_that_was_cut_off_goes_on(things: Things, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_purge_that_was_cut_off_goes_on(
+    things: Things, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is given up has no way back, however little of it is gone already."""
     made, other = await ended(things), await ended(things, f"{PARENT}/evaluations/b")
     for one in (made, other):
@@ -276,6 +278,11 @@ async def test_a_purge_that_was_cut_off_goes_on(things: Things, monkeypatch: pyt
     monkeypatch.setattr(cut, "_delete_some", fail)
     await cut.sweep()
     assert await count(things, things.rows.table.c.uid, other.uid) == 0, "one keeps no other"
+    name = things.rows.table.name
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2 of {name} cannot be purged together, each is tried alone",
+        f"{name} {made.uid} cannot be purged",
+    ]
     table = things.rows.table
     async with things.database.reading() as connection:
         left = (await connection.execute(select(table.c.purge_time_us))).scalars().all()

@@ -198,6 +198,10 @@ async function passEventsOn<R extends Watched>(
     try {
       event = await reader.next();
     } catch (error) {
+      // What is gone is of a resource that has ended. Who asked for no events asks for it alone.
+      if (error instanceof OutOfRange && error.metadata.first_sequence !== undefined && !options.onEvent) {
+        return false;
+      }
       if (!(error instanceof DeadlineExceeded) || end === undefined) {
         throw error;
       }

@@ -32,7 +32,7 @@ const MAX_MESSAGE_BYTES = 64 * 1024 * 1024;
 const INTERVAL_SECONDS = 30;
 /** A peer on a busy machine may take seconds: as long as gRPC's own clients wait by default. */
 const TIMEOUT_SECONDS = 20;
-/** What a timer of Node can count is 24 days. */
+/** A day: Node's timers count 24. */
 const MAX_SECONDS = 86_400;
 
 /**

@@ -21,6 +21,7 @@ export interface Pings {
 
 /** What gRPC's services say in a GOAWAY for pings; one for anything else is no reason to send fewer. */
 const TOO_MANY_PINGS = "too_many_pings";
+const MAX_INTERVAL_MS = 86_400_000;
 const CLOSED = "the client was closed";
 
 /**
@@ -91,7 +92,7 @@ export class Sessions {
       this.connection = new Connection(session, pings, (code, said) => {
         if (code === constants.NGHTTP2_ENHANCE_YOUR_CALM && said === TOO_MANY_PINGS) {
           // So do gRPC's clients (A8) where a service, or a proxy before it, calls pings too many.
-          this.intervalMs = pings.intervalMs * 2;
+          this.intervalMs = Math.min(pings.intervalMs * 2, MAX_INTERVAL_MS);
         }
       });
       this.connections.set(session, this.connection);

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from luthier.grading.metrics.scores import GRADED, JUDGED
-from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation, ScoreEstimate
+from luthier.v1.evaluation_pb2 import ArmResult, Comparison, Evaluation
 from luthier.v1.judge_pb2 import JudgedPair, JudgeResult
 
 LEAST_GIVEN = 0.9
@@ -222,17 +222,18 @@ class RivalLosses:
     parts: float = 0.0
 
 
-def rival_losses(evaluation: Evaluation, arm_id: str, estimate: ScoreEstimate) -> RivalLosses:
+def rival_losses(evaluation: Evaluation, arm_id: str, score: str) -> RivalLosses:
     """Return what an arm's score lacks as other arms could not answer; nothing unless a judge of pairs gave it.
 
     A record counts once, by the mean over the rivals that answered it.
     """
     for judge in evaluation.judge_results:
         pairs = [pair for pair in _pairs(evaluation, judge) if arm_id in (pair.arm_id, pair.rival_arm_id)]
-        if estimate.score == f"{JUDGED}{judge.judge_id}" and pairs:
+        if score == f"{JUDGED}{judge.judge_id}" and pairs:
             total = sum(_unpaired(evaluation, pair, arm_id) for pair in pairs)
             # How the losses of several rivals meet is not told: what the judge's own failures may explain is no record.
-            unjudged = evaluation.num_records - _num_errors(evaluation, arm_id) - estimate.count
+            judged = sum(_num_scored(arm, score) for arm in evaluation.arm_results if arm.arm_id == arm_id)
+            unjudged = evaluation.num_records - _num_errors(evaluation, arm_id) - judged
             unjudged -= sum(pair.num_errors for pair in pairs)
             records = min(total / len(pairs), max(0, unjudged))
             return RivalLosses(total=total, records=records, parts=total / len(pairs) - records)

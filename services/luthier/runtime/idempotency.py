@@ -47,8 +47,8 @@ def fingerprint(request: Message) -> str:
 def _is_of(stored: str, request: Message) -> bool:
     if stored.startswith(_KIND):
         return stored == fingerprint(request)
-    # Answers kept before fingerprints had a kind are compared as they were written, by JSON. They are forgotten
-    # after a week: this ends with version 0.2.
+    # Answers kept before fingerprints had a kind are compared as they were written, by JSON: some are there for as
+    # long as answers are kept, which may be for ever.
     canonical = MessageToJson(_body(request), sort_keys=True, indent=None, ensure_ascii=True)
     return stored == hashlib.sha256(canonical.encode()).hexdigest()
 

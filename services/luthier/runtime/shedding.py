@@ -15,7 +15,7 @@ import grpc
 from grpc import aio
 
 from luthier.errors import LuthierError
-from luthier.runtime.admission import HEALTH_SERVICE, Admission, Pool, overloaded
+from luthier.runtime.admission import Admission, Pool, overloaded
 from luthier.runtime.auth import Authenticator
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import CallType, Metadata, Refusal, first_value
@@ -26,7 +26,7 @@ _RETRY_TENTHS = range(2, 11)
 
 
 class Shedding:
-    """Ends unary calls that would find no slot. Called for every call, before its stages."""
+    """Ends unary calls that would find no slot. Called before the stages, of every call that has no lane of its own."""
 
     def __init__(
         self, authenticator: Authenticator, admission: Admission, metrics: CallMetrics, log: AccessLog
@@ -38,7 +38,7 @@ class Shedding:
 
     def __call__(self, method: str, call_type: CallType, metadata: Metadata) -> Refusal | None:
         """Return how to refuse a call; None when it may come to the stages, which say what else is wrong."""
-        if call_type != "unary" or method.startswith(HEALTH_SERVICE):
+        if call_type != "unary":
             return None
         try:
             principal = self._authenticator.authenticate(first_value(metadata, "authorization"))

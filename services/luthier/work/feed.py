@@ -85,7 +85,9 @@ class Feed:
         if newest is None:
             return
         found = await self.events(uid, newest * CHUNK + 1)
-        if found and found[-1].sequence == (newest + 1) * CHUNK:
+        # Its last watcher may have left while it was read: a chunk that is made then would never be let go.
+        is_known = (uid, newest) in self._chunks
+        if is_known and found and found[-1].sequence == (newest + 1) * CHUNK:
             await self.events(uid, (newest + 1) * CHUNK + 1)
 
     def _is_current(self, uid: str, index: int, chunk: _Chunk) -> bool:

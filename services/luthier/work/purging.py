@@ -85,10 +85,16 @@ class Purging:
         try:
             await self._purge(family, uids)
             return set()
-        except Exception:  # whatever it is: it is of one of these resources
+        except Exception:  # whatever it is, one of these resources may be without it
             if len(uids) == 1:
                 _logger.exception("%s %s cannot be purged", family.rows.table.name, uids[0])
                 return set(uids)
+            _logger.warning(
+                "%d of %s cannot be purged together, each is tried alone",
+                len(uids),
+                family.rows.table.name,
+                exc_info=True,
+            )
         return {one for uid in uids for one in await self._failed(family, [uid])}
 
     async def _due(self, family: Purged, without: Collection[str]) -> Sequence[str]:

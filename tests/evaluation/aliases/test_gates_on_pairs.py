@@ -70,3 +70,13 @@ def test_what_a_rival_could_not_answer_counts_as_the_worst(
         assert "that those it is held against could not answer it may be " in said
         best = Gate(score=ScoreGate(score="judge.fair", most=0.9 + (0.9 - worst) / 9 - 1e-6))
         assert "that those it is held against could not answer it may be" in blocked(found, best)
+
+
+def test_records_that_were_learnt_from_are_none_that_a_rival_left() -> None:
+    """A rival failed on four: all may be among the 24 that were not learnt from, whose score the gate asks."""
+    found = held_against(48, pair("zero", 48), pair("few", 44))
+    clean = found.contamination.clean.add(arm_id="tuned", scores=found.arm_results[1].scores)
+    clean.scores[-1].count = 24
+    worst = 0.9 - 2 / 24
+    assert moved(alias(least("judge.fair", worst - 1e-6)), MODEL, found).current.gates[0].open
+    assert "could not answer it may be " in blocked(found, least("judge.fair", worst + 1e-6))

@@ -224,6 +224,11 @@ async def _pass_events_on(
             # It is somebody else's deadline where time is left, e.g. a proxy's.
             await scope.driver.sleep(max(0.0, min(_POLL_SECONDS, end - scope.clock())))
             continue
+        except OutOfRange as error:
+            # What is gone is of a resource that has ended. Who asked for no events asks for it alone.
+            if options.on_event is not None or "first_sequence" not in error.metadata:
+                raise
+            return False
         if event is None:
             return False
         if options.on_event is not None:

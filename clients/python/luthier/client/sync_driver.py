@@ -188,7 +188,7 @@ class Listing(Stream[T]):
     def __init__(self, flow: StreamFlow[T], running: Running) -> None:
         super().__init__(flow, running)
         self._shown: deque[T] = deque()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def __next__(self) -> T:
         if self._shown:
@@ -217,7 +217,7 @@ class Listing(Stream[T]):
             return super().__next__()
         except StopIteration:
             raise
-        except Exception as error:
+        except BaseException as error:  # an interrupt too: the flow ends with whatever it is
             self._failure = error
             raise
 

@@ -153,7 +153,7 @@ def _unless_lost(
     which of the failed ones are of these: all of them count.
     """
     failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
-    rivals = rival_losses(evaluation, arm_id, found)
+    rivals = rival_losses(evaluation, arm_id, found.score)
     sentence = _wanted(wanted, arm_id, found)
     if not (failed or rivals.total) or found.kind == SCORE_KIND_REAL:
         return GateResult(gate=gate, open=True, sentence=sentence)

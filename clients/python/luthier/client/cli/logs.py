@@ -30,12 +30,12 @@ _SEVERITIES = ("info", "warning", "error")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only those of one attempt. [default: of all]")
 @pass_session
 def logs(session: Session, name: str, follow: bool, severity: str, attempt: int | None) -> None:
-    """Show what the workers of a job said, and when attempts began and ended; they stay after its end."""
+    """Show what the workers of a job said, and when attempts began and ended; also later, while that is kept."""
     jobs = session.client.jobs
     least = _SEVERITIES.index(severity) + 1
     has_some = False
     with jobs.watch(name) if follow else jobs.events(name, page_size=1000) as events:
-        for event in _said(events, least, attempt):
+        for event in _said(_told_of_gone(session, name, events), least, attempt):
             has_some = True
             if session.for_programs:
                 session.show_line(event)
@@ -43,6 +43,14 @@ def logs(session: Session, name: str, follow: bool, severity: str, attempt: int 
                 session.write(f"{_line(event)}\n")
     if not has_some and not session.for_programs:
         session.note(f"nothing was said of {short(name)}")
+
+
+def _told_of_gone(session: Session, name: str, events: Iterable[Event]) -> Iterator[Event]:
+    """Yield events, and say first where those before them are gone."""
+    for number, event in enumerate(events):
+        if number == 0 and event.sequence > 1 and not session.for_programs:
+            session.note(f"what was said of {short(name)} before event {event.sequence} is no longer kept")
+        yield event
 
 
 def _said(events: Iterable[Event], least: int, attempt: int | None) -> Iterator[Event]:
