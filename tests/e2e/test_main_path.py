@@ -88,23 +88,23 @@ def check_evaluation(client: Client, rendering: str, tuned: str) -> None:
 
 def check_alias(client: Client, evaluation: Evaluation, tuned: str, perplexity: float) -> None:
     """A gate of a real evaluation, and a model that is held by another service while an alias stands for it."""
-    for name, most in (("strict", perplexity / 2), ("production", perplexity * 2)):
+    for name, most in (("strict", perplexity / 2), ("live", perplexity * 2)):
         gate = Gate(score=ScoreGate(score="perplexity", most=most))
         client.aliases.create(ModelAlias(gates=[gate]), model_alias_id=name)
     with pytest.raises(FailedPrecondition) as caught:
         client.aliases.move("strict", tuned, evaluation=evaluation.name)
     assert caught.value.reason == Reason.ALIAS_BLOCKED
-    client.aliases.move("production", tuned, evaluation=evaluation.name)
+    client.aliases.move("live", tuned, evaluation=evaluation.name)
     with pytest.raises(FailedPrecondition) as caught:
         client.models.delete(tuned)
     assert caught.value.reason == Reason.RESOURCE_IN_USE
     turns = [ChatMessage(role="user", content="colour of thing 1?")]
     said = [
         "".join(piece.text for piece in client.generate(one, turns, max_new_tokens=8))
-        for one in ("@production", tuned)
+        for one in ("@live", tuned)
     ]
     assert said[0] == said[1]
-    assert [move.model for move in client.aliases.moves("production")] == [tuned]
+    assert [move.model for move in client.aliases.moves("live")] == [tuned]
 
 
 def check_generation(client: Client, tuned: str) -> None:
