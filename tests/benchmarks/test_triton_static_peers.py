@@ -88,7 +88,7 @@ def kernel(out, BLOCK: tl.constexpr):
 launches = {"*": Named(tiles={}, num_warps=2, num_stages=2)}
 for block in (64, 32):
     case = Named(op="peer", name="stores", kernel=kernel, launches=launches, types={"out": "*bf16"},
-                 aligned=frozenset(), constants={"BLOCK": block}, is_matmul=False)
+                 aligned=frozenset(), constants={"BLOCK": block}, is_matmul=False, left_rows=None)
     found = compiled(case, "sm_90")
     print(found.num_warps, found.usage and found.usage.kernel, found.failure, sep=";")
 """
