@@ -79,16 +79,19 @@ class TokenRow:
 
 @pytest.fixture
 def tiny_llama() -> Callable[..., PreTrainedModel]:
-    """Makes a two-layer model; equal arguments give equal weights."""
+    """Makes a model, of two layers by default; equal arguments give equal weights."""
 
     def make(
-        dtype: torch.dtype = torch.float32, attention: str = IMPLEMENTATION, vocab_size: int = VOCABULARY
+        dtype: torch.dtype = torch.float32,
+        attention: str = IMPLEMENTATION,
+        vocab_size: int = VOCABULARY,
+        num_layers: int = 2,
     ) -> PreTrainedModel:
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=num_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=256,

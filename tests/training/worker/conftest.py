@@ -324,9 +324,12 @@ def few_scored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]) -> Path:
+def model_folder(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_llama: Callable[..., PreTrainedModel]
+) -> Path:
+    """A model as files; a parameter is how many layers it has."""
     folder = tmp_path / "home" / "models" / "tiny"
-    tiny_llama().save_pretrained(folder)
+    tiny_llama(num_layers=getattr(request, "param", 2)).save_pretrained(folder)
     vocabulary = {f"w{number}": number for number in range(97)}
     words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2")  # type: ignore[no-untyped-call]
