@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 from sqlalchemy import update
 from tests.golden.answers import Asker
 from tests.golden.fake_worker import FakeWorker
+from tests.golden.former import HOME, SERVICES, opened, running, soon
 from tests.golden.home_files import unpack_home
 from tests.golden.lives import BASE, DATA, EVALUATION, MODELS, PARENT, RENDERING, TRAINING, Lives, Workers
 from tests.golden.making import RestingCluster
@@ -35,8 +34,6 @@ from luthier.work.requests import SqlRequestLog
 from luthier.work.schema import request_log
 from luthier.worker.v1 import task_pb2
 
-HOME = Path(__file__).parent / "homes" / "2026-11-28-9e0ed6d"
-SERVICES = ("data", "training", "evaluation")
 KINDS = {
     "data": (task_pb2.TASK_KIND_BUILD_VERSION, task_pb2.TASK_KIND_RENDER),
     "training": (task_pb2.TASK_KIND_REGISTER_MODEL, task_pb2.TASK_KIND_TRAIN, task_pb2.TASK_KIND_MERGE),
@@ -46,17 +43,6 @@ KINDS = {
 # grace period is over, aliases, which cannot be brought back, 30 days after their deletion.
 BY_POLICY = ("request_log", "loose_blobs", "model_aliases")
 ALIASES = Purged(rows=aliases.aliases(), parts=[alias_moves.c.owner])
-# What needs others before those.
-KINDS_DELETED = (
-    (EVALUATION, "Evaluation", PARENT),
-    (TRAINING, "FineTuningJob", PARENT),
-    (MODELS, "Model", PARENT),
-    (DATA, "Rendering", PARENT),
-    (DATA, "DatasetVersion", f"{PARENT}/datasets/mixed"),
-    (DATA, "Upload", PARENT),
-    (DATA, "Dataset", PARENT),
-)
-SOON_SECONDS = 120.0
 P99_SECONDS = 0.1
 MORE_DESCRIPTORS = 8
 """Of pools of connections, which are opened when there is much to do."""
@@ -71,22 +57,6 @@ class LivingCluster(RestingCluster):
     def environment(self) -> dict[str, str]:
         graces = {f"LUTHIER_{name.upper()}_BLOB_GRACE_SECONDS": "60" for name in SERVICES}
         return super().environment() | graces | {"LUTHIER_WEBHOOKS_ADDRESSES": "127.0.0.1"}
-
-
-@contextlib.contextmanager
-def running(cluster: RestingCluster) -> Iterator[RestingCluster]:
-    try:
-        cluster.start(*SERVICES)
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-@contextlib.contextmanager
-def opened(home: Path, service: str) -> Iterator[sqlite3.Connection]:
-    database = f"file:{home / service / service}.db?mode=ro"
-    with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
-        yield connection
 
 
 def tables(connection: sqlite3.Connection) -> set[str]:
@@ -135,13 +105,6 @@ def files(home: Path) -> set[str]:
 
 def descriptors(cluster: RestingCluster) -> dict[str, int]:
     return {name: len(os.listdir(f"/proc/{cluster.pid(name)}/fd")) for name in SERVICES}
-
-
-def soon(done: Callable[[], bool], told: Callable[[], Any] = lambda: None) -> None:
-    deadline = time.monotonic() + SOON_SECONDS
-    while not done():
-        assert time.monotonic() < deadline, f"not within {SOON_SECONDS:g} s: {told()}"
-        time.sleep(0.2)
 
 
 def difference(home: Path, before: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -260,101 +223,6 @@ def refusal(asker: Asker, rpc: str, request: Mapping[str, Any]) -> tuple[str, st
         asker.send(rpc, request)
     error = error_of(caught.value)
     return error.code, error.reason
-
-
-class ForgettingCluster(RestingCluster):
-    """Services that keep what is over for an hour."""
-
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {
-            f"LUTHIER_{name.upper()}_{what}_KEEP_SECONDS": "3600"
-            for name in SERVICES
-            for what in ("EVENT", "TASK", "ANSWER", "DELETED")
-        }
-
-
-@pytest.fixture(scope="module")
-def forgetting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForgettingCluster]:
-    """Services that keep little, on a home of former times in which there is much."""
-    former = ForgettingCluster(tmp_path_factory.mktemp("forgetting") / "home")
-    unpack_home(HOME, former.home)
-    with running(former):
-        yield former
-
-
-def test_what_a_former_home_told_of_what_has_ended_goes_but_for_its_end(
-    forgetting: ForgettingCluster,
-) -> None:
-    ended, waits = (f"{PARENT}/fineTuningJobs/{job}" for job in ("own-template", "queued"))
-    with Asker(forgetting.addresses, forgetting.api_key()) as asker:
-
-        def events_of(job: str) -> list[Any]:
-            return list(asker.send(f"{TRAINING}/ListFineTuningJobEvents", {"parent": job}).events)
-
-        soon(lambda: len(events_of(ended)) == 1)
-        [last] = events_of(ended)
-        assert last.state_change.state == "SUCCEEDED"
-        assert last.sequence > 5
-        watch = f"{TRAINING}/WatchFineTuningJob"
-        assert list(asker.send(watch, {"name": ended})) == [last]
-        with pytest.raises(grpc.RpcError) as caught:
-            list(asker.send(watch, {"name": ended, "startSequence": "2"}))
-        error = error_of(caught.value)
-        assert (error.code, error.reason) == ("OUT_OF_RANGE", "SEQUENCE_EXPIRED")
-        assert error.metadata["first_sequence"] == str(last.sequence)
-        with forgetting.client() as client:
-            assert [event.sequence for event in client.jobs.watch("own-template")] == [last.sequence]
-            assert client.jobs.wait("own-template").name == ended
-        assert events_of(waits)[0].sequence == 1, "what has not ended keeps all"
-        assert asker.send(f"{TRAINING}/ReadFineTuningJobMetrics", {"name": ended}).points
-
-
-def test_finished_tasks_and_answers_of_a_former_home_go(
-    forgetting: ForgettingCluster, tmp_path: Path
-) -> None:
-    unpack_home(HOME, tmp_path / "former")
-    hour_ago_us = round((time.time() - 3600) * 1e6)
-    over = (
-        f"SELECT count(*) FROM tasks WHERE state = 'DONE' AND ended_at_us < {hour_ago_us}",
-        f"SELECT count(*) FROM request_log WHERE created_at_us < {hour_ago_us}",
-    )
-
-    def found(home: Path, service: str, statement: str) -> list[Any]:
-        with opened(home, service) as connection:
-            return [row[0] for row in connection.execute(statement)]
-
-    def are_gone(service: str, statement: str) -> bool:
-        return found(forgetting.home, service, statement) == [0]
-
-    for service in SERVICES:
-        not_over = set(found(tmp_path / "former", service, "SELECT task_id FROM tasks WHERE state != 'DONE'"))
-        for statement in over:
-            assert found(tmp_path / "former", service, statement) != [0]
-            soon(partial(are_gone, service, statement))
-        assert not_over <= set(found(forgetting.home, service, "SELECT task_id FROM tasks"))
-
-
-def test_every_kind_of_resource_can_be_brought_back_for_as_long_as_is_set(
-    forgetting: ForgettingCluster,
-) -> None:
-    with Asker(forgetting.addresses, forgetting.api_key()) as asker:
-        asker.send(f"{DATA}/CreateDataset", {"parent": PARENT, "datasetId": "fresh", "dataset": {}})
-        for service, kind, collection in KINDS_DELETED:
-            listed = asker.send(f"{service}/List{kind}s", {"parent": collection})
-            [found] = [value for field, value in listed.ListFields() if field.is_repeated]
-            deleted = next(filter(None, (deleted_by(asker, f"{service}/Delete{kind}", one) for one in found)))
-            kept = deleted.purge_time.ToMicroseconds() - deleted.delete_time.ToMicroseconds()
-            assert kept == 3600 * 10**6, kind
-
-
-def deleted_by(asker: Asker, rpc: str, resource: Any) -> Any:
-    """A resource as it is deleted; None where it is at work, or something needs it."""
-    try:
-        return asker.send(rpc, {"name": resource.name})
-    except grpc.RpcError as refused:
-        if error_of(refused).reason not in ("WRONG_STATE", "RESOURCE_IN_USE"):
-            raise
-        return None
 
 
 @pytest.fixture

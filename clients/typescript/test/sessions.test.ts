@@ -172,8 +172,16 @@ test("a connection that is gone is found out when nobody waits any more", async 
   way.fallSilent();
   await pause(100);
   await thrown(DeadlineExceeded, client.datasets.get("a"));
-  await pause(1000);
-  assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
+  // On a busy machine a new connection may take longer than a call; over the one that is gone none ever ends well.
+  let found: string | undefined;
+  for (let tries = 0; found === undefined && tries < 10; tries += 1) {
+    await pause(1000);
+    found = await client.datasets.get("a").then(
+      ({ name }) => name,
+      () => undefined,
+    );
+  }
+  assert.equal(found, "projects/default/datasets/a");
 });
 
 test("a connection that never opens is given up", async () => {
