@@ -193,7 +193,7 @@ def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> Non
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
     assert "lk_a" not in str(caught.value)
     (tmp_path / "b.gguf").write_bytes(b"GGUF\x03\x00")
-    with pytest.raises(InvalidArgument, match="must be readable by transformers"):
+    with pytest.raises(InvalidArgument, match="must hold what it announces"):
         register_source(GgufSource(path=tmp_path / "b.gguf"), out, scratch=scratch)
     (out / "old").write_text("")
     with pytest.raises(InvalidArgument, match="must be empty"):
