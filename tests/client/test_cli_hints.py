@@ -186,6 +186,7 @@ def test_what_a_rendering_refuses_names_options_that_make_one() -> None:
 
 
 def test_what_is_kept_is_purged_by_an_option_that_deleting_has() -> None:
-    deleting = [command for words, command in COMMANDS.items() if words[-1] == "delete"]
-    assert deleting
-    assert all("--now" in options(command) for command in deleting)
+    """Of what can be undeleted, as `work/keeping.py` says of it."""
+    kept = [words[:-1] for words in COMMANDS if words[-1] == "undelete"]
+    assert len(kept) > 3
+    assert all("--now" in options(COMMANDS[*words, "delete"]) for words in kept)

@@ -6,7 +6,6 @@ import asyncio
 import json
 from typing import Any
 
-from google.protobuf.message import Message
 from tests.data.test_cancel import SLOW, at_work
 
 from luthier.v1 import data_service_pb2, dataset_pb2, model_pb2, rendering_pb2
@@ -33,7 +32,9 @@ async def version(service: Any, project: str) -> dataset_pb2.DatasetVersion:
     return made  # type: ignore[no-any-return]
 
 
-async def begun(service: Any, project: str, of: str, template: str = "") -> Message:
+async def begun(
+    service: Any, project: str, of: str, template: str = ""
+) -> data_service_pb2.GetRenderingRequest:
     """A rendering that nobody waits for; returns the request that reads it."""
     wanted = rendering_pb2.Rendering(
         dataset_version=of, model=f"{project}/models/base", chat_template=template

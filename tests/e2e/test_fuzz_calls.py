@@ -37,7 +37,7 @@ async def test_a_call_that_hangs_is_found(method: MethodDescriptor, monkeypatch:
         yield b""
 
     server = aio.server()
-    handlers = {
+    handlers: dict[MethodDescriptor, Any] = {
         GET: grpc.unary_unary_rpc_method_handler(hang),
         READ: grpc.unary_stream_rpc_method_handler(hang_in_stream),
         WRITE: grpc.stream_unary_rpc_method_handler(hang),

@@ -74,6 +74,7 @@ def trained_prompt(client: Client, rendering: str) -> list[int]:
     return [token.token_id for token in tokens[:learnt]]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's
 def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Cluster, tmp_path: Path) -> None:
     with cluster.client("plain") as client:
         register(cluster, client, "tiny")

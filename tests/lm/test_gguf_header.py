@@ -47,7 +47,7 @@ LYING = {
     ),
     "depth": (head(1) + pair(ARRAY, struct.pack("<IQ", ARRAY, 1) * 9), "at most 4 deep"),
     "a kind": (head(1) + pair(77, b"x" * 8), "got kind 77"),
-    "an end": (head(1) + b"\0" * 13, "1 value cannot lie in the 0 bytes"),
+    "an end": (head(1) + pair(U32, b"x"), "1 value cannot lie in the 1 bytes"),
     "no numbers": (b"GGUF\3\0", "1 number cannot lie in the 2 bytes from byte 4 on"),
     "a second pair": (head(2) + pair(U8, b"x") + b"\0" * 3, "2 key-value pairs cannot lie in"),
 }

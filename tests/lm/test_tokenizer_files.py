@@ -218,7 +218,7 @@ def with_two_ids_changed(stored: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changed", "difference"),
     [
-        (without_a_merge, r"'.*' gives \[.*\], by the file \["),
+        (without_a_merge, r".+ gives \[.*\], by the file \["),
         (with_two_ids_changed, r"the token 'a' has id \d+, in the file \d+"),
     ],
 )
@@ -244,9 +244,8 @@ def test_a_model_is_refused_that_transformers_gives_other_tokens_whatever_is_con
     open_converted = tokenizer_files.open_converted
     monkeypatch.setattr(tokenizer_files, "open_converted", open_other)
     message = source.refusal()
-    assert re.fullmatch(
-        f"the tokens must be those of tokenizer.json, transformers gives others: {difference}.*", message
-    )
+    said = f"the tokens must be those of tokenizer.json, transformers gives others: {difference}"
+    assert re.match(said, message, re.DOTALL), message
     assert read.count(source.out) == 3, "each configuration was tried"
     monkeypatch.undo()
     source.register()
@@ -260,7 +259,7 @@ def test_a_post_processor_that_changes_texts_themselves_is_refused(source: Sourc
     around = [("<|bos|>", core.token_to_id("<|bos|>"))]
     core.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
     source.write(core, bos_token="<|bos|>")
-    assert re.match(r"the tokens must be those of tokenizer\.json: '.+' gives \[", source.refusal())
+    assert re.match(r"the tokens must be those of tokenizer\.json: .+ gives \[", source.refusal(), re.DOTALL)
 
 
 def test_a_post_processor_that_is_not_the_same_around_every_text_is_refused(
@@ -269,10 +268,8 @@ def test_a_post_processor_that_is_not_the_same_around_every_text_is_refused(
     """As one would look of which a single text says nothing: what is kept of it is nothing."""
     source.write(byte_level("<|bos|>"), bos_token="<|bos|>")
     monkeypatch.setattr(tokenizer, "_surrounding_ids", lambda *_: ((), ()))
-    assert re.match(
-        r"the post-processor must write the same before and after every text: '.*' gives \[\d+.*\], not \[",
-        source.refusal(),
-    )
+    said = r"the post-processor must write the same before and after every text: .+ gives \[.*\], not \["
+    assert re.match(said, source.refusal(), re.DOTALL)
     monkeypatch.undo()
     source.register()
 

@@ -164,7 +164,6 @@ async def test_a_checkpoint_is_merged_while_its_job_goes_on_and_is_held_meanwhil
     assert [file.path for file in spec.merge.adapter_files] == [
         "adapter_config.json",
         "adapter_model.safetensors",
-        "generation_config.json",
     ]
     ready = await finish(
         bench, merging, merge=task_pb2.MergeResult(files=await merged_files(bench), check=CHECK)

@@ -40,7 +40,7 @@ def _read(base: Model, settings: bytes) -> dict[str, Any]:
 
 
 def _named(base: Model, value: object) -> list[int]:
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if wrong := [one for one in ids if not isinstance(one, int) or isinstance(one, bool)]:
         raise _invalid(base, f"must have token ids in {_KEY}, got {wrong[0]!r}")
     return ids
