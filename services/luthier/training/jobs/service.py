@@ -287,13 +287,8 @@ class JobService:
         job.name = name
         job.state = State.STATE_QUEUED
         job.tuned_model_id = job.tuned_model_id or chosen_id
-        private = _private_of(checked)
+        private = await self._kept(checked)
         base, start = checked.base_model, checked.start
-        # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
-        await self._models.keep_template(private.taught)
-        asked = not job.HasField("reward_model")
-        if asked and (kept := await self._models.keep_generation_config(base, private.taught)):
-            private.generation_config.CopyFrom(kept)
         tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
         job.references.add(name=job.base_model, uid=base.uid, digest=base.message.digest)
         if start is not None and start.reference.name != job.base_model:
@@ -328,6 +323,20 @@ class JobService:
                     f"tuned_model_id must be new, {tuned_model} exists", metadata={"name": tuned_model}
                 )
         return stored.message
+
+    async def _kept(self, checked: CheckedJob) -> FineTuningJobPrivate:
+        """Return what only the service knows of a new job, once the files by which its model is asked are stored.
+
+        Before the transaction, and before the job that needs them: a blob that nobody needs is no harm.
+        """
+        private = _private_of(checked)
+        await self._models.keep_template(private.taught)
+        is_asked = not checked.job.HasField("reward_model")
+        if is_asked and (
+            kept := await self._models.keep_generation_config(checked.base_model, private.taught)
+        ):
+            private.generation_config.CopyFrom(kept)
+        return private
 
     async def delete(self, name: str, etag: str) -> FineTuningJob:
         """Delete a job that has ended, when nothing needs it or one of its checkpoints. Raises as `Family.delete`."""
