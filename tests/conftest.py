@@ -57,13 +57,22 @@ TOGETHER = {
     "tests/e2e/test_learning_curve.py": "cluster",
     "tests/e2e/test_judges.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
+    "tests/golden/test_forgetting.py": "forgetting",
+    "tests/golden/test_homes.py": "homes",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/daemon/test_fsck.py": "programs",
+    "tests/daemon/test_grant_key.py": "programs",
+    "tests/daemon/test_webhook_secret.py": "programs",
     "tests/daemon/test_start_failures.py": "programs",
+    "tests/evaluation/worker/test_drift.py": "drift",
     "tests/evaluation/worker/test_asking.py": "asking",
     "tests/evaluation/worker/test_in_child.py": "engines",
     "tests/training/worker/test_in_child.py": "children",
     "tests/training/executors/test_torchrun.py": "ranks",
+    "tests/training/executors/test_sharding.py": "sharding",
+    "tests/training/executors/ray/test_two_nodes.py": "nodes",
+    "tests/training/worker/test_pausing.py": "pausing",
+    "tests/client/test_report_in_a_browser.py": "browser",
 }
 # What is together within a process is told and counted together: two thirds of what that costs for tests that take
 # milliseconds. Where single tests take seconds, each goes to whoever is free.
@@ -86,6 +95,13 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
         module = nodeid.partition("::")[0]
         alone = nodeid if module.startswith(SINGLY) else nodeid.partition("[")[0]
         return TOGETHER.get(module, alone)
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """Forget what is done, which xdist would look through again whenever a test ends."""
+        super().mark_test_complete(node, item_index, duration)
+        scope = self._split_scope(self.registered_collections[node][item_index])
+        if all(self.assigned_work[node][scope].values()):
+            del self.assigned_work[node][scope]
 
 
 @pytest.hookimpl(optionalhook=True)
