@@ -15,14 +15,12 @@ from pathlib import Path
 import pytest
 
 from luthier.runtime.server import ServerOptions
-from luthier.work import host
-from luthier.work.webhooks import sender
+from luthier.work.webhooks.posting import trust
 
 
 @contextmanager
 def hosting_quickly() -> Iterator[None]:
     """Have it so for the length of a block."""
-    trust = sender.trust
 
     @cache
     def of_the_system() -> ssl.SSLContext:
@@ -32,6 +30,6 @@ def hosting_quickly() -> Iterator[None]:
         return trust(ca_file) if ca_file else of_the_system()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(host, "ServerOptions", partial(ServerOptions, drain_seconds=0.0))
-        patched.setattr(sender, "trust", trusting_once)
+        patched.setattr("luthier.work.host.ServerOptions", partial(ServerOptions, drain_seconds=0.0))
+        patched.setattr("luthier.work.webhooks.sender.trust", trusting_once)
         yield

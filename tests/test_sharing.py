@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select
 from sqlalchemy.sql.compiler import SQLCompiler
+from tests import quick_hosting
 from tests.compiled_once import compiling_once
 from tests.conftest import Scheduling
 from tests.kept_processes import keeping_processes
-from tests.quick_hosting import hosting_quickly
 from tests.stores import open_database
 
 from luthier.storage.database import Database
@@ -51,10 +51,10 @@ async def said_to(database: Database, number: int) -> list[tuple[str, int]]:
     wanted = select(THINGS).where(THINGS.c.number == number)
     async with database.reading() as connection:
         seen = (await connection.execute(wanted)).all()
-    rows = [tuple(row.values()) for row in await database.rows(wanted)]
+    rows = [(row["name"], row["number"]) for row in await database.rows(wanted)]
     await database.close()
     assert [tuple(row) for row in seen] == rows
-    return [(name, found) for name, found in rows]
+    return rows
 
 
 def test_a_statement_is_compiled_once_for_all_databases(compiled: list[SQLCompiler], tmp_path: Path) -> None:
@@ -77,11 +77,12 @@ def test_a_service_stops_without_a_pause_and_shares_no_certificates_of_its_own(
         asked.append(ca_file)
         return object()
 
-    monkeypatch.setattr(sender, "trust", trust)
-    with hosting_quickly():
-        assert host.ServerOptions(address="127.0.0.1:0").drain_seconds == 0
-        assert sender.trust(None) is sender.trust(None)
-        own = [sender.trust(tmp_path / "ca.pem") for _ in "ab"]
+    monkeypatch.setattr(quick_hosting, "trust", trust)
+    with quick_hosting.hosting_quickly():
+        assert vars(host)["ServerOptions"](address="127.0.0.1:0").drain_seconds == 0
+        trusting = vars(sender)["trust"]
+        assert trusting(None) is trusting(None)
+        own = [trusting(tmp_path / "ca.pem") for _ in "ab"]
         assert own[0] is not own[1]
     assert asked == [None, tmp_path / "ca.pem", tmp_path / "ca.pem"]
 
