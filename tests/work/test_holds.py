@@ -130,6 +130,7 @@ async def served(home: Path, project: str) -> AsyncIterator[tuple[Parts, int]]:
         projects=(project,),
         migrations=MIGRATIONS,
         kinds=(),
+        keeping=Keeping(),
         min_free_bytes=0,
         **service_urls(home, "data"),
     )
