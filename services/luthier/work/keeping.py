@@ -1,4 +1,4 @@
-"""How long a service keeps what is over: events, finished tasks and deliveries, answers by request id, what was deleted."""
+"""How long a service keeps what is over: events, finished work, answers by request id, what was deleted."""
 
 from __future__ import annotations
 

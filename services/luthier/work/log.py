@@ -280,8 +280,8 @@ def page_expired(uid: str, after: int, first: int) -> OutOfRange:
     return OutOfRange(
         reason=Reason.SEQUENCE_EXPIRED,
         message=(
-            f"the events after {after} of the resource with uid {uid} are gone: {_ENDED_LONG_AGO}; list them anew without "
-            f"a page_token: those that are left begin with event {first}"
+            f"the events after {after} of the resource with uid {uid} are gone: {_ENDED_LONG_AGO}; list them anew "
+            f"without a page_token: those that are left begin with event {first}"
         ),
         metadata={"first_sequence": str(first)},
     )
@@ -291,7 +291,8 @@ def _expired(name: str, wanted: int, first: int) -> OutOfRange:
     return OutOfRange(
         reason=Reason.SEQUENCE_EXPIRED,
         message=(
-            f"event {wanted} of {name} is gone: {_ENDED_LONG_AGO}; begin at {first}, or at 0 for the first that there is"
+            f"event {wanted} of {name} is gone: {_ENDED_LONG_AGO}; begin at {first}, "
+            "or at 0 for the first that there is"
         ),
         metadata={"start_sequence": str(wanted), "first_sequence": str(first)},
     )

@@ -65,7 +65,7 @@ class Purging:
         keep_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args: whose resources, and who watches them; what has no time of its own goes `keep_seconds` after deletion."""
+        """Args: whose resources, and their log; what has no time of its own goes `keep_seconds` after its deletion."""
         self._database = database
         self._log = log
         self._families = families

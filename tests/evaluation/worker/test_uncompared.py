@@ -21,7 +21,7 @@ FEW = Comparison(candidate_arm_id="few", baseline_arm_id="tuned", score="chrf")
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("left_out", "said"),
     [
         (
             LeftOut(learnt={0, 1, 2}, failed={"zero": {3}}),
@@ -39,8 +39,10 @@ FEW = Comparison(candidate_arm_id="few", baseline_arm_id="tuned", score="chrf")
         ),
     ],
 )
-def test_each_reason_is_counted_and_the_commonest_says_what_would_be_right(lost: Lost, said: str) -> None:
-    (warning,) = uncompared(EVALUATION, [FEW], lost, 4)
+def test_each_reason_is_counted_and_the_commonest_says_what_would_be_right(
+    left_out: LeftOut, said: str
+) -> None:
+    (warning,) = uncompared(EVALUATION, [FEW], left_out, 4)
     assert warning.startswith("tuned and zero cannot be compared on chrf: ")
     assert said in warning
 
