@@ -131,7 +131,7 @@ def test_instruction_sets_of_one_family_have_entries_of_the_same_classes(op: str
 
 def test_an_entry_s_name_is_made_once_for_all_layers_and_steps() -> None:
     """Each projection, there and back, of each layer asks for the same few classes, in every step."""
-    layers = [torch.randn(1, 24, 16).bfloat16()[0].requires_grad_(), torch.ones(24, 16).bfloat16()]
+    layers = [torch.randn(24, 16).bfloat16().requires_grad_(), torch.ones(24, 16).bfloat16()]
     tables._key.cache_clear()
     for _ in range(3):
         for rows in layers:
