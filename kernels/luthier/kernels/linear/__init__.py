@@ -96,10 +96,14 @@ def reads_codes(x: "Tensor", weight_NK: "Tensor") -> bool:
 
     The table of `linear` says so, for every operator whose base is such a product.
     """
-    if x.device.type != "cuda" or forced() == "eager" or _refusal("auto", x, weight_NK) is not None:
+    if x.device.type != "cuda":
         return False
-    shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
-    return forced() == "triton" or measured("linear", x, shape) == "triton"
+    wanted: str = forced()
+    if wanted == "auto":
+        shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
+        wanted = measured("linear", x, shape) or "eager"
+    # Last: it takes several times as long as the table, and each projection asks, there and back.
+    return wanted == "triton" and _refusal("auto", x, weight_NK) is None
 
 
 def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:
