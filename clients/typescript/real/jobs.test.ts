@@ -24,7 +24,7 @@ import {
   RenderingFailed,
 } from "#dist/node.js";
 import { all, thrown } from "../test/scripted.js";
-import { chats, job, LIMIT, pairs, rendered, version } from "./preparing.js";
+import { chats, job, labelled, LIMIT, pairs, rendered, version } from "./preparing.js";
 
 const CHECKPOINTS = "projects/default/fineTuningJobs/tsj-first/checkpoints";
 const client: Client = connect();
@@ -135,6 +135,47 @@ test("pairs teach a preference, and rows of another kind are refused", async () 
   assert.ok((points.at(-1)?.values.reward_margin ?? 0) > (points[0]?.values.reward_margin ?? 0));
   const mismatch = await thrown(FailedPrecondition, client.jobs.create(job(rendering, 4, { method })));
   assert.equal(mismatch.reason, Reason.RENDERING_KIND_MISMATCH);
+});
+
+test("answers that are labelled alone teach a preference as well", async () => {
+  const judged = await version(client, "tsj-labelled", [[Split.TRAIN, labelled(24)]]);
+  const rows = await rendered(client, judged, RenderingKind.UNPAIRED);
+  const preferring = (loss: PreferenceConfig_Loss): Parameters<typeof client.jobs.create>[0] =>
+    job(rows, 12, { method: { case: "preference", value: { loss } } });
+  await client.jobs.create(preferring(PreferenceConfig_Loss.KTO), { jobId: "tsj-labelled" });
+  await client.jobs.wait("tsj-labelled", LIMIT);
+  const points = await all(client.jobs.metrics("tsj-labelled"));
+  const [first = Number.NaN, last = Number.NaN] = [points[0], points.at(-1)].map(
+    (point) => point?.values.reward_margin,
+  );
+  assert.ok(Math.abs(first) < 1e-3 && last > 0.05, `${first} and ${last}`);
+  assert.ok("kl" in (points.at(-1)?.values ?? {}));
+  const paired = client.jobs.create(preferring(PreferenceConfig_Loss.DPO));
+  assert.equal((await thrown(FailedPrecondition, paired)).reason, Reason.RENDERING_KIND_MISMATCH);
+});
+
+test("a job mixes renderings by shares as its plan says, and keeps both", async () => {
+  const general = await rendered(client, await version(client, "tsj-general", [[Split.TRAIN, chats(20, 500)]]));
+  const wanted = job(rendering, 20, { mixedRenderings: [{ rendering: general, share: 0.25 }] });
+  const plan = await client.jobs.plan(wanted);
+  assert.deepEqual(
+    plan.renderings.map((one) => [one.rendering, one.share]),
+    [
+      [rendering, 0.75],
+      [general, 0.25],
+    ],
+  );
+  assert.ok(Math.abs((plan.renderings[1]?.reachedShare ?? 0) - 0.25) < 0.05);
+  await client.jobs.create(wanted, { jobId: "tsj-mixed" });
+  const needed = await thrown(FailedPrecondition, client.renderings.delete(general));
+  assert.equal(needed.reason, Reason.RESOURCE_IN_USE);
+  const done = await client.jobs.wait("tsj-mixed", LIMIT);
+  assert.deepEqual(done.runRecord?.renderings, plan.renderings);
+  const names = done.references.map((one) => one.name);
+  assert.ok(names.includes(rendering) && names.includes(general), names.join());
+  const points = await all(client.jobs.metrics("tsj-mixed"));
+  const tokens = points.reduce((sum, point) => sum + (point.values.num_tokens ?? 0), 0);
+  assert.equal(tokens, Number(plan.numTokens));
 });
 
 test("rewards teach, what was drawn is read, and rewards that are all alike are told", async () => {
