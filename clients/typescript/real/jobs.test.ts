@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { BasePrecision } from "#dist/gen/luthier/v1/base_precision_pb.js";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
+import { TemplateSource } from "#dist/gen/luthier/v1/evaluation_pb.js";
 import { FineTuningJob_State, PreferenceConfig_Loss } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
 import { LengthPolicy, RenderingKind } from "#dist/gen/luthier/v1/rendering_pb.js";
 import {
@@ -24,7 +25,7 @@ import {
   RenderingFailed,
 } from "#dist/node.js";
 import { all, thrown } from "../test/scripted.js";
-import { chats, job, labelled, LIMIT, pairs, rendered, version } from "./preparing.js";
+import { chats, job, LIMIT, labelled, pairs, question, rendered, version } from "./preparing.js";
 
 const CHECKPOINTS = "projects/default/fineTuningJobs/tsj-first/checkpoints";
 const client: Client = connect();
@@ -202,6 +203,29 @@ test("rewards teach, what was drawn is read, and rewards that are all alike are 
   const failed = await thrown(JobFailed, client.jobs.wait("tsj-constant", LIMIT));
   assert.deepEqual([failed.state, failed.reason], ["FAILED", Reason.NO_REWARD_SPREAD]);
   assert.equal(failed.metadata.num_steps, "3");
+});
+
+test("a model is asked with the template that it was taught with", async () => {
+  const turn = "[{{ message['role'] }}] {{ message['content'] }}<|im_end|>";
+  const asks = "{% if add_generation_prompt %}[assistant] {% endif %}";
+  const chatTemplate = `{% for message in messages %}${turn}{% endfor %}${asks}`;
+  const { name } = await client.renderings.create({ datasetVersion: things, model: "tiny", chatTemplate });
+  await client.renderings.wait(name, LIMIT);
+  await client.jobs.create(job(name, 2), { jobId: "tsj-taught" });
+  const { tunedModel } = await client.jobs.wait("tsj-taught", LIMIT);
+  const { taught } = await client.models.get(tunedModel);
+  assert.equal(taught?.rendering, name);
+  assert.ok(taught?.chatTemplate.endsWith(chatTemplate), taught?.chatTemplate);
+  const [row] = await all(client.renderings.preview(name, { split: Split.TRAIN }));
+  const asked = async (model: string): Promise<unknown[]> => {
+    const pieces = await all(client.generate(model, question(Number(row?.line) - 1), { maxNewTokens: 2 }));
+    return [pieces.at(-1)?.templateSource, pieces.at(-1)?.numPromptTokens];
+  };
+  const learnt = row?.tokens.findIndex((token) => token.supervised);
+  assert.deepEqual(await asked(tunedModel), [TemplateSource.TAUGHT, learnt]);
+  const [source, length] = await asked("tiny");
+  assert.equal(source, TemplateSource.BASE);
+  assert.notEqual(length, learnt);
 });
 
 test("jobs and renderings that cannot be are refused with what is wrong", async () => {

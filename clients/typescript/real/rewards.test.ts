@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import { createServer as createServer2, type Http2Server } from "node:http2";
-import { type AddressInfo, createServer } from "node:net";
+import { type AddressInfo, createServer, type Server } from "node:net";
 import { after, before, test } from "node:test";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
@@ -65,7 +65,7 @@ function scored(text: string): { case: "error"; value: string } | { case: "score
     : { case: "score", value: Math.min(1, [...text].length / 10) };
 }
 
-async function listening(one: Http2Server | ReturnType<typeof createServer>): Promise<string> {
+async function listening(one: Server): Promise<string> {
   await new Promise<void>((resolve) => one.listen(0, "127.0.0.1", resolve));
   return `127.0.0.1:${(one.address() as AddressInfo).port}`;
 }
