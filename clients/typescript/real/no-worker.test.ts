@@ -27,7 +27,7 @@ test("whoever asks a model hears that there is no worker and how to start one, a
     const refused = await thrown(Unavailable, ask());
     assert.deepEqual([refused.reason, refused.retryAfterSeconds], [Reason.NO_WORKER, 1]);
     assert.match(refused.message, /no evaluation worker takes orders.*`luthierd worker evaluation`/);
-    assert.ok(performance.now() - began >= 1000, "the service says when to come back");
+    assert.ok(performance.now() - began > 990, "the service says when to come back");
   }
 });
 

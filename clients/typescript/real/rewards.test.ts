@@ -89,7 +89,7 @@ test("pairs make a reward model, which values answers and is not asked", async (
   assert.ok((points.at(-1)?.values.reward_margin ?? 0) > (points[0]?.values.reward_margin ?? 0));
   assert.equal((await client.models.get(JUDGE)).kind, Model_Kind.REWARD);
   const asked = await thrown(InvalidArgument, client.generate("tsv-judge", "Once", { maxNewTokens: 1 }));
-  assert.match(asked.message, /must be a model of words, got .*tsv-judge/);
+  assert.match(asked.message, /must be a model of words, got '.*tsv-judge', a reward model/);
 
   const samples = ["blue", "grass"].flatMap((outputText) =>
     [1, 2, 30].map((number) => ({ itemJson: JSON.stringify({ messages: question(number) }), outputText })),
