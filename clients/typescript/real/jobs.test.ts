@@ -156,7 +156,10 @@ test("answers that are labelled alone teach a preference as well", async () => {
 });
 
 test("a job mixes renderings by shares as its plan says, and keeps both", async () => {
-  const general = await rendered(client, await version(client, "tsj-general", [[Split.TRAIN, chats(20, 500)]]));
+  const general = await rendered(
+    client,
+    await version(client, "tsj-general", [[Split.TRAIN, chats(20, 500)]]),
+  );
   const wanted = job(rendering, 20, { mixedRenderings: [{ rendering: general, share: 0.25 }] });
   const plan = await client.jobs.plan(wanted);
   assert.deepEqual(

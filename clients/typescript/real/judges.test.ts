@@ -89,10 +89,11 @@ test("a judge that fails half of the time judges all in both orders, and what it
   assert.deepEqual([pair?.armId, pair?.rivalArmId], ["tuned", "zero"]);
   const wins = count((zero, tuned) => tuned > zero);
   const losses = count((zero, tuned) => tuned < zero);
-  assert.deepEqual(
-    [pair?.numWins, pair?.numTies, pair?.numLosses].map(Number),
-    [wins, RECORDS - wins - losses, losses],
-  );
+  assert.deepEqual([pair?.numWins, pair?.numTies, pair?.numLosses].map(Number), [
+    wins,
+    RECORDS - wins - losses,
+    losses,
+  ]);
   const compared = done.comparisons.find((one) => one.score === "judge.longer");
   assert.equal(Number(compared?.count), RECORDS);
   assert.ok(Math.abs((compared?.difference ?? Number.NaN) - (wins - losses) / RECORDS) < 1e-9);

@@ -40,7 +40,9 @@ before(async () => {
   const handler = connectNodeAdapter({
     routes: (router) =>
       router.service(RewardService, {
-        score: ({ samples }) => ({ scores: samples.map(({ outputText }) => ({ outcome: scored(outputText) })) }),
+        score: ({ samples }) => ({
+          scores: samples.map(({ outputText }) => ({ outcome: scored(outputText) })),
+        }),
       }),
   });
   server = createServer2(handler);
@@ -134,7 +136,11 @@ test("an evaluation has a reward model's values, the same as they are by themsel
     answers.map((answer) => ({ case: "score", value: answer.scores.reward })),
     grades.map((grade) => grade.outcome),
   );
-  const evaluation = { datasetVersion: things, arms: [{ armId: "base", model: "tiny" }], rewardModel: "tiny" };
+  const evaluation = {
+    datasetVersion: things,
+    arms: [{ armId: "base", model: "tiny" }],
+    rewardModel: "tiny",
+  };
   const metrics = [EvaluationMetric.REWARD_MODEL];
   const other = await thrown(InvalidArgument, client.evaluations.create({ ...evaluation, metrics }));
   assert.deepEqual(
@@ -144,7 +150,8 @@ test("an evaluation has a reward model's values, the same as they are by themsel
 });
 
 test("a job learns from a reward model, which it keeps, and as much from its checkpoint", async () => {
-  const valuedBy = (model: string): JobInit => reinforced({ kind: { case: "rewardModel", value: { model } } });
+  const valuedBy = (model: string): JobInit =>
+    reinforced({ kind: { case: "rewardModel", value: { model } } });
   const { warnings } = await client.jobs.plan(valuedBy("tsv-judge"));
   assert.deepEqual(
     warnings.filter((one) => /reward model/.test(one)),

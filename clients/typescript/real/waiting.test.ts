@@ -27,10 +27,7 @@ test("a task that no worker takes says why, in itself and in its log, and which 
   assert.ok(why instanceof Unavailable, String(why));
   assert.equal(why.reason, Reason.NO_FITTING_WORKER);
   assert.deepEqual(why.metadata, { requirement: "kind", kind: "REGISTER_MODEL" });
-  assert.match(
-    why.message,
-    /^no training worker is there to do it; start one: luthierd worker training$/,
-  );
+  assert.match(why.message, /^no training worker is there to do it; start one: luthierd worker training$/);
   assert.equal(told, why.message);
 
   await client.models.cancel(name);
