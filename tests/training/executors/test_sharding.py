@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.executors.test_torchrun import assert_close, crew_of, disturbed, wanted, working
+from tests.training.executors.test_torchrun import (
+    assert_close,
+    crew_of,
+    disturbed,
+    signalled,
+    wanted,
+    working,
+)
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_in_child import assert_same, changes
 from tests.training.worker.test_reinforcement import prompts, reinforcement
@@ -55,7 +62,7 @@ async def test_an_adapter_of_a_divided_model_outlives_a_rank_and_loses_no_bit(
     async with working(site, model_folder, crew_of(children, 2)):
         alone = await site.ended((await site.create_job("alone", asked(is_divided=False, num_epochs=4))).name)
         whole = await site.ended((await site.create_job("whole", asked(num_epochs=4))).name)
-        hurt = await disturbed(site, signal.SIGKILL, 1, asked(num_epochs=4))
+        hurt = await disturbed(site, "hurt", signalled(signal.SIGKILL, 1), asked(num_epochs=4))
         for job in (alone, whole, hurt.job):
             assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
         assert (whole.run_record.sharding, whole.run_record.num_ranks) == (SHARDING_FSDP2, 2)
