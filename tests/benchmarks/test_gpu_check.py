@@ -208,7 +208,6 @@ def test_a_plan_that_is_further_off_than_plans_may_be_is_a_fault(
 def job_found(**changes: Any) -> dict[str, Any]:
     """Return what the job's part finds where all is well, less what is changed of the job that was killed."""
     job = {
-        "state": "SUCCEEDED",
         "device": "NVIDIA H200 (sm_90)",
         "determinism": "BITWISE",
         "best_effort_reason": "",
@@ -228,7 +227,6 @@ def job_found(**changes: Any) -> dict[str, Any]:
         ({}, None),
         ({"same_bits": False}, "the job that was killed and went on left other checkpoints"),
         ({"checkpoints": 0}, "there is no checkpoint to compare"),
-        ({"state": "FAILED"}, "the killed job is FAILED"),
         ({"device": "AMD EPYC"}, "the killed job ran on AMD EPYC, not on NVIDIA H200"),
         (
             {"determinism": "BEST_EFFORT", "best_effort_reason": "ROCm"},
@@ -352,7 +350,6 @@ def test_the_way_over_the_processor_goes_through_each_part(
 
 def _job_seen(found: dict[str, Any]) -> None:
     assert (found["checkpoints"], found["same_bits"]) == (3, True)
-    assert found["whole"]["state"] == found["killed"]["state"] == "SUCCEEDED"
     assert (found["whole"]["num_attempts"], found["killed"]["num_attempts"]) == (1, 2)
     assert found["whole"]["determinism"] == "BITWISE"
     assert found["whole"]["last_loss"] < found["whole"]["first_loss"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.recipes.crews import Made, Run, assert_close, divided
+from tests.training.recipes.crews import METHODS, Made, Run, assert_close, divided
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -30,8 +30,6 @@ from luthier.training.recipes.weights import Adapter
 ModelMaker = Callable[..., PreTrainedModel]
 RunMaker = Callable[..., Run]
 CPU = torch.device("cpu")
-KINDS = ("sft", "dpo", "kto", "reward_model", "grpo")
-"""A method of each recipe; other losses of pairs are read alike."""
 
 
 @pytest.fixture
@@ -54,17 +52,17 @@ def test_every_method_makes_the_steps_of_one_rank_and_the_same_bits_again(
     make_run: RunMaker, kind: str, tmp_path: Path
 ) -> None:
     short = {"max_steps": 3}
-    alone = {method: make_run(method, kind, **short).made(OneRank(), tmp_path / method) for method in KINDS}
+    alone = {method: make_run(method, kind, **short).made(OneRank(), tmp_path / method) for method in METHODS}
 
     def twice(collective: Collective) -> dict[str, list[Made]]:
         def made(method: str, name: str) -> Made:
             folder = tmp_path / name / f"{method}-{collective.rank}"
             return make_run(method, kind, alone[method].rollouts, **short).made(collective, folder)
 
-        return {method: [made(method, name) for name in ("first", "second")] for method in KINDS}
+        return {method: [made(method, name) for name in ("first", "second")] for method in METHODS}
 
     ranks = divided(2, tmp_path / "ranks", twice)
-    for method in KINDS:
+    for method in METHODS:
         (first, again), (other, _) = (rank[method] for rank in ranks)
         assert_close(first.steps, alone[method].steps)
         assert first.steps == again.steps == other.steps, method
@@ -102,6 +100,25 @@ def test_three_ranks_of_which_some_have_nothing_to_do_make_the_steps_of_one(
     )
     assert_close(three[0].steps, alone.steps)
     assert three[0].steps == three[1].steps == three[2].steps
+
+
+@pytest.mark.parametrize("kind", ["adapter", "all"])
+def test_answers_are_drawn_from_divided_weights_as_one_rank_draws_them(
+    make_run: RunMaker, kind: str, tmp_path: Path
+) -> None:
+    """In the first step, before rounding has made other weights; each draws to prompts of its own."""
+
+    def made(collective: Collective) -> Made:
+        run = make_run("grpo", kind, dtype=torch.float32)
+        return run.made(collective, tmp_path / f"run-{collective.rank}")
+
+    alone = made(OneRank())
+    first, second = divided(2, tmp_path / "ranks", made)
+    tokens = [[one.token_ids for one in run.rollouts[1]] for run in (alone, first)]
+    assert tokens[0] == tokens[1]
+    assert len(first.rollouts) == len(alone.rollouts) > 2
+    assert second.rollouts == {}, "the first rank keeps for all"
+    assert first.steps == second.steps
 
 
 def gradients_of(engine: Engine, run: Run, collective: Collective) -> dict[str, Tensor]:
