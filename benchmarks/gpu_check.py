@@ -214,7 +214,7 @@ def run(part: Part, plan: Plan, seconds: float) -> Found:
     )
     try:
         stdout, stderr = process.communicate(timeout=allowed)
-        faults = []
+        faults: list[str] = []
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         stdout, stderr = process.communicate()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 _PIDFD_GETFD = 438
@@ -17,21 +18,28 @@ _LET_NOTHING_IN = struct.pack("HBBI", 0x06, 0, 0, 0)
 def cut_off(pid: int) -> int:
     """Let no packet reach a process any more, or an acknowledgement; returns how many sockets it has for them.
 
-    They stay open and writable, as when a cable is pulled. The process is this one or one that this one started.
+    They stay open and writable, as when a cable is pulled. What it shares with the process that it was forked from is
+    left alone. The process is this one or one that this one started.
     """
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    inherited = set(_sockets(parent).values())
+    own = [number for number, name in _sockets(pid).items() if name not in inherited]
     handle = os.pidfd_open(pid)
     try:
-        found = [name for name in os.listdir(f"/proc/{pid}/fd") if _is_socket(pid, name)]
-        return sum(_is_cut(handle, int(name)) for name in found)
+        return sum(_is_cut(handle, number) for number in own)
     finally:
         os.close(handle)
 
 
-def _is_socket(pid: int, name: str) -> bool:
-    try:
-        return str(Path(f"/proc/{pid}/fd/{name}").readlink()).startswith("socket:")
-    except FileNotFoundError:
-        return False
+def _sockets(pid: int) -> dict[int, str]:
+    """Return what a process has open of them, by descriptor."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            name = str(path.readlink())
+            if name.startswith("socket:"):
+                found[int(path.name)] = name
+    return found
 
 
 def _is_cut(handle: int, number: int) -> bool:

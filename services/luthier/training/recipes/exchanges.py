@@ -6,6 +6,7 @@ Letters: S ranks, N elements of each rank's part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,9 @@ def buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield together
 
 
-def gather_parts(collective: Collective, whole: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
+def gather_parts(
+    collective: Collective, whole: Tensor, part: Tensor, group: dist.ProcessGroup | None
+) -> None:
     """Put the parts of all ranks, S times N elements, one behind the other into `whole`, which may hold this one's.
 
     Takes `PIECE_BYTES` where that is more. Raises as the collective's `exchange`.
@@ -52,7 +55,7 @@ def gather_parts(collective: Collective, whole: Tensor, part: Tensor, group: dis
 
 
 def sum_parts(
-    collective: Collective, part: Tensor, whole: Tensor, op: dist.ReduceOp, group: dist.ProcessGroup
+    collective: Collective, part: Tensor, whole: Tensor, op: Any, group: dist.ProcessGroup | None
 ) -> None:
     """Put the sum over the ranks of this one's N elements of `whole` into `part`; as `gather_parts` else."""
     parts_SN = whole.view(collective.num_ranks, part.numel())
