@@ -113,6 +113,31 @@ def test_parts_are_gathered_and_summed_piece_by_piece(
         assert max(sizes, default=0) <= SMALL
 
 
+def test_an_exchange_begins_when_a_gpu_has_computed_what_it_was_given(tmp_path: Path) -> None:
+    """Else who watches counts a pass of many seconds as one that does not end."""
+
+    def work(_: Collective) -> list[str]:
+        told: list[str] = []
+
+        class Meetings:
+            def enter(self, num_bytes: int) -> None:
+                told.append(f"enter {num_bytes}")
+
+            def leave(self) -> None:
+                told.append("leave")
+
+        vars(torch.cuda)["synchronize"] = lambda device: told.append(f"await {device}")
+        ranks = Replicas(torch.device("cuda", 0), Meetings())
+        for is_awaited in (True, False):
+            with ranks.exchange(3, is_awaited=is_awaited):
+                told.append("exchange")
+        return told
+
+    (told,) = on_ranks(1, tmp_path, work)
+    assert told[:5] == ["await cuda:0", "enter 3", "exchange", "await cuda:0", "leave"]
+    assert told[5:] == ["enter 3", "exchange", "leave"]
+
+
 def test_pieces_change_no_bit_of_a_divided_model_on_two_ranks(
     tiny_llama: Callable[..., PreTrainedModel],
     token_rows: Callable[..., list[Any]],

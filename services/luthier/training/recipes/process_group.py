@@ -103,11 +103,14 @@ class Replicas:
 
         Raises as `sum_gradients`.
         """
+        if is_awaited:
+            # What a GPU was given before is still being computed, which may take longer than any exchange.
+            self._await_device()
         self._meetings.enter(num_bytes)
         try:
             yield
-            if is_awaited and self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            if is_awaited:
+                self._await_device()
         except torch.OutOfMemoryError:
             raise
         # Every backend has errors of its own, and gloo the plain one.
@@ -118,3 +121,7 @@ class Replicas:
                 metadata={"rank": str(self.rank)},
             ) from error
         self._meetings.leave()
+
+    def _await_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
