@@ -40,7 +40,9 @@ def made(services: Any, monkeypatch: pytest.MonkeyPatch) -> Parts:
 
     monkeypatch.setattr(module, "_read", read)
     monkeypatch.setattr(module, "_part", part)
-    services.answers["GetRendering"] = lambda request, context: Rendering(name=request.name, dataset_version="v")
+    services.answers["GetRendering"] = lambda request, context: Rendering(
+        name=request.name, dataset_version="v"
+    )
     return found
 
 
@@ -57,5 +59,18 @@ def test_so_does_a_command_that_names_none(made: Parts, run: Callable[..., Resul
     assert "enough was seen" in done.output
     assert made == [("c", 0.1, 20), ("c", 0.3, 60), ("c", 1.0, 200)]
     made.clear()
-    run("jobs", "learning-curve", "--model", "m", "--rendering", "r", "--name", "c", "--share", "1", "--share", "0.5")
+    run(
+        "jobs",
+        "learning-curve",
+        "--model",
+        "m",
+        "--rendering",
+        "r",
+        "--name",
+        "c",
+        "--share",
+        "1",
+        "--share",
+        "0.5",
+    )
     assert made == [("c", 0.5, 100), ("c", 1.0, 200)], "each named share, in order of size"

@@ -202,7 +202,9 @@ def drift_guard(least: float) -> Guard:
 def test_a_win_says_in_its_sentence_what_was_forgotten_though_nobody_guards_it() -> None:
     verdict = verdict_of(forgetful())
     assert verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
-    assert verdict.sentence.startswith("Fine-tuning wins: tuned is better than zero on exact_match: +62.5 pp [")
+    assert verdict.sentence.startswith(
+        "Fine-tuning wins: tuned is better than zero on exact_match: +62.5 pp ["
+    )
     assert verdict.sentence.endswith(f" on 48 records; {LITTLE}.")
 
 

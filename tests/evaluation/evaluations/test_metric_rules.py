@@ -18,7 +18,9 @@ PAIRS, OPENAI_PAIRS, SHAREGPT_PAIRS = "PREFERENCE", "PREFERENCE_OPENAI", "SHAREG
 TWO_BASES = [EvaluationArm(arm_id="zero", model=BASE), EvaluationArm(arm_id="far", model=OTHER)]
 
 
-def source(format_name: str, split: Split.ValueType = SPLIT_TEST, *, is_detected: bool = True) -> DatasetSource:
+def source(
+    format_name: str, split: Split.ValueType = SPLIT_TEST, *, is_detected: bool = True
+) -> DatasetSource:
     found = DatasetFormat.Value(f"DATASET_FORMAT_{format_name}")
     return DatasetSource(split=split, detected_format=found) if is_detected else DatasetSource(format=found)
 

@@ -141,7 +141,9 @@ async def test_answers_before_a_cancel_are_kept(site: Any) -> None:
     assert 12 <= len(known) < len(said)
     assert known.items() <= said.items()
     told = partial_words(done, await site.predictions(done.name))
-    assert re.match(rf"CANCELLED\. \d+ of 36 answers had come, kept are those to {done.num_records} records", told)
+    assert re.match(
+        rf"CANCELLED\. \d+ of 36 answers had come, kept are those to {done.num_records} records", told
+    )
     by_arm = Counter(arm_id for _, arm_id in known)
     assert all(f"{arm_id} {by_arm[arm_id]}" in told for arm_id, _, _ in WANTED["arms"])
 

@@ -105,9 +105,7 @@ class Texts:
             return found
 
         common = tokens * around_one(scatter)
-        baseline, candidate = (
-            nats * common * around_one(_OWN_SCATTER) for nats in (NATS, NATS - self.gain)
-        )
+        baseline, candidate = (nats * common * around_one(_OWN_SCATTER) for nats in (NATS, NATS - self.gain))
         return tokens, baseline, candidate
 
 
@@ -171,7 +169,9 @@ def measured_texts(case: Texts, num_sets: int) -> dict[str, Measured]:
         of_rates = rate_difference(candidate, baseline, tokens)  # type: ignore[arg-type]
         found["bits"].append(_told_of(of_rates, -case.gain))
     return {
-        name: Measured(**dict(zip(("coverage", "wins", "losses"), np.mean(each, axis=0).tolist(), strict=True)))
+        name: Measured(
+            **dict(zip(("coverage", "wins", "losses"), np.mean(each, axis=0).tolist(), strict=True))
+        )
         for name, each in found.items()
     }
 
@@ -192,7 +192,9 @@ def texts_table(num_sets: int) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name in TEXTS:
         for count in COUNTS:
-            none, gain = (measured_texts(Texts(name=name, count=count, gain=one), num_sets) for one in (0.0, GAIN))
+            none, gain = (
+                measured_texts(Texts(name=name, count=count, gain=one), num_sets) for one in (0.0, GAIN)
+            )
             cells = [
                 f"{100 * none[kind].coverage:.1f}, {100 * gain[kind].coverage:.1f}; {100 * none[kind].wins:.2f}"
                 for kind in ("perplexity", "bits")

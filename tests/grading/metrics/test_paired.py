@@ -230,7 +230,11 @@ def test_a_ratio_of_sums_is_as_sure_as_so_many_records_of_one_size(long: int, de
 def test_records_of_which_one_is_nearly_all_are_as_one() -> None:
     sizes = [1] * 11 + [1000]
     found = rate_difference([2.0] * 11 + [1500.0], [1.0] * 12, sizes)
-    assert (found.p_value, found.interval(0.95).lower, found.interval(0.95).upper) == (1.0, -math.inf, math.inf)
+    assert (found.p_value, found.interval(0.95).lower, found.interval(0.95).upper) == (
+        1.0,
+        -math.inf,
+        math.inf,
+    )
 
 
 def test_a_rate_of_one_record_has_no_interval_and_sizes_are_above_zero() -> None:

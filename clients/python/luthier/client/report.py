@@ -72,9 +72,7 @@ def collect_report(client: Client, evaluation: str) -> ReportData:
             metrics = list(client.jobs.metrics(job.name, page_size=1000))
             runs[job.name] = TuningRun(job=job, metrics=metrics)
     answers = client.evaluations.predictions(found.name, page_size=200) if has_answers(found) else ()
-    return ReportData(
-        evaluation=found, predictions=list(answers), models=models, runs=list(runs.values())
-    )
+    return ReportData(evaluation=found, predictions=list(answers), models=models, runs=list(runs.values()))
 
 
 def render_report(data: ReportData) -> str:

@@ -29,7 +29,9 @@ _STANDINGS = {GuardResult.STANDING_HELD: "better", GuardResult.STANDING_BROKEN: 
 def partial_headline(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
     """Return that an evaluation ended before it was scored, why, and what there is of it; nothing of every other."""
     words = partial_words(evaluation, predictions)
-    return f'<section class="headline worse"><strong>{escaped_html(words)}</strong></section>\n' if words else ""
+    return (
+        f'<section class="headline worse"><strong>{escaped_html(words)}</strong></section>\n' if words else ""
+    )
 
 
 def headline(evaluation: Evaluation) -> str:

@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 _ROUNDING = 1e-12
 """A standard error below this share of what was measured is rounding."""
 _LEAST_DEGREES = 0.1
-"""Of fewer, one record has all but a twentieth of the units, and is as one alone. SciPy's quantiles are inexact there."""
+"""Of fewer, one record has all but a twentieth of the units, and is as one alone; SciPy's quantiles are inexact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +175,7 @@ def _degrees(sizes: Array) -> float:
     return float((sizes / largest).sum() ** 2 / ((sizes / largest) ** 2).sum()) - 1 if largest > 0 else 0.0
 
 
-def _student(
-    value: float, values: Array, measured: float, degrees: float | None = None
-) -> PairedDifference:
+def _student(value: float, values: Array, measured: float, degrees: float | None = None) -> PairedDifference:
     """Return Student's test of `values` around `value`; `measured` is the largest amount that they are made of.
 
     `degrees` of freedom are one less than the values unless it says fewer.
