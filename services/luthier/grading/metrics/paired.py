@@ -11,7 +11,7 @@ zero out exactly where the p-value is at most alpha:
 
 A ratio of sums rests on its long records: it has the degrees of freedom of as many records of one size as it is worth,
 (sum of sizes)^2 / sum of sizes^2 (L. Kish, "Survey Sampling", 1965), less one. With those of all records twelve of 5 to
-160 tokens are called better in 3.6 % where there is no difference, with these in 2.2 %.
+160 tokens are called better in 3.8 % where there is no difference, with these in 2.2 %.
 
 Numbers that do not scatter, or of which there is one, do not tell how sure their mean is: any mean of a number that was
 not seen is possible. Their bounds are infinite, and their p-value is 1.
