@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ KINDS = {
 # grace period is over, aliases, which cannot be brought back, 30 days after their deletion.
 BY_POLICY = ("request_log", "loose_blobs", "model_aliases")
 ALIASES = Purged(rows=aliases.aliases(), parts=[alias_moves.c.owner])
+COLLECTED = "luthier_blob_collected_bytes_total"
 P99_SECONDS = 0.1
 MORE_DESCRIPTORS = 8
 """Of pools of connections, which are opened when there is much to do."""
@@ -113,6 +115,16 @@ def files(home: Path) -> set[str]:
 
 def descriptors(cluster: RestingCluster) -> dict[str, int]:
     return {name: len(os.listdir(f"/proc/{cluster.pid(name)}/fd")) for name in SERVICES}
+
+
+def collected_bytes(cluster: RestingCluster) -> dict[str, float]:
+    """How many bytes each service has given back by itself since it was started."""
+    found = {}
+    for service in SERVICES:
+        with urllib.request.urlopen(f"http://{cluster.metrics[service]}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        [found[service]] = [float(line.split()[1]) for line in lines if line.startswith(f"{COLLECTED} ")]
+    return found
 
 
 def difference(home: Path, before: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -212,6 +224,7 @@ def test_nothing_is_left_of_what_was_purged(tmp_path: Path, num_lives: int) -> N
         more = {name: number - open_before[name] for name, number in descriptors(cluster).items()}
         assert max(more.values()) <= MORE_DESCRIPTORS, more
         assert cluster.faults() == []
+        collected = collected_bytes(cluster)
     asyncio.run(sweep_by_policy(home))
     assert difference(home, before) == {}
     assert needed(home) == kept
@@ -220,9 +233,11 @@ def test_nothing_is_left_of_what_was_purged(tmp_path: Path, num_lives: int) -> N
     assert max(grown.values()) <= MORE_PAGES, grown
     reads, changes = spread(calls.seconds), spread(lives.seconds)
     print(
-        f"{num_lives} lives, load {os.getloadavg()[0]:.1f}\nreads {reads}\nchanges {changes}\npages {grown}"
+        f"{num_lives} lives, load {os.getloadavg()[0]:.1f}\nreads {reads}\nchanges {changes}\npages {grown}\n"
+        f"collected {collected}"
     )
     if num_lives >= 1000:
+        assert min(collected.values()) > 0, "bytes came back while others were in use"
         assert max(reads.p99, changes.p99) <= 1000 * P99_SECONDS
 
 
