@@ -175,7 +175,7 @@ def tokens_of(stage: Stage, tuned: str, remark: Remark) -> Tokens:
     turns = [ChatMessage(role="user", content=remark.text)]
     last = list(client.generate(tuned, turns, max_new_tokens=4))[-1]
     client.models.download(tuned, folder)
-    written = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+    written: Any = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         [{"role": "user", "content": remark.text}], add_generation_prompt=True, return_dict=False
     )
     named = GenerationConfig.from_pretrained(folder).eos_token_id

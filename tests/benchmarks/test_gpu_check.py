@@ -207,7 +207,7 @@ def test_a_plan_that_is_further_off_than_plans_may_be_is_a_fault(
 
 def job_found(**changes: Any) -> dict[str, Any]:
     """Return what the job's part finds where all is well, less what is changed of the job that was killed."""
-    job = {
+    job: dict[str, Any] = {
         "device": "NVIDIA H200 (sm_90)",
         "determinism": "BITWISE",
         "best_effort_reason": "",
@@ -215,7 +215,12 @@ def job_found(**changes: Any) -> dict[str, Any]:
         "first_loss": 2.0,
         "last_loss": 1.0,
     }
-    found = {"whole": job, "killed": {**job, "num_attempts": 2}, "checkpoints": 3, "same_bits": True}
+    found: dict[str, Any] = {
+        "whole": job,
+        "killed": {**job, "num_attempts": 2},
+        "checkpoints": 3,
+        "same_bits": True,
+    }
     top = {name: changes.pop(name) for name in list(changes) if name in found}
     found["killed"] |= changes
     return found | top

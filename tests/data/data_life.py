@@ -27,6 +27,7 @@ from luthier.v1.data_service_pb2 import (
 )
 from luthier.v1.dataset_pb2 import DatasetSource, DatasetVersion
 from luthier.v1.upload_pb2 import Upload
+from luthier.work.keeping import Keeping
 from luthier.work.tasks import TaskKind
 
 DATASET = f"{PARENT}/datasets/d"

@@ -22,6 +22,7 @@ from luthier.v1.evaluation_pb2 import TEMPLATE_SOURCE_BASE, ArmResult, Evaluatio
 from luthier.v1.evaluation_service_pb2 import CreateEvaluationRequest
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.keeping import Keeping
 from luthier.work.rewards import RewardAddresses
 from luthier.work.row_file import write_rows
 from luthier.work.tasks import TaskKind
@@ -43,7 +44,7 @@ async def evaluation_life(site: Site) -> None:
         webhooks=Targets([]),
         access=Access(judges=JudgeAccess((), ()), rewards=RewardAddresses([])),
     )
-    evaluations = EvaluationService(site.database, site.log, site.queue, site.blobs, outside)
+    evaluations = EvaluationService(site.database, site.log, site.queue, site.blobs, outside, Keeping())
     site.queue.register(TaskKind.EVALUATE, EvaluateHandler(evaluations))
     site.queue.register(TaskKind.ANSWER_SHARE, ShareHandler(evaluations, site.blobs))
     await site.queue.recover()

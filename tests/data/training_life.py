@@ -27,6 +27,7 @@ from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplitStatistics
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest
 from luthier.work.elsewhere import Elsewhere
+from luthier.work.keeping import Keeping
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
 from luthier.work.webhooks.targets import Targets
@@ -64,7 +65,7 @@ class OneRendering:
 
 async def training_life(site: Site) -> None:
     """A base model is there; a job keeps its last checkpoint and ends with a tuned model; and all goes again."""
-    models = ModelService(site.database, site.log, site.queue, site.blobs)
+    models = ModelService(site.database, site.log, site.queue, site.blobs, Keeping())
     elsewhere = Elsewhere(site.database, {"renderings": MemoryKeeper()})
     outside = Outside(
         renderings=OneRendering(),
@@ -73,7 +74,7 @@ async def training_life(site: Site) -> None:
         webhooks=Targets([]),
         workers=Crew(),
     )
-    jobs = JobService(site.database, site.log, site.queue, models, outside, site.blobs)
+    jobs = JobService(site.database, site.log, site.queue, models, outside, site.blobs, Keeping())
     handler = TrainHandler(jobs.family, site.log, models, site.blobs, jobs.rollouts)
     site.queue.register(TaskKind.TRAIN, handler)
     await site.queue.recover()
@@ -140,7 +141,8 @@ async def train(site: Site, jobs: JobService) -> None:
         return
     task = await site.claim(TaskKind.TRAIN)
     of_task: dict[str, Any] = {"task": task.task, "epoch": task.epoch}
-    for file in (*task.train.checkpoint_files, *task.train.base_model_files):
+    needed: list[Any] = [*task.train.checkpoint_files, *task.train.base_model_files]
+    for file in needed:
         assert await site.blobs.size(file.sha256) == file.size_bytes, "what is gone on from is there"
     base = {file.sha256 for file in task.train.base_model_files}
     for step in range(task.train.checkpoint_step + 1, NUM_STEPS + 1):

@@ -301,7 +301,7 @@ def told_much(home: Path, uid: str) -> int:
         of_end = "uid = ? AND final"
         [[first, end]] = connection.execute(f"SELECT sequence, event FROM events WHERE {of_end}", [uid])
         said = Event(event_time=Event.FromString(end).event_time, log=LogLine(text="x" * LINE_BYTES))
-        last = first + MANY
+        last = int(first) + MANY
         moved = Event.FromString(end)
         moved.sequence = last
         new = [last, moved.SerializeToString(), uid]
@@ -333,7 +333,7 @@ def test_who_is_slow_to_read_what_is_purged_sees_no_gap_and_is_told(
             return int(found.fetchone()[0])
 
     assert num_told() == last
-    metadata = [("authorization", f"Bearer {cluster.api_key()}")]
+    metadata = (("authorization", f"Bearer {cluster.api_key()}"),)
     with cluster.client() as client, grpc.insecure_channel(cluster.addresses["training"]) as channel:
         stub = training_service_pb2_grpc.TrainingServiceStub(channel)
         request = WatchFineTuningJobRequest(name=name)

@@ -18,6 +18,7 @@ from luthier.storage import blob_refs
 from luthier.storage.database import Database
 from luthier.work import purging, queue, requests
 from luthier.work.events import line
+from luthier.work.keeping import ANSWER_KEEP_SECONDS, DELETED_KEEP_SECONDS, TASK_KEEP_SECONDS
 from luthier.work.purging import Purged, PurgeMetrics, Purging
 from luthier.work.requests import SqlRequestLog
 from luthier.work.schema import events, request_log, tasks
@@ -81,7 +82,7 @@ async def test_answers_are_forgotten_a_batch_a_transaction(
     young = [answer("young", number, far_us) for number in range(NUMBER)]
     await fill(database, request_log, [answer("old", number, OLD_US) for number in range(NUMBER)] + young)
     old = request_log.c.principal == "old"
-    left = await lefts(database, SqlRequestLog(database).forget_old(), request_log, old)
+    left = await lefts(database, SqlRequestLog(database, ANSWER_KEEP_SECONDS).forget_old(), request_log, old)
     require_batches(left)
     assert await count(database, request_log, old) == 0
     assert await count(database, request_log) == NUMBER, "those of another caller by the same id are young"
@@ -100,7 +101,7 @@ async def test_finished_tasks_are_forgotten_a_batch_a_transaction(
     ]
     await fill(database, tasks, done)
     ended = tasks.c.state == "DONE"
-    require_batches(await lefts(database, bench.queue.forget_finished(), tasks, ended))
+    require_batches(await lefts(database, bench.queue.forget_finished(TASK_KEEP_SECONDS), tasks, ended))
     assert await count(database, tasks, ended) == 0
     assert await count(database, tasks) == 1, "what waits stays"
 
@@ -124,7 +125,8 @@ async def test_what_a_purged_resource_had_goes_a_batch_a_transaction(
     await things.family.delete(NAME, "")
     await things.family.undeleting.purge(NAME, "", "")
     families = [Purged(rows=things.rows, parts=[PARTS.c.owner])]
-    sweep = Purging(database, families, PurgeMetrics(CollectorRegistry())).sweep()
+    metrics = PurgeMetrics(CollectorRegistry())
+    sweep = Purging(database, things.family._log, families, metrics, DELETED_KEEP_SECONDS).sweep()
     require_batches(await lefts(database, sweep, table, owner == uid))
     assert await count(database, table, owner == uid) == 0
     assert await count(database, things.rows.table) == 0

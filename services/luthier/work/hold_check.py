@@ -62,8 +62,6 @@ async def hold_faults(connection: AsyncConnection, holders: Sequence[Holder]) ->
     is_gone = and_(*(holds.c.hold.not_in(select(holder.rows.table.c.uid)) for holder in holders))
     has_ended = and_(~holds.c.lasting, holds.c.hold.not_in(at_work))
     stale = select(holds).where(holds.c.expire_time_us.is_(None), or_(is_gone, has_ended))
-    for row in (await connection.execute(stale.order_by(holds.c.hold, holds.c.held))).all():
-        text = (
-            f"a row keeps {row.held} from being deleted for what has ended or is not there: it stays for ever"
-        )
-        yield Fault(kind="ownerless", digest="", who=row.holder, text=text)
+    for kept in (await connection.execute(stale.order_by(holds.c.hold, holds.c.held))).all():
+        text = f"a row keeps {kept.held} from being deleted for what has ended or is not there: it stays for ever"
+        yield Fault(kind="ownerless", digest="", who=kept.holder, text=text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.evaluation.evaluations.conftest import Bench
 from tests.evaluation.evaluations.memory_peers import BASE, MORE, TUNED
@@ -228,7 +230,7 @@ def test_where_drift_was_not_measured_the_sentence_has_nothing_of_it() -> None:
         ),
     ],
 )
-def test_every_verdict_says_what_is_retained(asked: dict[str, object], start: str) -> None:
+def test_every_verdict_says_what_is_retained(asked: dict[str, Any], start: str) -> None:
     sentence = verdict_of(forgetful(**asked)).sentence
     assert sentence.startswith(start)
     assert sentence.endswith(f"; {LITTLE}.")

@@ -70,10 +70,10 @@ def _pieces(gradient: Tensor) -> Iterator[Tensor]:
     if gradient.nbytes <= PIECE_BYTES:
         yield gradient
     elif gradient.is_contiguous():
-        yield from gradient.view(-1).split(PIECE_BYTES // gradient.element_size())
+        yield from torch.split(gradient.view(-1), PIECE_BYTES // gradient.element_size())
     else:
         rows = max(1, len(gradient) * PIECE_BYTES // gradient.nbytes)
-        for some in gradient.split(rows):
+        for some in torch.split(gradient, rows):
             yield from _pieces(some[0] if len(some) == 1 else some)
 
 
