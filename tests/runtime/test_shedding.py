@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -21,7 +20,7 @@ Looks = Counter[str]
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
     """What is done to find out who calls: keys that are digested, tokens whose signature is checked."""
     seen: Looks = Counter()
     digest, verify = auth._sha256, TaskTokens.verify
@@ -36,7 +35,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
 
     monkeypatch.setattr(auth, "_sha256", digested)
     monkeypatch.setattr(TaskTokens, "verify", verified)
-    yield seen
+    return seen
 
 
 def token_of(site: Site) -> str:

@@ -198,9 +198,7 @@ class StagedMethods(grpc.GenericRpcHandler):
             return method.handler_for(found)
         return grpc.stream_unary_rpc_method_handler(found)
 
-    def _staged(
-        self, name: str, type_: CallType, handler: Handler
-    ) -> Callable[[Principal | None], Handler]:
+    def _staged(self, name: str, type_: CallType, handler: Handler) -> Callable[[Principal | None], Handler]:
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
