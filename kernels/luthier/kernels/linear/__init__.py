@@ -5,7 +5,7 @@ Shape suffixes: M rows, K inputs, N outputs. Importing this package does not imp
 
 from typing import TYPE_CHECKING
 
-from luthier.kernels.dequantise import codes_refusal, format_of, is_quantised
+from luthier.kernels.dequantise import FEW_ROWS, codes_refusal, format_of, is_quantised
 from luthier.kernels.tables import Impl, forced, measured, resolve
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:
 
 def packed_shape_class(rows: int, quantised: str) -> str:
     """The class on a GPU of a product of so many rows, there and back, with a weight of this format."""
-    return f"{'few' if rows <= 64 else 'some' if rows < 1024 else 'many'}_rows-{quantised}"
+    return f"{'few' if rows <= FEW_ROWS else 'some' if rows < 1024 else 'many'}_rows-{quantised}"
 
 
 def shape_class(rows: int, x: "Tensor", weight_NK: "Tensor") -> str:
