@@ -305,7 +305,7 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
 def _purging(parts: Parts, purged: Sequence[Purged]) -> Chore:
     """Return how deleted resources go for good."""
     metrics = PurgeMetrics(parts.metrics.registry)
-    purging = Purging(parts.database, purged, metrics, parts.keeping.deleted_keep_seconds)
+    purging = Purging(parts.database, parts.log, purged, metrics, parts.keeping.deleted_keep_seconds)
     return Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
 
 
