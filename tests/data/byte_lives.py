@@ -46,7 +46,7 @@ from luthier.v1.fine_tuning_job_pb2 import Checkpoint, FineTuningJob
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.blob_check import BlobCheck
 from luthier.work.blob_needs import Needs
-from luthier.work.keeping import DELETED_KEEP_SECONDS
+from luthier.work.keeping import DELETED_KEEP_SECONDS, Keeping
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
@@ -141,8 +141,8 @@ async def site_in(folder: Path, kind: str) -> AsyncIterator[Site]:
 async def data_life(site: Site) -> None:
     """A file is uploaded, two versions with the same rows are built of it, and all goes again."""
     staging = LocalStaging(site.folder / "blobs" / "staging", site.blobs)
-    uploads = UploadService(site.database, staging, 1 << 20)
-    datasets = DatasetService(site.database, site.log, site.queue, uploads)
+    uploads = UploadService(site.database, staging, 1 << 20, Keeping())
+    datasets = DatasetService(site.database, site.log, site.queue, uploads, Keeping())
     site.queue.register(TaskKind.BUILD_VERSION, BuildVersionHandler(datasets))
     await uploads.finish_left()
     await site.queue.recover()

@@ -48,6 +48,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.link import WorkerLink
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
@@ -155,7 +156,7 @@ class Site:
                     **policy_for(training, "task"),
                     **HOLD_POLICY,
                 },
-                request_log=SqlRequestLog(database),
+                request_log=SqlRequestLog(database, ANSWER_KEEP_SECONDS),
                 metrics=MetricsServer("127.0.0.1:0"),
             )
         )

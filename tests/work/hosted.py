@@ -17,6 +17,7 @@ from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.storage.blobs import BlobStore
 from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
+from luthier.work.keeping import Keeping
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
 from luthier.work.running import Runner
@@ -122,6 +123,7 @@ async def serve(
         projects=("p",),
         migrations=own_tables,
         kinds=KINDS,
+        keeping=Keeping(),
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
         min_free_bytes=min_free_bytes,
         **service_urls(home, "small"),

@@ -55,6 +55,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     values = Values(exchange, peers, parts.task_tokens)
     grading = GradingService(rewards, values)
     parts.at_end(grading.close)
+    sender = webhooks.assemble(parts, config.home, webhook_config, targets)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens),
         GenerationServicer(generations),
@@ -75,7 +76,7 @@ def build(parts: Parts, config: Config) -> Hosted:
             ),
         ),
         generations=exchange,
-        chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
+        chores=webhooks.chores(sender, parts.keeping),
     )
 
 

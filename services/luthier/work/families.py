@@ -134,7 +134,7 @@ class Family(Generic[M, P]):
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self.lifecycle = lifecycle
         self.undeleting = Undeleting(rows, database, keeping)

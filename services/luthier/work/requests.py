@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from sqlalchemy import ColumnClause, delete, insert, literal_column, select
 
 from luthier.storage.database import Database
-from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.schema import request_log
 
 FORGET_BATCH = 500
@@ -18,7 +17,7 @@ FORGET_BATCH = 500
 class SqlRequestLog:
     """Answers of mutating calls by (principal, method, request_id), for at least `keep_seconds`; 0: for ever."""
 
-    def __init__(self, database: Database, keep_seconds: float = ANSWER_KEEP_SECONDS) -> None:
+    def __init__(self, database: Database, keep_seconds: float) -> None:
         self._database = database
         self._keep_seconds = keep_seconds
 
