@@ -35,7 +35,7 @@ from luthier.v1 import training_service_pb2_grpc
 from luthier.v1.event_pb2 import Event, LogLine
 from luthier.v1.training_service_pb2 import WatchFineTuningJobRequest
 from luthier.work.keeping import ANSWER_KEEP_SECONDS
-from luthier.work.peers import error_of
+from luthier.work.peers import bearer, error_of
 from luthier.work.purging import Purged
 from luthier.work.requests import SqlRequestLog
 from luthier.work.schema import request_log
@@ -333,7 +333,7 @@ def test_who_is_slow_to_read_what_is_purged_sees_no_gap_and_is_told(
             return int(found.fetchone()[0])
 
     assert num_told() == last
-    metadata = (("authorization", f"Bearer {cluster.api_key()}"),)
+    metadata = bearer(cluster.api_key())
     with cluster.client() as client, grpc.insecure_channel(cluster.addresses["training"]) as channel:
         stub = training_service_pb2_grpc.TrainingServiceStub(channel)
         request = WatchFineTuningJobRequest(name=name)
