@@ -175,7 +175,9 @@ async def test_a_child_that_dies_loses_the_attempt_and_no_bit(
     assert_placed(told_of(events, AttemptChange.KIND_LOST))
     dumps = [text for text in warnings(events) if "crashed:\nFatal Python error: Segmentation fault" in text]
     assert len(dumps) == (number == signal.SIGSEGV)
-    assert all("luthier/training" in text for text in dumps)
+    # A signal from outside may come while Python makes or drops its innermost call, and the dump then ends there; a
+    # fault of C code comes within a call (`tests/work/test_children.py`).
+    assert all("luthier/training" in text or text.endswith("\n  File") for text in dumps)
     await assert_same(site, whole.name, again.name)
 
 
