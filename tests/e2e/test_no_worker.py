@@ -17,8 +17,7 @@ from luthier.storage.opening import open_stores
 from luthier.training.__main__ import build, settings_of
 from luthier.training.config import Config
 from luthier.v1.chat_pb2 import ChatMessage
-from luthier.work import waiting
-from luthier.work.host import hosting
+from luthier.work import host, waiting
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +41,7 @@ async def test_the_typescript_client_reads_why_nobody_works(
 ) -> None:
     """A service that has no worker, and a short patience: of its own it would be a minute before anybody is told."""
     monkeypatch.setattr(waiting, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(host, "_QUEUE_SECONDS", 0.2)
     home = tmp_path / "home"
     nobody = "127.0.0.1:1"
     config = Config(
@@ -54,7 +54,7 @@ async def test_the_typescript_client_reads_why_nobody_works(
         metrics_address="127.0.0.1:0",
         **service_urls(home, "training"),
     )
-    async with hosting(settings_of(config), lambda parts: build(parts, config), open_stores) as port:
+    async with host.hosting(settings_of(config), lambda parts: build(parts, config), open_stores) as port:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
         environment = clean | {"LUTHIER_HOME": str(home), "LUTHIER_TRAINING_ADDRESS": f"127.0.0.1:{port}"}
         await asyncio.to_thread(run_suite, "waiting", environment)

@@ -4,9 +4,10 @@
  */
 
 import assert from "node:assert/strict";
-import { createServer as createServer2, type Http2Server } from "node:http2";
-import { type AddressInfo, createServer, type Server } from "node:net";
+import { createServer, type Http2Server } from "node:http2";
+import type { AddressInfo } from "node:net";
 import { after, before, test } from "node:test";
+import { Code, ConnectError, type ServiceImpl } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
 import { EvaluationMetric, FinishReason } from "#dist/gen/luthier/v1/evaluation_pb.js";
@@ -37,17 +38,9 @@ let server: Http2Server;
 let address = "";
 
 before(async () => {
-  const handler = connectNodeAdapter({
-    routes: (router) =>
-      router.service(RewardService, {
-        score: ({ samples }) => ({
-          scores: samples.map(({ outputText }) => ({ outcome: scored(outputText) })),
-        }),
-      }),
-  });
-  server = createServer2(handler);
-  // Whoever asked may stay connected.
-  server.on("session", (session) => session.unref());
+  server = serving(({ samples }) => ({
+    scores: samples.map(({ outputText }) => ({ outcome: scored(outputText) })),
+  }));
   address = await listening(server);
   things = await version(client, "tsv-things", [
     [Split.TEST, chats(6, 100)],
@@ -60,6 +53,12 @@ after(() => {
   server.close();
 });
 
+/** A reward service; whoever asked it may stay connected. */
+function serving(score: ServiceImpl<typeof RewardService>["score"]): Http2Server {
+  const handler = connectNodeAdapter({ routes: (router) => router.service(RewardService, { score }) });
+  return createServer(handler).on("session", (session) => session.unref());
+}
+
 /** What the reward service finds of an answer. */
 function scored(text: string): { case: "error"; value: string } | { case: "score"; value: number } {
   return text === ""
@@ -67,14 +66,14 @@ function scored(text: string): { case: "error"; value: string } | { case: "score
     : { case: "score", value: Math.min(1, [...text].length / 10) };
 }
 
-async function listening(one: Server): Promise<string> {
+async function listening(one: Http2Server): Promise<string> {
   await new Promise<void>((resolve) => one.listen(0, "127.0.0.1", resolve));
   return `127.0.0.1:${(one.address() as AddressInfo).port}`;
 }
 
 /** A job that learns from what a grader says of its answers. */
-function reinforced(grader: GraderInit, maxGraderErrors = 0): JobInit {
-  const value = { grader, numSamples: 4, maxNewTokens: 4, maxGraderErrors };
+function reinforced(grader: GraderInit): JobInit {
+  const value = { grader, numSamples: 4, maxNewTokens: 4 };
   const adaptation = { case: "full", value: {} } as const;
   return job(prompts, 2, { adaptation, method: { case: "reinforcement", value } });
 }
@@ -192,13 +191,16 @@ test("a reward service in TypeScript grades samples, and a job learns from it", 
   }
 });
 
-test("a reward service that is silent fails the job, which says where it was asked", async () => {
-  const deaf = createServer((socket) => socket.unref());
-  const value = { address: await listening(deaf), timeoutSeconds: 1 };
-  const grader = { name: "deaf", kind: { case: "remote", value } } as const;
-  await client.jobs.create(reinforced(grader, 5), { jobId: "tsv-deaf" });
-  const failed = await thrown(JobFailed, client.jobs.wait("tsv-deaf", LIMIT));
-  deaf.close();
-  assert.deepEqual([failed.state, failed.reason], ["FAILED", Reason.REWARD_SERVICE_UNAVAILABLE]);
-  assert.ok(failed.message.includes(`grader deaf: reward service ${value.address}: no answer within 1 s`));
+test("a reward service that refuses fails the job, which says where it was asked and what it said", async () => {
+  const shut = serving(() => {
+    throw new ConnectError("closed for today", Code.FailedPrecondition);
+  });
+  const value = { address: await listening(shut) };
+  const grader = { name: "shut", kind: { case: "remote", value } } as const;
+  await client.jobs.create(reinforced(grader), { jobId: "tsv-shut" });
+  const failed = await thrown(JobFailed, client.jobs.wait("tsv-shut", LIMIT));
+  shut.close();
+  assert.deepEqual([failed.state, failed.reason], ["FAILED", Reason.REWARD_FAILED]);
+  const said = `grader shut: reward service ${value.address}: it refused the batch with FAILED_PRECONDITION`;
+  assert.ok(failed.message.includes(`${said}: closed for today`), failed.message);
 });
