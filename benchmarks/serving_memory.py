@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,8 +123,7 @@ def measured(stack: Stack, client: Client, version: str, size: Size) -> Found:
                 seconds.append(spent)
             if len(seconds) == size.calls:
                 client.evaluations.cancel(evaluation)
-                for _ in client.evaluations.watch(evaluation):
-                    pass
+                deque(client.evaluations.watch(evaluation), maxlen=0)
                 break
         else:
             raise RuntimeError(f"{_MOST_EVALUATIONS} evaluations ended beside {len(seconds)} calls")

@@ -27,6 +27,16 @@ def wanted() -> Evaluation:
     )
 
 
+# What decides first: scores, what it cost, whether more data would help; then how it came about, and answers.
+PARTS_OF_REPORT = (
+    "Results",
+    "What it cost",
+    "Would more data help?",
+    "Training:",
+    "Answers side by side",
+)
+
+
 def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path) -> None:
     cluster = whole.cluster
     with cluster.client() as client:
@@ -55,15 +65,7 @@ def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path
         assert again == found
         assert [one.name for one in client.jobs.list()] == jobs_before
         report = render_report(collect_report(client, found.evaluation.name))
-    # What decides first: scores, what it cost, whether more data would help; then how it came about, and answers.
-    parts_of_report = (
-        "Results",
-        "What it cost",
-        "Would more data help?",
-        "Training:",
-        "Answers side by side",
-    )
-    places = [report.index(f"<h2>{one}") for one in parts_of_report]
+    places = [report.index(f"<h2>{one}") for one in PARTS_OF_REPORT]
     assert places == sorted(places)
 
     path = tmp_path / "job.json"
@@ -71,18 +73,8 @@ def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path
     shown = luthier(
         cluster,
         *("jobs", "learning-curve", "-f", str(path), "--name", "more", "--max-steps", "12"),
-        *(
-            "--share",
-            "0.25",
-            "--share",
-            "0.5",
-            "--share",
-            "1",
-            "--arm",
-            "zero=tiny",
-            "--metric",
-            "field-match",
-        ),
+        *(word for share in SHARES for word in ("--share", str(share))),
+        *("--arm", "zero=tiny", "--metric", "field-match"),
     )
     assert shown["name"] == found.evaluation.name
 

@@ -53,12 +53,11 @@ async def hold_faults(connection: AsyncConnection, holders: Sequence[Holder]) ->
         mine = table.c.uid.in_(at_work), table.c.delete_time_us.is_(None)
         for row in (await connection.execute(select(table).where(*mine))).mappings():
             stored = holder.rows.of_row(row)
-            for one in holder.needed(stored):
-                if not {(stored.uid, one.uid), (stored.uid, one.name)} & held:
-                    text = (
-                        f"it needs {one.name or one.uid}, and no row keeps that from being deleted: report it"
-                    )
-                    yield Fault(kind="unheld", digest="", who=stored.message.name, text=text)
+            needed = holder.needed(stored)
+            unheld = [one for one in needed if not {(stored.uid, one.uid), (stored.uid, one.name)} & held]
+            for one in unheld:
+                text = f"it needs {one.name or one.uid}, and no row keeps that from being deleted: report it"
+                yield Fault(kind="unheld", digest="", who=stored.message.name, text=text)
     is_gone = and_(*(holds.c.hold.not_in(select(holder.rows.table.c.uid)) for holder in holders))
     has_ended = and_(~holds.c.lasting, holds.c.hold.not_in(at_work))
     stale = select(holds).where(holds.c.expire_time_us.is_(None), or_(is_gone, has_ended))

@@ -17,6 +17,8 @@ docs/evaluations.md does; false wins are everywhere as rare as stated.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -147,17 +149,16 @@ def test_numbers_without_ties_are_covered_exactly(count: int) -> None:
 def test_perplexities_and_bits_are_held_as_often_as_is_said_and_wins_are_as_rare(
     name: str, num_sets: int
 ) -> None:
-    for count in COUNTS:
-        for gain in (0.0, GAIN):
-            found = measured_texts(Texts(name=name, count=count, gain=gain), num_sets)
-            for kind, each in found.items():
-                case = (name, count, gain, kind, each)
-                least, most = BESIDE_THE_BAND.get((name, kind, count), (LEAST, MOST))
-                assert each.coverage >= least - slack(num_sets, 0.95), case
-                assert each.coverage <= most + slack(num_sets, 0.95), case
-                if gain == 0 and kind != "alone":
-                    assert each.wins <= STATED + slack(num_sets, STATED), case
-                    assert each.losses <= STATED + slack(num_sets, STATED), case
+    for count, gain in itertools.product(COUNTS, (0.0, GAIN)):
+        found = measured_texts(Texts(name=name, count=count, gain=gain), num_sets)
+        for kind, each in found.items():
+            case = (name, count, gain, kind, each)
+            least, most = BESIDE_THE_BAND.get((name, kind, count), (LEAST, MOST))
+            assert each.coverage >= least - slack(num_sets, 0.95), case
+            assert each.coverage <= most + slack(num_sets, 0.95), case
+            if gain == 0 and kind != "alone":
+                assert each.wins <= STATED + slack(num_sets, STATED), case
+                assert each.losses <= STATED + slack(num_sets, STATED), case
 
 
 def probability(
