@@ -162,11 +162,11 @@ def measured_texts(case: Texts, num_sets: int) -> dict[str, Measured]:
     found: dict[str, list[tuple[bool, bool, bool]]] = {"alone": [], "perplexity": [], "bits": []}
     truth = float(np.exp(NATS - case.gain) - np.exp(NATS))
     for tokens, baseline, candidate in zip(*case.sides(num_sets), strict=True):
-        alone = perplexity(baseline, tokens)  # type: ignore[arg-type]
+        alone = perplexity(baseline, tokens)
         found["alone"].append(_told(alone, float(np.exp(NATS))))
-        of_perplexities = perplexity_difference((candidate, tokens), (baseline, tokens))  # type: ignore[arg-type]
+        of_perplexities = perplexity_difference((candidate, tokens), (baseline, tokens))
         found["perplexity"].append(_told_of(of_perplexities, truth))
-        of_rates = rate_difference(candidate, baseline, tokens)  # type: ignore[arg-type]
+        of_rates = rate_difference(candidate, baseline, tokens)
         found["bits"].append(_told_of(of_rates, -case.gain))
     return {
         name: Measured(
