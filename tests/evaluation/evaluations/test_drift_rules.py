@@ -184,10 +184,10 @@ def test_a_baseline_that_fails_on_much_of_the_suite_holds_no_guard(
         assert sentence == "base could not answer 12 of 112 questions of the suite, and 90% must be answered"
 
 
-def forgetful(*guards: Guard, num_known: int = 38, **asked: object) -> Evaluation:
+def forgetful(*guards: Guard, num_known: int = 38, **asked: Any) -> Evaluation:
     """An evaluation that tuning wins, whose tuned arm has forgotten nine tenths of what it could do."""
-    wanted: dict[str, object] = {"right": {"zero": 0}, "tuned": 30, "count": 48, "guards": guards, **asked}
-    evaluation = evaluated(**wanted)  # type: ignore[arg-type]
+    wanted: dict[str, Any] = {"right": {"zero": 0}, "tuned": 30, "count": 48, "guards": guards}
+    evaluation = evaluated(**(wanted | asked))
     evaluation.drift.baseline_arm_id = "zero"
     little = ScoreEstimate(value=4 / 38, lower=0.0417, upper=0.2413, count=num_known)
     skills = [SkillDrift(skill="facts", num_asked=158, num_known=num_known, num_kept=4)]

@@ -219,10 +219,9 @@ def test_a_ratio_of_sums_is_as_sure_as_so_many_records_of_one_size(long: int, de
     sizes, even = [1] * 11 + [long], [1] * 12
     mine, other = (generator.gamma(9.0, 1 / 9, 12) for _ in range(2))
     rates = rate_difference((mine * sizes).tolist(), (other * sizes).tolist(), sizes)
-    both: Any = [
-        (side * counts, counts) for side, counts in ((mine, np.array(sizes)), (other, np.array(even)))
-    ]
-    for difference in (rates, perplexity_difference(*both), perplexity_difference(*both[::-1])):
+    longer, alike = ((side * counts).tolist() for side, counts in ((mine, sizes), (other, even)))
+    sides_ = (longer, sizes), (alike, even)
+    for difference in (rates, perplexity_difference(*sides_), perplexity_difference(*sides_[::-1])):
         widths = [difference.interval(one).upper - difference.value for one in (0.9, 0.95)]
         quantiles = [float(stats.t.ppf((1 + one) / 2, degrees)) for one in (0.9, 0.95)]
         assert widths[1] / widths[0] == pytest.approx(quantiles[1] / quantiles[0])

@@ -19,7 +19,6 @@ from tests.training.worker.conftest import Site
 
 from luthier.errors.status import status_to_failure
 from luthier.training.executors.inline import InChild
-from luthier.training.fitting import expected_words
 from luthier.training.worker.making import make_in
 from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in
@@ -205,8 +204,6 @@ async def test_a_kill_for_want_of_memory_fails_the_job_and_says_what_takes_it(
     assert failure.reason == "OUT_OF_MEMORY"
     assert "with micro_batch_tokens 4096 it does not; make it smaller" in failure.message
     assert "ended by the kernel for want of memory" in failure.message
-    assert job.run_record.memory.peak_bytes > 0
-    assert f"; its passes {expected_words(job.run_record.memory)}" in failure.message, "the plan's figures"
     assert_placed(failure.message)
     assert failure.metadata["places"].startswith("a.jsonl:")
     assert {"step", "rows", "num_rows", "micro_batch_tokens"} <= failure.metadata.keys()
