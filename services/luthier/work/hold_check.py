@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import Select, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.storage.stored import Rows, Stored
@@ -41,26 +41,34 @@ async def hold_faults(connection: AsyncConnection, holders: Sequence[Holder]) ->
     What has no task any more that is not over has ended, or was given up, and needs nothing until its end.
     """
     at_work = select(tasks.c.uid).where(tasks.c.state != TaskState.DONE)
-    here = await connection.execute(select(holds.c.hold, holds.c.held).where(holds.c.hold.in_(at_work)))
-    held = {(row.hold, row.held) for row in here}
-    columns = held_elsewhere.c
-    away = await connection.execute(
-        select(columns.holder_uid, columns.name).where(columns.holder_uid.in_(at_work), ~columns.released)
-    )
-    held |= {(row.holder_uid, row.name) for row in away}
+    held = await _held_by(connection, at_work)
     for holder in holders:
         table = holder.rows.table
         mine = table.c.uid.in_(at_work), table.c.delete_time_us.is_(None)
         for row in (await connection.execute(select(table).where(*mine))).mappings():
-            stored = holder.rows.of_row(row)
-            needed = holder.needed(stored)
-            unheld = [one for one in needed if not {(stored.uid, one.uid), (stored.uid, one.name)} & held]
-            for one in unheld:
-                text = f"it needs {one.name or one.uid}, and no row keeps that from being deleted: report it"
-                yield Fault(kind="unheld", digest="", who=stored.message.name, text=text)
+            for fault in _unheld(holder.rows.of_row(row), holder, held):
+                yield fault
     is_gone = and_(*(holds.c.hold.not_in(select(holder.rows.table.c.uid)) for holder in holders))
     has_ended = and_(~holds.c.lasting, holds.c.hold.not_in(at_work))
     stale = select(holds).where(holds.c.expire_time_us.is_(None), or_(is_gone, has_ended))
     for kept in (await connection.execute(stale.order_by(holds.c.hold, holds.c.held))).all():
         text = f"a row keeps {kept.held} from being deleted for what has ended or is not there: it stays for ever"
         yield Fault(kind="ownerless", digest="", who=kept.holder, text=text)
+
+
+async def _held_by(connection: AsyncConnection, uids: Select[Any]) -> Collection[tuple[str, str]]:
+    """Return what some resources hold: their uid, with the uid of what is here, the name of what is elsewhere."""
+    here = select(holds.c.hold, holds.c.held).where(holds.c.hold.in_(uids))
+    columns = held_elsewhere.c
+    away = select(columns.holder_uid, columns.name).where(columns.holder_uid.in_(uids), ~columns.released)
+    found: set[tuple[str, str]] = set()
+    for statement in (here, away):
+        found.update((row[0], row[1]) for row in await connection.execute(statement))
+    return found
+
+
+def _unheld(stored: Stored[Any, Any], holder: Holder, held: Collection[tuple[str, str]]) -> Iterator[Fault]:
+    for one in holder.needed(stored):
+        if (stored.uid, one.uid) not in held and (stored.uid, one.name) not in held:
+            text = f"it needs {one.name or one.uid}, and no row keeps that from being deleted: report it"
+            yield Fault(kind="unheld", digest="", who=stored.message.name, text=text)
