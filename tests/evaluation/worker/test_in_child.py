@@ -219,7 +219,7 @@ async def test_a_process_that_dies_loses_the_attempt_and_no_answer(
     assert changes(seen) == [(AttemptChange.KIND_LOST, "CRASHED"), (AttemptChange.KIND_SUCCEEDED, "")]
     dumps = [text for text in warnings(seen) if "crashed:\nFatal Python error: Segmentation fault" in text]
     assert len(dumps) == (number == signal.SIGSEGV)
-    # Cut off where the signal came between two calls, see the same of a job in tests/training/worker/test_in_child.py.
+    # Cut off where the signal came between two calls, see that of a job in `tests/training/worker/test_in_child.py`.
     assert all("luthier/evaluation/worker" in text or text.endswith("\n  File") for text in dumps)
     told = await progress(site, made.name)
     first, second = ([done for attempt, done in told if attempt == number] for number in (1, 2))
