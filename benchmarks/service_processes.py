@@ -20,6 +20,8 @@ from luthier.client import Client, ConfigArguments
 
 SERVICES = ("data", "training", "evaluation")
 WAIT_SECONDS = 240.0
+_AT_ONCE = [("grpc.max_reconnect_backoff_ms", 100)]
+"""By default gRPC tries again after a second, and then after longer ones."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +76,7 @@ class Stack:
     def await_serving(self, service: str) -> None:
         """Return once a service serves. Raises RuntimeError with its log when it does not."""
         deadline = time.monotonic() + WAIT_SECONDS
-        with grpc.insecure_channel(self._addresses[f"{service.upper()}_ADDRESS"]) as channel:
+        with grpc.insecure_channel(self._addresses[f"{service.upper()}_ADDRESS"], _AT_ONCE) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while not _serves(stub):
                 if time.monotonic() > deadline or self.processes[f"serve {service}"].poll() is not None:

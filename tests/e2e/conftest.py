@@ -38,6 +38,8 @@ TUNING_WORKERS = ("data-worker", "training-worker")
 # In the last one, the model of the name `tiny` is another.
 PROJECTS = ("default", "other", "plain")
 WAIT = 240.0
+# By default gRPC tries again after a second, and then after longer ones.
+AT_ONCE = [("grpc.max_reconnect_backoff_ms", 100)]
 JUDGE_KEY = "sk-that-nobody-but-the-judge-may-see"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -166,7 +168,7 @@ class Cluster:
 
     def _await_serving(self, name: str) -> None:
         deadline = time.monotonic() + self.serving_seconds
-        with grpc.insecure_channel(self.addresses[name]) as channel:
+        with grpc.insecure_channel(self.addresses[name], AT_ONCE) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline:
                 if self._processes[name].poll() is not None:
