@@ -113,23 +113,25 @@ def measured(stack: Stack, client: Client, version: str, size: Size) -> Found:
     """Ask the worker that runs: an evaluation, and calls beside it."""
     draw = random.Random(5)
     first_token(client, prompt_of(draw, size))  # the model is loaded, and both kinds have asked it before
-    seconds: list[float] = []
     with _Watching(stack.processes["worker evaluation"].pid) as watching:
-        for _ in range(_MOST_EVALUATIONS):
-            evaluation = begun_evaluation(client, version, size)
-            while len(seconds) < size.calls and (
-                spent := beside(client, evaluation, prompt_of(draw, size), draw)
-            ):
-                seconds.append(spent)
-            if len(seconds) == size.calls:
-                client.evaluations.cancel(evaluation)
-                deque(client.evaluations.watch(evaluation), maxlen=0)
-                break
-        else:
-            raise RuntimeError(f"{_MOST_EVALUATIONS} evaluations ended beside {len(seconds)} calls")
+        seconds = _calls(client, version, size, draw)
     return Found(
         held_bytes=watching.held_bytes, worker_bytes=watching.worker_bytes, first_token_seconds=seconds
     )
+
+
+def _calls(client: Client, version: str, size: Size, draw: random.Random) -> list[float]:
+    """Return how long each call beside an evaluation waited for its first piece; the last evaluation is over then."""
+    seconds: list[float] = []
+    for _ in range(_MOST_EVALUATIONS):
+        evaluation = begun_evaluation(client, version, size)
+        while spent := beside(client, evaluation, prompt_of(draw, size), draw):
+            seconds.append(spent)
+            if len(seconds) == size.calls:
+                client.evaluations.cancel(evaluation)
+                deque(client.evaluations.watch(evaluation), maxlen=0)
+                return seconds
+    raise RuntimeError(f"{_MOST_EVALUATIONS} evaluations ended beside {len(seconds)} calls")
 
 
 @contextmanager
