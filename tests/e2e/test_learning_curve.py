@@ -16,6 +16,8 @@ from luthier.v1.evaluation_pb2 import EVALUATION_METRIC_FIELD_MATCH, Evaluation,
 
 pytestmark = pytest.mark.e2e
 SHARES = (0.25, 0.5, 1.0)
+SECTIONS = ("Results", "What it cost", "Would more data help?", "Training:", "Answers side by side")
+"""What decides first, then how it came about, and answers."""
 
 
 def wanted() -> Evaluation:

@@ -17,8 +17,6 @@ docs/evaluations.md does; false wins are everywhere as rare as stated.
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -42,6 +40,8 @@ from luthier.grading.metrics import paired_binary
 LEAST, MOST = 0.935, 0.965
 MANY, MANY_SMALL = 14, 50
 STATED = ALPHA / 2
+LOPSIDED_STATED = 0.03
+"""As docs/evaluations.md says: with 10,000 data sets 2.98 % at 200 records of which 30 % gain 0.2 or lose 1."""
 FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOSTLY_SMALL = (0.2, 0.2, 0.2, 0.2, 1.0)
 BESIDE_THE_BAND = {
@@ -102,7 +102,7 @@ def test_few_heavy_losses_that_were_not_seen_make_no_win(chosen: list[Lopsided],
     """Without the test of the worst 5.5 % of the data sets of 48 records that gain 0.1 and lose 0.9 are wins."""
     for case in chosen:
         found = measured(case, num_sets)
-        assert found.wins <= STATED + slack(num_sets, STATED), (case, found)
+        assert found.wins <= LOPSIDED_STATED + slack(num_sets, STATED), (case, found)
         assert found.losses <= STATED + slack(num_sets, STATED), (case, found)
         assert found.coverage >= LEAST - slack(num_sets, 0.95), (case, found)
 
@@ -145,20 +145,20 @@ def test_numbers_without_ties_are_covered_exactly(count: int) -> None:
 
 
 @pytest.mark.parametrize("num_sets", [400, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("gain", [0.0, GAIN])
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", TEXTS)
 def test_perplexities_and_bits_are_held_as_often_as_is_said_and_wins_are_as_rare(
-    name: str, num_sets: int
+    name: str, count: int, gain: float, num_sets: int
 ) -> None:
-    for count, gain in itertools.product(COUNTS, (0.0, GAIN)):
-        found = measured_texts(Texts(name=name, count=count, gain=gain), num_sets)
-        for kind, each in found.items():
-            case = (name, count, gain, kind, each)
-            least, most = BESIDE_THE_BAND.get((name, kind, count), (LEAST, MOST))
-            assert each.coverage >= least - slack(num_sets, 0.95), case
-            assert each.coverage <= most + slack(num_sets, 0.95), case
-            if gain == 0 and kind != "alone":
-                assert each.wins <= STATED + slack(num_sets, STATED), case
-                assert each.losses <= STATED + slack(num_sets, STATED), case
+    found = measured_texts(Texts(name=name, count=count, gain=gain), num_sets)
+    for kind, each in found.items():
+        least, most = BESIDE_THE_BAND.get((name, kind, count), (LEAST, MOST))
+        assert each.coverage >= least - slack(num_sets, 0.95), (kind, each)
+        assert each.coverage <= most + slack(num_sets, 0.95), (kind, each)
+    if gain == 0:
+        called = [rate for kind in ("perplexity", "bits") for rate in (found[kind].wins, found[kind].losses)]
+        assert max(called) <= STATED + slack(num_sets, STATED), found
 
 
 def probability(
