@@ -326,7 +326,9 @@ async def service(home: Path) -> AsyncIterator[tuple[str, int]]:
             sys.executable, "-m", "luthier.data", env=clean | settings, stdout=log, stderr=log
         )
     try:
-        async with aio.insecure_channel(address) as channel:
+        # By default gRPC tries again after a second, and then after longer ones.
+        at_once = [("grpc.max_reconnect_backoff_ms", 100)]
+        async with aio.insecure_channel(address, at_once) as channel:
             check: Any = health_pb2_grpc.HealthStub(channel)
             await check.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
         yield address, process.pid

@@ -20,6 +20,8 @@ from luthier.client import Client, ConfigArguments
 
 SERVICES = ("data", "training", "evaluation")
 WAIT_SECONDS = 240.0
+_AT_ONCE = [("grpc.max_reconnect_backoff_ms", 100)]
+"""By default gRPC tries again after a second, and then after longer ones."""
 
 
 @dataclass(kw_only=True)
@@ -50,13 +52,16 @@ class Stack:
 
     def start(self, *words: str) -> None:
         """Start `luthierd` with these words."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
-        addresses = {f"LUTHIER_{name}": value for name, value in self._addresses.items()}
+        self.launch(" ".join(words[:2]), "-m", "luthier.daemon", *words)
+
+    def launch(self, name: str, *words: str) -> None:
+        """Start this Python with these words, as a process of the stack."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LUTHIER_")}
+        addresses = {f"LUTHIER_{key}": value for key, value in self._addresses.items()}
         environment = {**clean, "LUTHIER_HOME": str(self.home), **addresses, **self.settings}
-        name = " ".join(words[:2])
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "luthier.daemon", *words],
+                [sys.executable, *words],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -71,7 +76,7 @@ class Stack:
     def await_serving(self, service: str) -> None:
         """Return once a service serves. Raises RuntimeError with its log when it does not."""
         deadline = time.monotonic() + WAIT_SECONDS
-        with grpc.insecure_channel(self._addresses[f"{service.upper()}_ADDRESS"]) as channel:
+        with grpc.insecure_channel(self._addresses[f"{service.upper()}_ADDRESS"], _AT_ONCE) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while not _serves(stub):
                 if time.monotonic() > deadline or self.processes[f"serve {service}"].poll() is not None:

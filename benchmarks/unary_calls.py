@@ -174,7 +174,9 @@ async def serving(
             cwd=home,
         )
     try:
-        async with aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        # By default gRPC tries again after a second, and then after longer ones.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+        async with aio.insecure_channel(address, options=options) as channel:
             check: Any = health_pb2_grpc.HealthStub(channel)
             await check.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=120)
             key = (home / "api-key").read_text().strip()

@@ -57,14 +57,24 @@ TOGETHER = {
     "tests/e2e/test_learning_curve.py": "cluster",
     "tests/e2e/test_judges.py": "cluster",
     "tests/golden/test_deletion.py": "deletion",
+    "tests/golden/test_forgetting.py": "forgetting",
+    "tests/golden/test_homes.py": "homes",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/daemon/test_fsck.py": "programs",
+    "tests/daemon/test_grant_key.py": "programs",
+    "tests/daemon/test_webhook_secret.py": "programs",
     "tests/daemon/test_start_failures.py": "programs",
+    "tests/evaluation/worker/test_drift.py": "drift",
     "tests/evaluation/worker/test_asking.py": "asking",
     "tests/evaluation/worker/test_in_child.py": "engines",
     "tests/training/worker/test_in_child.py": "children",
     "tests/training/executors/test_torchrun.py": "ranks",
+    "tests/training/executors/test_sharding.py": "sharding",
+    "tests/training/executors/ray/test_two_nodes.py": "nodes",
+    "tests/training/worker/test_pausing.py": "pausing",
+    "tests/client/test_report_in_a_browser.py": "browser",
 }
+MANY_MODULES = 100
 # What is together within a process is told and counted together: two thirds of what that costs for tests that take
 # milliseconds. Where single tests take seconds, each goes to whoever is free.
 SINGLY = (
@@ -86,6 +96,13 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
         module = nodeid.partition("::")[0]
         alone = nodeid if module.startswith(SINGLY) else nodeid.partition("[")[0]
         return TOGETHER.get(module, alone)
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """Forget what is done, which xdist would look through again whenever a test ends."""
+        super().mark_test_complete(node, item_index, duration)
+        scope = self._split_scope(self.registered_collections[node][item_index])
+        if all(self.assigned_work[node][scope].values()):
+            del self.assigned_work[node][scope]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -146,6 +163,22 @@ def pytest_collection_finish() -> None:
     """Take what the imports made out of what is searched for garbage: each search took 0.3 s of it."""
     gc.freeze()
     gc.enable()
+    Searched.num_modules = len(sys.modules)
+
+
+class Searched:
+    """How many modules there were when what they made was last taken out of the search for garbage."""
+
+    num_modules = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Do so again when a test has imported many: the tests after it search it each time, some of them often."""
+    if len(sys.modules) - Searched.num_modules >= MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        Searched.num_modules = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -157,6 +190,42 @@ def _migrated_once() -> Iterator[None]:
     from tests.migrated import creating_once, migrating_once
 
     with migrating_once(), creating_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    """Have databases share what SQLAlchemy makes of statements."""
+    if "luthier.storage.dialect" not in sys.modules:
+        yield
+        return
+    from tests.compiled_once import compiling_once
+
+    with compiling_once():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hosted_quickly() -> Iterator[None]:
+    """Have services that tests host do without what no test of them is about."""
+    if "luthier.work.host" not in sys.modules:
+        yield
+        return
+    from tests.quick_hosting import hosting_quickly
+
+    with hosting_quickly():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_kept() -> Iterator[None]:
+    """Have what runs templates and tokenizers stay for the next test."""
+    if "luthier.work.text_pool" not in sys.modules:
+        yield
+        return
+    from tests.kept_processes import keeping_processes
+
+    with keeping_processes():
         yield
 
 

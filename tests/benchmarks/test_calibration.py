@@ -9,11 +9,10 @@ import calibration
 import pytest
 from calibration import CONFIGURATIONS, Configuration, Found, summary_of
 
-# A run must not take more than it was told. What a plan says too much only refuses early: how much memory glibc leaves
-# unused differs by processor and by what else runs. Of 157 MB that were planned with FULL, 75 of them such holes, 153 to
-# 160 were held with AVX2 and AVX-512, and 117 to 132 with tiles.
+# How much memory glibc leaves unused differs by processor and by what else runs: of 120 MiB that are planned with FULL
+# and tiles, 111 to 138 were held on busy machines.
 MEMORY_ERROR = 0.15
-MEMORY_SPARED = 0.35
+MEMORY_ERROR_IN_COMPANY = 0.3
 TIME_ERROR = 0.4
 
 
@@ -24,9 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_memory_holds(found: Found) -> None:
-    taken_more = found.memory / found.expected_memory - 1
-    assert -MEMORY_SPARED <= taken_more <= MEMORY_ERROR, asdict(found)
+def assert_memory_holds(found: Found, error: float) -> None:
+    assert abs(found.memory / found.expected_memory - 1) <= error, asdict(found)
 
 
 @pytest.mark.slow
@@ -35,7 +33,7 @@ def assert_memory_holds(found: Found) -> None:
 def test_a_plan_holds_for_a_real_run(model: Path, configuration: Configuration) -> None:
     found = calibration.measured(configuration, model)
     assert found.memory > 100 << 20, "libraries are not what is measured"
-    assert_memory_holds(found)
+    assert_memory_holds(found, MEMORY_ERROR)
     assert found.time_error <= TIME_ERROR, asdict(found)
 
 
@@ -43,7 +41,7 @@ def test_a_run_that_keeps_its_inputs_alone_takes_what_the_plan_says(model: Path)
     """The one of all configurations that is quick enough for every day; time is not looked at."""
     (configuration,) = [one for one in CONFIGURATIONS if one.name == "adapter, long rows, FULL"]
     found = calibration.measured(replace(configuration, row_tokens=64), model)
-    assert_memory_holds(found)
+    assert_memory_holds(found, MEMORY_ERROR_IN_COMPANY)
     assert found.expected_seconds > 0 < found.seconds
 
 

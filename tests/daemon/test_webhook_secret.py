@@ -5,22 +5,32 @@ from __future__ import annotations
 import stat
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from standardwebhooks import Webhook
-from tests.daemon.test_luthierd import LUTHIERD, environment
+from tests.daemon.copies import Copies
+from tests.daemon.test_luthierd import environment
 
 from luthier.work.webhooks.signing import SECRET_FILE, secrets_of, signed_headers
 
 URL = "https://hooks.example.com/luthier"
 
 
-def printed(home: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [LUTHIERD, "webhook-secret", url, *more]
-    return subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
+Printed = Callable[..., subprocess.CompletedProcess[str]]
+"""Runs the command with a home, a URL and more."""
 
 
-def test_the_secret_verifies_what_is_sent_there_on_any_path(tmp_path: Path) -> None:
+@pytest.fixture
+def printed(programs: Copies) -> Printed:
+    def run(home: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return programs.run("luthier.daemon", "webhook-secret", url, *more, environment=environment(home))
+
+    return run
+
+
+def test_the_secret_verifies_what_is_sent_there_on_any_path(tmp_path: Path, printed: Printed) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     first, other = printed(home, URL), printed(home, "https://hooks.example.com:443/other")
@@ -40,14 +50,14 @@ def test_the_secret_verifies_what_is_sent_there_on_any_path(tmp_path: Path) -> N
     assert Webhook(first.stdout.strip()).verify(b"{}", dict(headers)) == {}
 
 
-def test_what_is_no_url_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_url_is_refused(tmp_path: Path, printed: Printed) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     done = printed(tmp_path / "home", "hooks.example.com")
     assert done.returncode == 1
     assert done.stderr.startswith("error: URL must be https://host")
 
 
-def test_what_is_no_project_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_project_is_refused(tmp_path: Path, printed: Printed) -> None:
     (tmp_path / "home").mkdir(mode=0o700)
     done = printed(tmp_path / "home", URL, "--project", "a/b")
     assert done.returncode == 1

@@ -11,6 +11,7 @@ import time
 import tomllib
 from base64 import b64encode
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,20 @@ def test_python_blocks_compile_and_import(name: str, block: str) -> None:
         subprocess.run([sys.executable, "-c", imports], check=True)
 
 
+@cache
+def help_of(*command: str) -> str:
+    """What a command says of itself, which many lines show."""
+    program = str(Path(sys.executable).with_name("luthier"))
+    return subprocess.run([program, *command, "--help"], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("line", commands())
 def test_commands_have_the_options_shown(line: str) -> None:
     words = shlex.split(line, comments=True)
     command = [word for word in words[1:3] if not word.startswith("-")]
     if command[0] == "generate":
         command = command[:1]
-    program = str(Path(sys.executable).with_name("luthier"))
-    shown = subprocess.run([program, *command, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = help_of(*command)
     for option in (word for word in words if word.startswith("--")):
         assert option.partition("=")[0] in shown, option
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from tests.work.keepers import HoldsOfAnyone
 from luthier.evaluation.__main__ import build, settings_of
 from luthier.evaluation.access import Access
 from luthier.evaluation.config import Config
+from luthier.evaluation.generation.exchange import Exchange
 from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import Start
 from luthier.evaluation.worker.evaluate import Evaluator
@@ -46,9 +48,9 @@ from luthier.v1 import (
 )
 from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
-from luthier.work.host import hosting
+from luthier.work.host import Hosted, Parts, hosting
 from luthier.work.judge_access import JudgeAccess
-from luthier.work.link import WorkerLink
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.rewards import RewardAddresses
@@ -114,7 +116,14 @@ class Site:
             lease_seconds=self.LEASE_SECONDS,
             **service_urls(self.home, "evaluation"),
         )
-        hosted = hosting(settings_of(config), lambda parts: build(parts, config), open_stores)
+
+        def built(parts: Parts) -> Hosted:
+            made = build(parts, config)
+            assert isinstance(made.generations, Exchange)
+            self._exchange = made.generations
+            return made
+
+        hosted = hosting(settings_of(config), built, open_stores)
         port = await self._stack.enter_async_context(hosted)
         self.address = f"127.0.0.1:{port}"
         channel = grpc.aio.insecure_channel(self.address)
@@ -155,7 +164,7 @@ class Site:
                     **policy_for(training, "task"),
                     **HOLD_POLICY,
                 },
-                request_log=SqlRequestLog(database),
+                request_log=SqlRequestLog(database, ANSWER_KEEP_SECONDS),
                 metrics=MetricsServer("127.0.0.1:0"),
             )
         )
@@ -173,12 +182,6 @@ class Site:
         cache = BlobCache(self.home / "cache", 1 << 30)
         held = Models(self.peers_address, cache, self.home / f"laid-out{name}", start, room)
         answers = ModelAnswers(held)
-        taking = asyncio.Event()
-
-        async def companion(link: WorkerLink, cache: BlobCache) -> None:
-            taking.set()
-            await serve_generations(link, cache, answers)
-
         worker_settings = WorkerSettings(
             service_address=self.address,
             worker_id=f"evaluation{name}",
@@ -186,7 +189,7 @@ class Site:
             work_folder=self.home / f"work{name}",
             cache_folder=self.home / "cache",
             cache_bytes=1 << 30,
-            companions=(companion,),
+            companions=(partial(serve_generations, answering=answers),),
         )
         stopping = asyncio.Event()
         access = Access(
@@ -196,14 +199,20 @@ class Site:
         evaluator = Evaluator(self.peers_address, held, access)
         with closing(held), closing(evaluator):
             runners = dict.fromkeys((TaskKind.EVALUATE, TaskKind.ANSWER_SHARE), evaluator)
+            before = list(self._exchange._takers)
             work = asyncio.create_task(work_until(worker_settings, runners, stopping))
-            await taking.wait()
-            await asyncio.sleep(0.1)
             try:
+                await self._until_taken(before)
                 yield
             finally:
                 stopping.set()
                 await asyncio.wait_for(work, 60)
+
+    async def _until_taken(self, before: Sequence[object]) -> None:
+        """Wait until a worker takes orders for text that did not before."""
+        async with asyncio.timeout(30):
+            while all(any(one is known for known in before) for one in self._exchange._takers):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
     async def call(self, method: str, request: Any, *, key: str | None = None) -> Any:
         """Make a unary call; raise what the service answered as the error tree."""

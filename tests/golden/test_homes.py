@@ -21,24 +21,27 @@ HOMES = sorted((Path(__file__).parent / "homes").iterdir())
 ALLOWED: dict[str, list[Allowed]] = {}
 
 
-@pytest.fixture(params=HOMES, ids=lambda folder: folder.name)
+@pytest.fixture(scope="module", params=HOMES, ids=lambda folder: folder.name)
 def folder(request: pytest.FixtureRequest) -> Path:
     chosen: Path = request.param
     return chosen
 
 
-@pytest.fixture
-def cluster(folder: Path, tmp_path: Path) -> Iterator[RestingCluster]:
-    running = RestingCluster(tmp_path / "home")
+@pytest.fixture(scope="module")
+def cluster(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestingCluster]:
+    """Services on a former home, which no test changes."""
+    running = RestingCluster(tmp_path_factory.mktemp("former") / "home")
     unpack_home(folder, running.home)
-    yield running
-    running.stop()
+    try:
+        running.start("data", "training", "evaluation")
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.mark.e2e
 def test_a_former_home_answers_as_it_did(folder: Path, cluster: RestingCluster) -> None:
     recorded = read_answers(folder, cluster.home)
-    cluster.start("data", "training", "evaluation")
     with Asker(cluster.addresses, cluster.api_key()) as asker:
         found = list(replay(asker, recorded))
     allowed = ALLOWED.get(folder.name, [])
@@ -51,7 +54,6 @@ def test_a_former_home_keeps_all_that_is_needed_and_nothing_else(
     folder: Path, cluster: RestingCluster
 ) -> None:
     """Its blobs are as old as can be: what no reference kept would be collected at the first look."""
-    cluster.start("data", "training", "evaluation")
     deadline = time.monotonic() + LOOKED_SECONDS
     while (faults := cluster.faults()) and time.monotonic() < deadline:
         time.sleep(1.0)  # What nothing needs is being collected.

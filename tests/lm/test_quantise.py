@@ -171,39 +171,49 @@ def test_an_adapter_is_written_as_beside_plain_weights(tiny_model: ModelMaker, t
 
 
 _HELD = """
-import re, sys, pathlib
+import os, re, sys, pathlib
 from luthier.lm import load, quantise
 from luthier.lm.rehearsal import rehearse
+from luthier.work.forking import require_alone
 def held():
     status = pathlib.Path("/proc/self/status").read_text()
     maps = pathlib.Path("/proc/self/smaps").read_text()
     files = re.findall(r"\\.safetensors\\n(?:.*\\n)*?Rss: +([0-9]+) kB", maps)
     return int(re.search(r"RssAnon:\\s+([0-9]+)", status)[1]) + sum(map(int, files))
+def load_and_tell(precision):
+    before, most, made = held(), [], quantise.quantised
+    def watched(weight, precision):
+        found = made(weight, precision)
+        most.append(held() - before)
+        return found
+    quantise.quantised = watched
+    model = load.load_model(pathlib.Path(sys.argv[1]), precision=precision)
+    if precision == "BFLOAT16":
+        sum(float(one.sum()) for one in model.parameters())
+    print(max([*most, held() - before]), held() - before, flush=True)
 rehearse()
-before, most, made = held(), [], quantise.quantised
-def watched(weight, precision):
-    found = made(weight, precision)
-    most.append(held() - before)
-    return found
-quantise.quantised = watched
-model = load.load_model(pathlib.Path(sys.argv[1]), precision=sys.argv[2])
-if sys.argv[2] == "BFLOAT16":
-    sum(float(one.sum()) for one in model.parameters())
-print(max([*most, held() - before]), held() - before)
+for precision in sys.argv[2:]:
+    require_alone()
+    if os.fork() == 0:
+        load_and_tell(precision)
+        os._exit(0)
+    _, status = os.wait()
+    assert status == 0, (precision, status)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read as Linux tells them")
 def test_weights_are_never_all_in_memory_in_bfloat16(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """Each precision has a process of its own, a copy of one that has imported what they need."""
     model = tiny_model(hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, vocab_size=128)
     model.bfloat16().save_pretrained(tmp_path)
     size = sum(one.numel() for one in model.parameters()) * 2 // 1024
     del model
-    held, lasting = {}, {}
-    for precision in ("BFLOAT16", "INT8", "NF4"):
-        command = [sys.executable, "-c", _HELD, str(tmp_path), precision]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        held[precision], lasting[precision] = map(int, done.stdout.splitlines()[-1].split())
+    precisions = ("BFLOAT16", "INT8", "NF4")
+    command = [sys.executable, "-c", _HELD, str(tmp_path), *precisions]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()[-len(precisions) :]]
+    held, lasting = ({name: one[at] for name, one in zip(precisions, told, strict=True)} for at in (0, 1))
     assert size > 100_000
     assert held["BFLOAT16"] > 0.95 * size
     # Besides what is held for good: a layer of 8 MiB on its way, and what is made of pieces of it, several times that.

@@ -140,7 +140,7 @@ class Service:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, env=clean | settings, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self.address, [("grpc.max_reconnect_backoff_ms", 100)]) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline and self._process.poll() is None:
                 try:

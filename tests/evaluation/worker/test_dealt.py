@@ -15,13 +15,12 @@ from tests.evaluation.conftest import Site
 from tests.evaluation.worker.test_resume import (
     ROWS,
     WANTED,
-    assert_same,
     committed,
     counted,
     process,
-    texts,
     until_answered,
 )
+from tests.evaluation.worker.undisturbed import assert_same, texts, undisturbed
 
 from luthier.errors import Reason
 from luthier.errors.status import status_to_failure
@@ -54,18 +53,11 @@ def began(events: list[Event]) -> list[tuple[int, str]]:
     ]
 
 
-async def alone(site: Any) -> evaluation_pb2.Evaluation:
-    async with site.worker():
-        done: evaluation_pb2.Evaluation = await site.ended((await site.evaluate(**WANTED)).name)
-    assert done.state == State.STATE_SUCCEEDED, done.error
-    return done
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
 async def test_a_dealt_evaluation_is_the_same_as_that_of_one_worker(
     site: Any, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    by_one = await alone(site)
+    by_one = await undisturbed(site, **WANTED)
     with counted(monkeypatch) as asked:
         async with AsyncExitStack() as stack:
             for number in range(num_workers):
@@ -87,7 +79,7 @@ async def test_a_dealt_evaluation_is_the_same_as_that_of_one_worker(
 
 
 async def test_the_number_of_shares_changes_nothing(site: Any) -> None:
-    by_one = await alone(site)
+    by_one = await undisturbed(site, **WANTED)
     async with site.worker():
         for most in (2, 64):
             done = await site.ended((await site.evaluate(**WANTED, max_workers=most)).name)
@@ -96,7 +88,7 @@ async def test_the_number_of_shares_changes_nothing(site: Any) -> None:
 
 async def test_shares_that_fail_stop_the_others_and_answers_are_kept(site: Any) -> None:
     """The adapter of the last arm is another one by now: the worker of its share fails, with nothing answered."""
-    by_one = await alone(site)
+    by_one = await undisturbed(site, **WANTED)
     async with site.worker(name="-0"):
         made = await site.evaluate(**WANTED, max_workers=3)
         await until_answered(site, made.name, 6)
@@ -105,15 +97,15 @@ async def test_shares_that_fail_stop_the_others_and_answers_are_kept(site: Any) 
             done = await site.ended(made.name)
     assert done.state == State.STATE_FAILED
     assert status_to_failure(done.error).reason == Reason.CHECKSUM_MISMATCH
-    said, known = await texts(site, by_one.name), await texts(site, made.name)
-    assert 6 <= len(known) < len(said)
-    assert known.items() <= said.items()
+    known = await texts(site, made.name)
+    assert 6 <= len(known) < len(by_one.texts)
+    assert known.items() <= by_one.texts.items()
 
 
 async def test_answers_of_all_shares_before_a_cancel_are_kept(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_one = await alone(site)
+    by_one = await undisturbed(site, **WANTED)
     numbers, generate = itertools.count(), EngineClient.generate
 
     def held(client: EngineClient, request: GenerationRequest, check: Any) -> Iterator[GenerationEvent]:
@@ -133,9 +125,9 @@ async def test_answers_of_all_shares_before_a_cancel_are_kept(
         done = await site.ended(made.name)
     assert done.state == State.STATE_CANCELLED
     assert not done.arm_results
-    said, known = await texts(site, by_one.name), await texts(site, made.name)
-    assert 6 <= len(known) < len(said)
-    assert known.items() <= said.items()
+    known = await texts(site, made.name)
+    assert 6 <= len(known) < len(by_one.texts)
+    assert known.items() <= by_one.texts.items()
     assert done.num_records == len(await site.predictions(made.name))
 
 
@@ -149,7 +141,7 @@ def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.e2e
 @pytest.mark.usefixtures("_short_leases")
 async def test_the_share_of_a_killed_worker_is_taken_by_another_without_asking_again(site: Site) -> None:
-    by_one = await alone(site)
+    by_one = await undisturbed(site, **WANTED)
     with process(site, "a") as killed, process(site, "b"):
         made = await site.evaluate(**WANTED, max_workers=2)
         await until_answered_by(site, made.name, "evaluation-a", 7)

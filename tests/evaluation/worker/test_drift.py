@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import Site
 from tests.evaluation.tiny_models import write_base, write_null_adapter
 from tests.evaluation.worker.test_resume import counted, until_answered
+from tests.evaluation.worker.undisturbed import rows_of, undisturbed
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from luthier.errors import FailedPrecondition, InvalidArgument, LuthierError, NotFound
@@ -110,8 +111,11 @@ def probed(site: Site, knowing_folders: dict[str, Path], monkeypatch: pytest.Mon
     return site
 
 
+WANTED: dict[str, Any] = {"arms": ARMS, "drift": PROBE, "max_new_tokens": 4, "max_records": 4}
+
+
 async def run(site: Site, **fields: Any) -> Evaluation:
-    wanted = {"arms": ARMS, "drift": PROBE, "max_new_tokens": 4, "max_records": 4, **fields}
+    wanted = {**WANTED, **fields}
     async with site.worker():
         done = await site.ended((await site.evaluate(**wanted)).name)
     assert done.state == Evaluation.STATE_SUCCEEDED, done.error
@@ -123,7 +127,7 @@ def by_arm(done: Evaluation) -> dict[str, DriftResult]:
 
 
 async def test_what_nobody_touched_retains_everything_and_noise_forgets(probed: Site) -> None:
-    done = await run(probed)
+    done = (await undisturbed(probed, **WANTED)).done
     assert done.drift.baseline_arm_id == "base", "the first that nobody tuned"
     found = by_arm(done)
     assert list(found) == ["noisy", "null", "same"]
@@ -172,16 +176,17 @@ async def test_what_an_arm_is_told_besides_is_no_drift(probed: Site) -> None:
 
 
 async def test_it_is_the_same_whatever_the_order_and_whoever_answers(probed: Site) -> None:
-    done = await run(probed)
+    alone = await undisturbed(probed, **WANTED)
+    done = alone.done
     turned = await run(probed, arms=ARMS[::-1], drift=DriftProbe(baseline_arm_id="base", **CHOSEN))
     assert by_arm(turned) == by_arm(done)
     assert list(by_arm(turned)) == ["same", "null", "noisy"]
     dealt = await run(probed, max_workers=3)
     assert list(dealt.drift_results) == list(done.drift_results)
     assert [result.scores for result in dealt.arm_results] == [result.scores for result in done.arm_results]
-    assert [row.SerializeToString() for row in await probed.predictions(done.name)] == [
-        row.SerializeToString() for row in await probed.predictions(dealt.name)
-    ], "the suite's questions are none of the evaluation's records"
+    assert alone.rows == await rows_of(probed, dealt.name), (
+        "the suite's questions are none of the evaluation's records"
+    )
 
 
 CHOSEN: dict[str, Any] = {"max_questions": NUM_QUESTIONS, "max_new_tokens": 24}
@@ -190,11 +195,10 @@ CHOSEN: dict[str, Any] = {"max_questions": NUM_QUESTIONS, "max_new_tokens": 24}
 async def test_a_worker_that_stops_leaves_what_it_asked_to_the_next(
     probed: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = await run(probed)
-    wanted = {"arms": ARMS, "drift": PROBE, "max_new_tokens": 4, "max_records": 4}
+    alone = (await undisturbed(probed, **WANTED)).done
     with counted(monkeypatch) as first:
         async with probed.worker():
-            made = await probed.evaluate(**wanted)
+            made = await probed.evaluate(**WANTED)
             await until_answered(probed, made.name, 50)
     with counted(monkeypatch) as second:
         async with probed.worker():
@@ -247,6 +251,11 @@ async def test_what_was_forgotten_beyond_the_limit_decides(
     assert done.verdict.guards[0].sentence.startswith(words)
     if outcome == EvaluationVerdict.OUTCOME_REGRESSED:
         assert done.verdict.sentence.startswith(f"Regressed: {words}")
+    elif least == 0.7:
+        found = by_arm(done)["same"].retained
+        assert f"; same retains 100.0 % [{100 * found.lower:.1f} %, 100.0 %] of what base can do (" in (
+            done.verdict.sentence
+        )
 
 
 async def test_nothing_is_asked_where_nobody_wants_it(probed: Site, monkeypatch: pytest.MonkeyPatch) -> None:

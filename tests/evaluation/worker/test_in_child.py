@@ -23,11 +23,11 @@ from tests.evaluation.worker.test_answers import begun, request
 from tests.evaluation.worker.test_resume import (
     ROWS,
     WANTED,
-    assert_same,
     process,
     progress,
     until_answered,
 )
+from tests.evaluation.worker.undisturbed import assert_same, undisturbed
 
 from luthier.errors import LuthierError, Reason, Unavailable
 from luthier.errors.status import status_to_failure
@@ -146,8 +146,8 @@ def assert_retriable(error: LuthierError, reason: str) -> None:
 async def test_another_process_says_what_this_one_does_and_its_memory_is_gone_with_the_next_base(
     site: Any, engines: Engines
 ) -> None:
+    here = await undisturbed(site, **WANTED)
     async with site.worker(Here):
-        here = await site.ended((await site.evaluate(**WANTED)).name)
         said = [await site.said(name, "what", max_new_tokens=8) for name in ("base", "tuned")]
     async with working(site, engines) as child:
         there = await site.ended((await site.evaluate(**WANTED)).name)
@@ -205,8 +205,7 @@ async def test_a_process_that_dies_loses_the_attempt_and_no_answer(
     site: Any, engines: Engines, number: signal.Signals
 ) -> None:
     wanted = {**WANTED, "max_new_tokens": 64}
-    async with site.worker(Here):
-        alone = await site.ended((await site.evaluate(**wanted)).name)
+    alone = await undisturbed(site, **wanted)
     async with working(site, engines) as child:
         made = await site.evaluate(**wanted)
         await until_answered(site, made.name, 13)
@@ -220,7 +219,7 @@ async def test_a_process_that_dies_loses_the_attempt_and_no_answer(
     assert changes(seen) == [(AttemptChange.KIND_LOST, "CRASHED"), (AttemptChange.KIND_SUCCEEDED, "")]
     dumps = [text for text in warnings(seen) if "crashed:\nFatal Python error: Segmentation fault" in text]
     assert len(dumps) == (number == signal.SIGSEGV)
-    # Cut off where the signal came between two calls, see the same of a job in `tests/training/worker/test_in_child.py`.
+    # Cut off where the signal came between two calls, see that of a job in `tests/training/worker/test_in_child.py`.
     assert all("luthier/evaluation/worker" in text or text.endswith("\n  File") for text in dumps)
     told = await progress(site, made.name)
     first, second = ([done for attempt, done in told if attempt == number] for number in (1, 2))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from tests.evaluation.worker.undisturbed import assert_same, texts, undisturbed
 from tests.stores import service_file
 
+from luthier.client.partial_answers import partial_words
 from luthier.evaluation import shares
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.lm.generate import GenerationRequest
@@ -36,25 +40,6 @@ shares.ROWS_A_BATCH = 3
 program.Evaluator = functools.partial(program.Evaluator, commit_seconds=0.0)
 program.main()
 """
-
-
-def without_clock(done: evaluation_pb2.Evaluation) -> tuple[list[Any], list[Any]]:
-    results = [type(result).FromString(result.SerializeToString()) for result in done.arm_results]
-    for result in results:
-        result.ClearField("duration_seconds")
-        result.ClearField("tokens_per_second")
-    return results, list(done.comparisons)
-
-
-async def assert_same(site: Any, left: evaluation_pb2.Evaluation, right: evaluation_pb2.Evaluation) -> None:
-    """Two evaluations have the same answers, byte by byte, scores and comparisons."""
-    said = [
-        [row.SerializeToString(deterministic=True) for row in await site.predictions(one.name)]
-        for one in (left, right)
-    ]
-    assert said[0] == said[1]
-    assert without_clock(left) == without_clock(right)
-    assert right.state == evaluation_pb2.Evaluation.STATE_SUCCEEDED, right.error
 
 
 async def progress(site: Any, name: str) -> list[tuple[int, int]]:
@@ -97,8 +82,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
 async def test_a_worker_that_stops_leaves_its_answers_to_the_next(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with site.worker():
-        alone = await site.ended((await site.evaluate(**WANTED)).name)
+    alone = await undisturbed(site, **WANTED)
     with counted(monkeypatch) as first:
         async with site.worker():
             made = await site.evaluate(**WANTED)
@@ -114,29 +98,26 @@ async def test_a_worker_that_stops_leaves_its_answers_to_the_next(
     assert set(first) | set(second) == {(one, row) for one, _, _ in WANTED["arms"] for row in range(12)}
 
 
-async def texts(site: Any, name: str) -> dict[tuple[int, str], str]:
-    """What was said, by row and arm."""
-    return {
-        (one.row, answer.arm_id): answer.text
-        for one in await site.predictions(name)
-        for answer in one.answers
-    }
-
-
 @pytest.mark.usefixtures("small_batches")
 async def test_answers_before_a_cancel_are_kept(site: Any) -> None:
+    whole = await undisturbed(site, **WANTED)
     async with site.worker():
-        whole = await site.ended((await site.evaluate(**WANTED)).name)
         made = await site.evaluate(**WANTED)
         await until_answered(site, made.name, 13)
         await site.call("CancelEvaluation", evaluation_service_pb2.CancelEvaluationRequest(name=made.name))
         done = await site.ended(made.name)
     assert done.state == evaluation_pb2.Evaluation.STATE_CANCELLED
-    assert done.num_records == whole.num_records
+    assert done.num_records == whole.done.num_records
     assert not done.arm_results
-    said, known = await texts(site, whole.name), await texts(site, done.name)
-    assert 12 <= len(known) < len(said)
-    assert known.items() <= said.items()
+    known = await texts(site, done.name)
+    assert 12 <= len(known) < len(whole.texts)
+    assert known.items() <= whole.texts.items()
+    told = partial_words(done, await site.predictions(done.name))
+    assert re.match(
+        rf"CANCELLED\. \d+ of 36 answers had come, kept are those to {done.num_records} records", told
+    )
+    by_arm = Counter(arm_id for _, arm_id in known)
+    assert all(f"{arm_id} {by_arm[arm_id]}" in told for arm_id, _, _ in WANTED["arms"])
 
 
 def environment(site: Any, name: str = "") -> dict[str, str]:
@@ -181,8 +162,7 @@ def committed(site: Any, share: int = 0) -> int:
 @pytest.mark.e2e
 @pytest.mark.usefixtures("small_batches")
 async def test_a_killed_worker_changes_nothing_and_asks_nothing_again(site: Any) -> None:
-    async with site.worker():
-        alone = await site.ended((await site.evaluate(**WANTED)).name)
+    alone = await undisturbed(site, **WANTED)
     with process(site) as worker:
         made = await site.evaluate(**WANTED)
         await until_answered(site, made.name, 14)

@@ -12,14 +12,13 @@ from tests.evaluation.conftest import Site
 from tests.evaluation.here import Here
 from tests.evaluation.worker.test_resume import (
     ROWS,
-    assert_same,
     committed,
     counted,
     process,
     progress,
-    texts,
     until_answered,
 )
+from tests.evaluation.worker.undisturbed import assert_same, texts, undisturbed
 
 from luthier.errors import InvalidArgument
 from luthier.evaluation import shares
@@ -85,7 +84,7 @@ async def test_each_base_is_loaded_once_and_none_beside_another(site: Any) -> No
 
 
 async def test_each_arm_says_what_it_says_alone_whatever_the_order(site: Any) -> None:
-    together = await texts(site, (await run(site)).name)
+    together = (await undisturbed(site, **WANTED)).texts
     turned = await run(site, arms=ARMS[::-1])
     assert [result.arm_id for result in turned.arm_results] == [one for one, _, _ in ARMS[::-1]]
     assert await texts(site, turned.name) == together
@@ -97,7 +96,7 @@ async def test_each_arm_says_what_it_says_alone_whatever_the_order(site: Any) ->
 
 
 async def test_scores_do_not_depend_on_the_order_of_arms(site: Any) -> None:
-    one, other = await run(site), await run(site, arms=ARMS[::-1])
+    one, other = (await undisturbed(site, **WANTED)).done, await run(site, arms=ARMS[::-1])
     scores = [{arm.arm_id: list(arm.scores) for arm in done.arm_results} for done in (one, other)]
     assert scores[0] == scores[1]
     assert {len(found) for found in scores[0].values()} == {2}, "perplexity too: all have one tokenizer"
@@ -107,7 +106,7 @@ async def test_scores_do_not_depend_on_the_order_of_arms(site: Any) -> None:
 async def test_dealt_to_workers_it_is_the_same(
     site: Any, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    by_one = await run(site)
+    by_one = await undisturbed(site, **WANTED)
     with counted(monkeypatch) as asked:
         async with AsyncExitStack() as stack:
             for number in range(num_workers):
@@ -121,7 +120,7 @@ async def test_dealt_to_workers_it_is_the_same(
 async def test_a_worker_that_stops_between_bases_leaves_its_answers_to_the_next(
     site: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = await run(site)
+    alone = await undisturbed(site, **WANTED)
     with counted(monkeypatch) as first:
         async with site.worker():
             made = await site.evaluate(**WANTED)
@@ -139,7 +138,7 @@ async def test_a_worker_that_stops_between_bases_leaves_its_answers_to_the_next(
 @pytest.mark.long
 @pytest.mark.e2e
 async def test_a_worker_that_is_killed_changes_nothing_and_asks_nothing_again(site: Site) -> None:
-    alone = await run(site)
+    alone = await undisturbed(site, **WANTED)
     with process(site) as worker:
         made = await site.evaluate(**WANTED)
         await until_answered(site, made.name, 28)

@@ -136,7 +136,7 @@ class JobService:
         models: Models,
         outside: Outside,
         blobs: BlobStore,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._log = log

@@ -40,7 +40,7 @@ class ModelService:
         log: EventLog,
         tasks: Tasks,
         blobs: BlobStore,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._blobs = blobs

@@ -89,9 +89,11 @@ _OVERHEAD = 1.05
 _HOLES: Mapping[Checkpointing, tuple[float, float]] = {
     "NONE": (0.12, 0.0),
     "SELECTIVE": (0.0, 0.15),
-    "FULL": (0.0, 0.5),
+    "FULL": (0.0, 0.3),
 }
 """What glibc leaves unused between what layers keep, of what NONE keeps of a layer and of what passes through one."""
+_PLAIN_HOLES, _QUANTISED_HOLES = 0.2, 0.1
+"""With FULL what passes through a layer leaves more where plain torch activates gates, and beside a quantised base."""
 _ATTENTION = 1.6
 """How much longer an operation of attention takes than one of a product."""
 _MOMENT_BLOCK = 256
@@ -293,6 +295,9 @@ def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, pla
             layer = _ELEMENT * E
             again = once - layer
     of_once, of_gradients = _HOLES[kept]
+    if kept == "FULL":
+        of_gradients += _PLAIN_HOLES * trained.keeps_gates
+        of_gradients += _QUANTISED_HOLES * (trained.precision != "BFLOAT16")
     holes = of_once * once + of_gradients * gradients if trained.num_parts == 1 else 0
     if place == "GPU":
         holes = (_OVERHEAD - 1) * layer

@@ -16,7 +16,7 @@ from luthier.lm.sources import (
     RegisteredFiles,
     Source,
 )
-from luthier.runtime.digests import files_digest
+from luthier.runtime.digests import contents_digest, files_digest
 from luthier.training.worker.order import RegisterOrder
 from luthier.training.worker.sources import resolve_allowed
 from luthier.v1 import model_pb2
@@ -122,7 +122,7 @@ def _turn_endings(folder: Path, check: Callable[[], None]) -> tuple[tuple[int, .
     request = {"do": "describe", "messages": [], "tools": [], "asked": asked}
     with closing(TextPool()) as pool:
         try:
-            answer = pool.ask(Bundle(key="registered", read=lambda: files), request, check=check)
+            answer = pool.ask(Bundle(key=contents_digest(files), read=lambda: files), request, check=check)
         except TextRefused as error:
             return (), (_unknown_ending(error.message),)
     known = tuple(answer["stop_token_ids"])
