@@ -1,10 +1,11 @@
-"""Drawing answers with an active adapter on a CPU: ours against transformers' generate with PEFT.
+"""Generation on a CPU: ours against transformers' generate, drawing as reinforcement does and answering as services do.
 
-`python benchmarks/generation.py` draws 48 tokens to each of 64 prompts at temperature 1, as reinforcement does: ours
-with the log-probability of each token, which transformers is not asked for. The contenders take turns, each in a
-process of its own. It writes results/generation.json and ends with one line of JSON: `generate_vs_transformers` is
-our tokens per second by those of transformers' fastest setting. `--fast` is a smoke run on a tiny random model; it
-writes no results.
+`python benchmarks/generation.py` draws 48 tokens to each of 64 prompts at temperature 1 with an active adapter: ours
+with the log-probability of each token, which transformers (with PEFT) is not asked for. The contenders take turns, each
+in a process of its own. It writes results/generation.json. Then it measures what `serving.py` does, which writes
+results/serving.json, and ends with one line of JSON: `generate_vs_transformers` is our tokens per second by those of
+transformers' fastest setting, all other figures are explained in `serving.py`. `--drawing-only` leaves these out.
+`--fast` is a smoke run on a tiny random model; it writes no results.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import serving
 import torch
 from sft_step import surroundings
 from sft_step_task import ADAPTER
@@ -134,16 +136,35 @@ def summary_of(runs: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
     }
 
 
+def measured(task: DrawTask, folder: Path, repeats: int, *, fast: bool) -> tuple[dict[str, Any], bool]:
+    """Measure drawing and write the results; return the summary, and whether our own side failed.
+
+    `folder` takes files of this run alone. `fast` is a smoke run, which writes nothing.
+    """
+    task.save(folder / "task.json")
+    runs = in_turns(Path(__file__), folder / "task.json", CONTENDERS, repeats)
+    summary = summary_of(runs)
+    if not fast:
+        configurations = {name: one.configuration for name, one in CONTENDERS.items()}
+        work = {"rows": len(task.prompts), "new_tokens": task.new_tokens, "repeats": repeats}
+        document = {"machine": surroundings(), "work": work, "contenders": runs}
+        document |= {"configurations": configurations, **summary}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "generation.json").write_text(json.dumps(document, indent=2) + "\n")
+    return summary, "error" in runs[OURS][0]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print the summary."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["--child"]:
         return child(given[1:], CONTENDERS)
     parser = argparse.ArgumentParser(description="Time drawing answers against transformers' generate.")
-    parser.add_argument("--rows", type=int, default=NUM_PROMPTS, help="prompts (default 64)")
-    parser.add_argument("--new-tokens", type=int, default=48, help="tokens of each answer (default 48)")
+    parser.add_argument("--rows", type=int, default=NUM_PROMPTS, help="prompts drawn for (default 64)")
+    parser.add_argument("--new-tokens", type=int, default=48, help="tokens drawn for each (default 48)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--model", type=Path, help="model folder (default: the demo's base model)")
+    parser.add_argument("--drawing-only", action="store_true", help="leave out what serving.py measures")
     parser.add_argument("--fast", action="store_true", help="a smoke run on a tiny random model")
     arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,18 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             new_tokens=arguments.new_tokens,
             num_steps=1,
         )
-        task.save(Path(scratch) / "task.json")
-        runs = in_turns(Path(__file__), Path(scratch) / "task.json", CONTENDERS, arguments.repeats)
-    summary = summary_of(runs)
-    if not arguments.fast:
-        configurations = {name: one.configuration for name, one in CONTENDERS.items()}
-        work = {"rows": arguments.rows, "new_tokens": arguments.new_tokens, "repeats": arguments.repeats}
-        document = {"machine": surroundings(), "work": work, "contenders": runs}
-        document |= {"configurations": configurations, **summary}
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "generation.json").write_text(json.dumps(document, indent=2) + "\n")
+        summary, has_failed = measured(task, Path(scratch), arguments.repeats, fast=arguments.fast)
+    if not arguments.drawing_only:
+        served, is_down = serving.measured(arguments.model, arguments.repeats, fast=arguments.fast)
+        summary |= {name: served[name] for name in serving.FIGURES}
+        has_failed |= is_down
     print(json.dumps(summary))
-    return int("error" in runs[OURS][0])
+    return int(has_failed)
 
 
 if __name__ == "__main__":

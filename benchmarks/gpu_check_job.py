@@ -2,7 +2,7 @@
 
 `python benchmarks/gpu_check_job.py --device cuda:0 --model FOLDER_OR_GGUF --home EMPTY_FOLDER`. Services and workers
 are processes of their own; the training worker of the second job, whose settings are the first one's, is ended by
-SIGKILL behind its first checkpoint. `same_bits` says whether both left the same checkpoints.
+SIGKILL behind its first checkpoint. `same_bits` says whether both left the same checkpoints, `faults` what must not be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,35 @@ def check(stack: Stack, model: Path, num_steps: int) -> dict[str, Any]:
         found["scores"] = timed("evaluation", lambda: evaluated(client, rendering, whole.tuned_model))
         pieces = timed("generate", lambda: asked(client, whole.tuned_model))
         found["answer"] = pieces
+    found["faults"] = list(faults_of(found, named(stack.device)))
     return found
+
+
+def named(device: str) -> str:
+    """Return what runs on a device say that they ran on; of a processor nothing: they name its instruction set."""
+    if device == "cpu":
+        return ""
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def faults_of(found: Mapping[str, Any], device: str) -> Iterator[str]:
+    """Yield what must not be of what was found."""
+    for name, attempts in (("whole", 1), ("killed", 2)):
+        job = found[name]
+        if device not in job["device"]:
+            yield f"the {name} job ran on {job['device']}, not on {device}"
+        if job["determinism"] != "BITWISE":
+            yield f"the {name} job promises no bits: {job['best_effort_reason']}"
+        if job["num_attempts"] != attempts:
+            yield f"the {name} job took {job['num_attempts']} attempts, not {attempts}"
+        if not job["last_loss"] < job["first_loss"]:
+            yield f"the {name} job learnt nothing: its loss went from {job['first_loss']} to {job['last_loss']}"
+    if not found["checkpoints"]:
+        yield "there is no checkpoint to compare"
+    if not found["same_bits"]:
+        yield "the job that was killed and went on left other checkpoints"
 
 
 def evaluated(client: Client, rendering: str, tuned: str) -> Mapping[str, float]:

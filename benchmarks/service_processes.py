@@ -52,13 +52,16 @@ class Stack:
 
     def start(self, *words: str) -> None:
         """Start `luthierd` with these words."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("LUTHIER_")}
-        addresses = {f"LUTHIER_{name}": value for name, value in self._addresses.items()}
+        self.launch(" ".join(words[:2]), "-m", "luthier.daemon", *words)
+
+    def launch(self, name: str, *words: str) -> None:
+        """Start this Python with these words, as a process of the stack."""
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("LUTHIER_")}
+        addresses = {f"LUTHIER_{key}": value for key, value in self._addresses.items()}
         environment = {**clean, "LUTHIER_HOME": str(self.home), **addresses, **self.settings}
-        name = " ".join(words[:2])
         with (self.home / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "luthier.daemon", *words],
+                [sys.executable, *words],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -42,6 +42,14 @@ from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import load_model
 
 RESULTS = Path(__file__).parent / "results"
+FIGURES = (
+    "evaluate_vs_transformers",
+    "evaluate_rss_ratio",
+    "first_token_idle",
+    "first_token_busy",
+    "continuous_latency_ratio",
+)
+"""What releases are compared by."""
 NUM_PROMPTS = 200
 NUM_SHOTS = 3
 NUM_ARRIVALS = 32
@@ -229,6 +237,33 @@ def summary_of(
     }
 
 
+def measured(model: Path | None, repeats: int, *, fast: bool) -> tuple[dict[str, Any], bool]:
+    """Measure all three parts and write the results; return the summary, and whether our own side failed.
+
+    `model`: a folder; None: the demo's base model. `fast` is a smoke run, which writes nothing.
+    """
+    counts = (6, 4) if fast else (NUM_PROMPTS, NUM_ARRIVALS)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sizes = {"num_samples": 1, "new_tokens": 4 if fast else 48, "num_steps": 1}
+        task = make_task(folder, counts[0], model=model, fast=fast, **sizes)
+        shot = with_shots(task, made_up_records(NUM_SHOTS))
+        shot.save(folder / "evaluate.json")
+        replace(task, prompts=task.prompts[: counts[1]]).save(folder / "serve.json")
+        script = Path(__file__)
+        evaluated = in_turns(script, folder / "evaluate.json", EVALUATING, repeats)
+        served = in_turns(script, folder / "serve.json", SERVING, repeats)
+        first = measure(task.model, folder / "home", FAST if fast else SIZE)
+    summary = summary_of(evaluated, served) | first.summary()
+    if not fast:
+        configurations = {name: one.configuration for name, one in (EVALUATING | SERVING).items()}
+        document = {"machine": surroundings(), "evaluated": evaluated, "served": served}
+        document |= {"first_token": first.details(), "configurations": configurations, **summary}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "serving.json").write_text(json.dumps(document, indent=2) + "\n")
+    return summary, "error" in evaluated[OURS][0] or "error" in served["continuous"][0]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the results, print the summary."""
     given = list(sys.argv[1:] if argv is None else argv)
@@ -239,27 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="model folder (default: the demo's base model)")
     parser.add_argument("--fast", action="store_true", help="a smoke run on a tiny random model")
     arguments = parser.parse_args(given)
-    counts = (6, 4) if arguments.fast else (NUM_PROMPTS, NUM_ARRIVALS)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        sizes = {"num_samples": 1, "new_tokens": 4 if arguments.fast else 48, "num_steps": 1}
-        task = make_task(folder, counts[0], model=arguments.model, fast=arguments.fast, **sizes)
-        shot = with_shots(task, made_up_records(NUM_SHOTS))
-        shot.save(folder / "evaluate.json")
-        replace(task, prompts=task.prompts[: counts[1]]).save(folder / "serve.json")
-        script = Path(__file__)
-        evaluated = in_turns(script, folder / "evaluate.json", EVALUATING, arguments.repeats)
-        served = in_turns(script, folder / "serve.json", SERVING, arguments.repeats)
-        first = measure(task.model, folder / "home", FAST if arguments.fast else SIZE)
-    summary = summary_of(evaluated, served) | first.summary()
-    if not arguments.fast:
-        configurations = {name: one.configuration for name, one in (EVALUATING | SERVING).items()}
-        document = {"machine": surroundings(), "evaluated": evaluated, "served": served}
-        document |= {"first_token": first.details(), "configurations": configurations, **summary}
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "serving.json").write_text(json.dumps(document, indent=2) + "\n")
+    summary, has_failed = measured(arguments.model, arguments.repeats, fast=arguments.fast)
     print(json.dumps(summary))
-    return int("error" in evaluated[OURS][0] or "error" in served["continuous"][0])
+    return int(has_failed)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def measure(model: Path, home: Path, size: Size = SIZE) -> FirstTokens:
     lengths = []
 
     def text() -> str:
-        return " ".join(draw.choices(_WORDS, k=size.words))
+        return prompt_of(draw, size)
 
     def read() -> float:
         ids = tokenizer.encode(text()).ids
@@ -118,23 +118,28 @@ def measure(model: Path, home: Path, size: Size = SIZE) -> FirstTokens:
         rendering = prepare(stack, client, model)
         version = client.renderings.get(rendering).dataset_version
         read()
-        _first_token(client, text())
+        first_token(client, text())
         for _ in range(size.calls):
             bare.append(read())
-            idle.append(_first_token(client, text()))
+            idle.append(first_token(client, text()))
         for _ in range(_MOST_EVALUATIONS):
             if len(busy) == size.calls:
                 break
-            beside = _begun(client, version, size)
-            while len(busy) < size.calls and (spent := _beside(client, beside, text(), draw)):
+            evaluation = begun_evaluation(client, version, size)
+            while len(busy) < size.calls and (spent := beside(client, evaluation, text(), draw)):
                 busy.append(spent)
         if len(busy) < size.calls:
             raise RuntimeError(f"{_MOST_EVALUATIONS} evaluations ended beside {len(busy)} calls")
-        client.evaluations.cancel(beside)
+        client.evaluations.cancel(evaluation)
     return FirstTokens(num_tokens=min(lengths), bare=bare, idle=idle, busy=busy)
 
 
-def _begun(client: Client, version: str, size: Size) -> str:
+def prompt_of(draw: random.Random, size: Size) -> str:
+    """Return a prompt that begins as no other does."""
+    return " ".join(draw.choices(_WORDS, k=size.words))
+
+
+def begun_evaluation(client: Client, version: str, size: Size) -> str:
     """Begin an evaluation; returns its name once answers are drawn."""
     wanted = Evaluation(
         dataset_version=version,
@@ -150,15 +155,15 @@ def _begun(client: Client, version: str, size: Size) -> str:
     return name
 
 
-def _beside(client: Client, evaluation: str, prompt: str, draw: random.Random) -> float | None:
+def beside(client: Client, evaluation: str, prompt: str, draw: random.Random) -> float | None:
     """Seconds until the first piece of an answer beside an evaluation; None: it had ended by then."""
     time.sleep(draw.uniform(0.1, 0.4))
-    spent = _first_token(client, prompt)
+    spent = first_token(client, prompt)
     is_beside = client.evaluations.get(evaluation).state == Evaluation.STATE_RUNNING
     return spent if is_beside else None
 
 
-def _first_token(client: Client, prompt: str) -> float:
+def first_token(client: Client, prompt: str) -> float:
     """Seconds until the first piece of an answer."""
     began = time.perf_counter()
     with client.generate("base", prompt, max_new_tokens=2) as pieces:

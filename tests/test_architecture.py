@@ -215,6 +215,17 @@ def test_only_the_bindings_include_python() -> None:
     assert including == {"kernels/csrc/bindings.cpp"}
 
 
+def test_templates_are_run_in_one_place() -> None:
+    """The sandbox, and with it the limited process that holds it, is where it is alone."""
+    importing = [
+        relative(path)
+        for root in ("services", "clients/python")
+        for path in (ROOT / root).rglob("*.py")
+        if re.search(r"^\s*(import|from) jinja2\b", path.read_text(), re.MULTILINE)
+    ]
+    assert importing == ["services/luthier/text/templates.py"]
+
+
 def test_services_never_fork_with_threads() -> None:
     """fork in a process that runs gRPC deadlocks: children are started by exec or spawn.
 

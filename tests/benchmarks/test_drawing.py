@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import generation
 import grpo_step
 import pytest
+import serving
+from serving_first_token import FirstTokens
 from turns import OURS, Contender, DrawTask, make_task, run_child
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,3 +77,40 @@ def test_summaries_compare_with_the_fastest_setting() -> None:
         grpo_step.summary_of({OURS: [{"error": "x"}], "trl_float32": steps["trl_float32"]})["grpo_vs_trl"]
         is None
     )
+
+
+def figures(of: dict[str, Any]) -> dict[str, Any]:
+    return {name: of.get(name) for name in ("generate_vs_transformers", *serving.FIGURES)}
+
+
+@pytest.mark.parametrize(("is_down", "words"), [(False, ()), (True, ()), (False, ("--drawing-only",))])
+def test_the_last_line_has_every_figure_of_generation(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    is_down: bool,
+    words: tuple[str, ...],
+) -> None:
+    """What runs for minutes is left out; each part says here what it would have measured."""
+    served = {name: float(number) for number, name in enumerate(serving.FIGURES)}
+    asked: list[tuple[Any, ...]] = []
+
+    def serve(model: Path | None, repeats: int, *, fast: bool) -> tuple[dict[str, Any], bool]:
+        asked.append((model, repeats, fast))
+        return {**served, "best_setting": "another", "tokens_per_second": {}}, is_down
+
+    drawn = [{"tokens": [100], "seconds": [1.0]}]
+    runs = {OURS: drawn, "transformers_float32": [{"tokens": [50], "seconds": [1.0]}]}
+    monkeypatch.setattr(generation, "in_turns", lambda *_: runs)
+    monkeypatch.setattr(serving, "measured", serve)
+    assert generation.main(["--fast", "--repeats", "2", *words]) == int(is_down)
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["best_setting"] == "transformers_float32", "of drawing, which its other keys are about"
+    expected = {"generate_vs_transformers": 2.0} | ({} if words else served)
+    assert figures(last) == figures(expected)
+    assert asked == ([] if words else [(None, 2, True)])
+
+
+def test_every_figure_of_serving_is_one_that_it_measures() -> None:
+    first = FirstTokens(num_tokens=3, bare=[0.1], idle=[0.3], busy=[0.4])
+    assert set(serving.FIGURES) <= set(serving.summary_of({}, {}) | first.summary())

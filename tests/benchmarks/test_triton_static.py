@@ -41,6 +41,14 @@ def test_kernels_are_compiled_for_chips_that_are_not_here() -> None:
     assert 1 <= found["worst_bytes_ratio"] <= 1.15
 
 
+def test_gradients_of_few_rows_spill_nothing_on_blackwell() -> None:
+    # INT8 did in four warps.
+    done = run("--targets", "sm_100", "--only", "dequantise: gradient, 64 rows")
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["spills"], found["configurations"], found["targets"]) == (0, 2, ["sm_100"])
+
+
 def test_wrong_targets_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     import triton_static
 

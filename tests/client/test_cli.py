@@ -68,7 +68,8 @@ def test_error_names_fields_and_request_id(services: Any, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("skippable", "hint"), [("true", "--policy skip leaves them out"), ("false", "mend the file first")]
+    ("skippable", "hint"),
+    [("true", "`luthier datasets create --policy skip`"), ("false", "mend the file first")],
 )
 def test_error_of_records_hints_at_what_helps(services: Any, run: Run, skippable: str, hint: str) -> None:
     services.answers["GetFineTuningJob"] = _refusing(

@@ -45,6 +45,7 @@ from luthier.v1 import (
 )
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import hosting
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.limited_child import Limits
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
@@ -208,7 +209,7 @@ class Service:
                     **policy_for(descriptor, "reader", "task"),
                     **HOLD_POLICY,
                 },
-                request_log=SqlRequestLog(database),
+                request_log=SqlRequestLog(database, ANSWER_KEEP_SECONDS),
                 metrics=MetricsServer("127.0.0.1:0"),
             )
         )

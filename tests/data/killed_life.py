@@ -1,9 +1,9 @@
 """Lives of bytes, killed between every two steps: `python -m tests.data.killed_life FOLDER KIND ...`.
 
-A step is a change on the disk: a file that is moved, removed or made young, or a commit. Life after life is begun in a
-process of its own, and killed (SIGKILL) before its first step, its second, and so on. What it leaves is checked, gone
-on with by another process as by a service that starts again, and checked once more. Prints one JSON object: how many
-steps there are, by kind, and everything that was wrong.
+A step is a change on the disk: a file that is moved, linked, removed or made young, or a commit. Life after life is
+begun in a process of its own, and killed (SIGKILL) before its first step, its second, and so on. What it leaves is
+checked, gone on with by another process as by a service that starts again, and checked once more. Prints one JSON
+object: how many steps there are, by kind, and everything that was wrong.
 """
 
 from __future__ import annotations
@@ -25,12 +25,17 @@ from typing import Any
 from tests.data.byte_lives import check, live
 
 from luthier.data import schema as data_schema
+from luthier.evaluation import schema as evaluation_schema
 from luthier.storage import database as database_module
 from luthier.storage.migrations import upgrade
 from luthier.training import schema as training_schema
 from luthier.work import schema as work_schema
 
-FOLDERS = {"data": data_schema.MIGRATIONS, "training": training_schema.MIGRATIONS}
+FOLDERS = {
+    "data": data_schema.MIGRATIONS,
+    "training": training_schema.MIGRATIONS,
+    "evaluation": evaluation_schema.MIGRATIONS,
+}
 
 
 def count_steps(kill_at: int, seen: Callable[[str], None]) -> None:
@@ -49,7 +54,7 @@ def count_steps(kill_at: int, seen: Callable[[str], None]) -> None:
 
         return call
 
-    for name in ("rename", "unlink", "utime"):
+    for name in ("rename", "link", "unlink", "utime"):
         setattr(os, name, counted(getattr(os, name), name))
     commit = database_module._Unit.commit
 

@@ -7,6 +7,7 @@ it has no worker for evaluation. A module uses one of these, and is named in TOG
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.e2e.leftovers import left_over
 from tests.stores import environment
 
 from luthier.client import Client, ConfigArguments, RetryPolicy
@@ -275,12 +277,13 @@ def shared(session: pytest.Session, folders: pytest.TempPathFactory, *workers: s
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Stop what no later test needs: its workers hold a gigabyte."""
+    """Stop what no later test needs, as its workers hold a gigabyte; whatever was killed, no bytes are left over."""
     yield
     found = item.session.stash.get(SHARED, None)
     if found is not None and (nextitem is None or nextitem.path.parent != item.path.parent):
         del item.session.stash[SHARED]
         found.cluster.stop()
+        assert asyncio.run(left_over(found.cluster.home)) == []
 
 
 @pytest.fixture
@@ -293,8 +296,9 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def checked_in_the_end(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever its tests killed: every reference has its blob, every blob its reference, and digests hold."""
     yield
-    if (found := request.session.stash.get(SHARED, None)) is not None:
-        assert found.cluster.faults() == []
+    found = request.session.stash.get(SHARED, None)
+    assert found is not None, "what is to be checked is the cluster that the module's tests share"
+    assert found.cluster.faults() == []
 
 
 @pytest.fixture

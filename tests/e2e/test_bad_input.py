@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 from tests.e2e.conftest import WAIT, Shared, job, make_tiny_model
 
 from luthier import errors
@@ -19,50 +21,15 @@ from luthier.v1 import data_service_pb2, data_service_pb2_grpc
 from luthier.v1.dataset_pb2 import DatasetSource
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, LoraConfig
 from luthier.v1.model_pb2 import Model
-from luthier.v1.rendering_pb2 import LENGTH_POLICY_FAIL, Rendering
+from luthier.v1.rendering_pb2 import Rendering
 from luthier.v1.upload_pb2 import Upload
 from luthier.work.peers import bearer, error_of
 from luthier.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 
 pytestmark = pytest.mark.e2e
-FORGETFUL = (
-    "{% for message in messages %}{{ message.role }}:{{ 'x' if message.role == 'assistant' and not loop.last "
-    "else message.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-)
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-FILES = {
-    "unknown-format": '{"query": "a", "answer": "b"}\n',
-    "broken-json": json.dumps({"messages": [USER, ASSISTANT]}) + '\n{"messages": [\n',
-    "empty-file": "",
-    "missing-field": json.dumps({"messages": [USER, {"role": "assistant"}]}) + "\n",
-    "wrong-role-order": json.dumps({"messages": [USER, ASSISTANT, USER]}) + "\n",
-    "pretty-printed": json.dumps({"messages": [USER, ASSISTANT]}, indent=2),
-    "renamed-sharegpt": '{"dialog": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}\n',
-}
-FAILED_VERSIONS = [
-    ("unknown-format", "INVALID_ARGUMENT", "UNKNOWN_FORMAT", r"answer, query.*OPENAI_CHAT: messages"),
-    ("broken-json", "INVALID_ARGUMENT", "INVALID_RECORDS", r"broken-json\.jsonl:2.*JSON"),
-    ("empty-file", "INVALID_ARGUMENT", "EMPTY_FILE", r"empty-file\.jsonl"),
-    (
-        "missing-field",
-        "INVALID_ARGUMENT",
-        "INVALID_RECORDS",
-        r"missing-field\.jsonl:1.*messages\[1\]\.content",
-    ),
-    (
-        "wrong-role-order",
-        "INVALID_ARGUMENT",
-        "INVALID_RECORDS",
-        r"messages\[2\]\.role.*last turn must be assistant",
-    ),
-    ("pretty-printed", "INVALID_ARGUMENT", "INVALID_RECORDS", r"1 of 1 records.*pretty-printed JSON"),
-    (
-        "renamed-sharegpt",
-        "INVALID_ARGUMENT",
-        "UNKNOWN_FORMAT",
-        r"looks like ShareGPT under another name: rename dialog to conversations",
-    ),
-]
+BAD: dict[str, list[dict[str, Any]]] = json.loads(Path(__file__).with_name("bad_input.json").read_text())
+"""Files and renderings with what each is answered with; the TypeScript client's tests have the same."""
 
 
 def refused(call: Callable[[], Any]) -> LuthierError:
@@ -77,19 +44,24 @@ def build(client: Client, path: Path) -> Any:
     return client.datasets.versions.wait(version.name, timeout_seconds=WAIT)
 
 
-@pytest.mark.parametrize(("case", "code", "reason", "message"), FAILED_VERSIONS, ids=lambda value: value)
-def test_a_bad_file_fails_its_version(
-    tuning: Shared, tmp_path: Path, case: str, code: str, reason: str, message: str
-) -> None:
-    path = tmp_path / f"{case}.jsonl"
-    path.write_text(FILES[case])
+@pytest.mark.parametrize("bad", BAD["files"], ids=lambda bad: bad["file"])
+def test_a_bad_file_fails_its_version(tuning: Shared, tmp_path: Path, bad: dict[str, Any]) -> None:
+    path = tmp_path / bad["file"]
+    path.write_text(
+        "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in bad["lines"])
+    )
     with tuning.cluster.client() as client:
-        with pytest.raises(ResourceFailed, match=message) as caught:
+        with pytest.raises(ResourceFailed, match=bad["said"]) as caught:
             build(client, path)
         assert caught.value.failure is not None
-        assert (caught.value.failure.code, caught.value.reason) == (code, reason)
+        assert (caught.value.failure.code, caught.value.reason) == ("INVALID_ARGUMENT", bad["reason"])
         failed = client.datasets.versions.get(caught.value.resource.name)
         assert failed.digest == ""
+        told = list(client.datasets.versions.errors(failed.name, page_size=3))
+    places = [(bad["file"], one["line"], one["path"], one["reason"]) for one in bad["records"]]
+    assert [(one.filename, one.line, one.path, one.reason) for one in told] == places
+    for one, right in zip(told, bad["records"], strict=True):
+        assert re.search(right["said"], one.message), one.message
 
 
 def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(tuning: Shared, tmp_path: Path) -> None:
@@ -107,34 +79,20 @@ def test_a_record_that_teaches_nothing_is_named_before_a_job_starts(tuning: Shar
     assert "muted.jsonl line 1" in error.message
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason", "message"),
-    [
-        (
-            {"max_tokens": 8, "length_policy": LENGTH_POLICY_FAIL},
-            "SEQUENCE_TOO_LONG",
-            r"jsonl:\d+.*at most 8.*got",
-        ),
-        ({"chat_template": FORGETFUL}, "TEMPLATE_NOT_PREFIX_PRESERVING", r"becomes.*\{% generation %\}"),
-        ({"chat_template": "{% for %}"}, "TEMPLATE_INVALID", r"does not compile.*line 1"),
-    ],
-    ids=["sequence-too-long", "not-prefix-preserving", "template-invalid"],
-)
-def test_a_bad_rendering_fails(
-    tuning: Shared, tmp_path: Path, settings: dict[str, Any], reason: str, message: str
-) -> None:
+@pytest.mark.parametrize("bad", BAD["renderings"], ids=lambda bad: bad["id"])
+def test_a_bad_rendering_fails(tuning: Shared, tmp_path: Path, bad: dict[str, Any]) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"messages": [USER, ASSISTANT, USER, ASSISTANT]}) + "\n")
     with tuning.cluster.client() as client:
         version = build(client, path)
-        wanted = Rendering(dataset_version=version.name, model="tiny", **settings)
+        wanted = ParseDict(bad["settings"], Rendering(dataset_version=version.name, model="tiny"))
 
         def render() -> None:
             client.renderings.wait(client.renderings.create(wanted).name, timeout_seconds=WAIT)
 
-        with pytest.raises((ResourceFailed, LuthierError), match=message) as caught:
+        with pytest.raises((ResourceFailed, LuthierError), match=bad["said"]) as caught:
             render()
-    assert caught.value.reason == reason
+    assert caught.value.reason == bad["reason"]
 
 
 def test_bad_jobs_and_models_are_refused(tuning: Shared) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from tests.e2e.conftest import SERVICES, described_methods, free_ports, path_of
+from tests.e2e.fuzz_calls import Site, told
 from tests.e2e.fuzzing import Fuzzer
 from tests.golden.answers import read_answers
 from tests.golden.home_files import unpack_home
@@ -41,6 +40,7 @@ from luthier.v1 import (
     data_service_pb2,
     dataset_pb2,
     evaluation_service_pb2,
+    model_alias_pb2,
     model_pb2,
     model_service_pb2,
     training_service_pb2,
@@ -63,11 +63,6 @@ DEEP = {
     *("CreateEvaluation", "ListPredictions", "GetModelAlias", "MoveModelAlias", "ListRollouts"),
 }
 """Methods that only do something where there is something, all of which some request gets so far."""
-NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
-# What gRPC itself answers, before any stage of ours: no method of this name, a message above 4 MiB.
-BARE = {grpc.StatusCode.UNIMPLEMENTED}
-CALL_SECONDS = 0.4
-UNARY_SECONDS = 5.0
 OTHERS = [
     method
     for file, service in (
@@ -76,15 +71,6 @@ OTHERS = [
     )
     for method in file.DESCRIPTOR.services_by_name[service].methods
 ]
-
-
-@dataclass
-class Site:
-    """Two lines to one service, and the methods that did what they were asked at least once."""
-
-    channel: aio.Channel
-    blocking: grpc.Channel
-    answered: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -218,56 +204,6 @@ async def seeded(sites: Sites) -> list[str]:
     return [name for name in names if name]
 
 
-def problem_of(error: Any) -> str | None:
-    code, details = error.code(), error.details()
-    if code in NEVER:
-        return f"{code.name}: {details}"
-    if code in BARE | {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}:
-        return None
-    packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    status = status_pb2.Status.FromString(packed)
-    infos = [detail for detail in status.details if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
-    return None if len(infos) == 1 else f"{code.name} with {len(infos)} ErrorInfo: {details}"
-
-
-async def told(site: Site, method: MethodDescriptor, sent: list[bytes], metadata: Any) -> str | None:
-    """Make a call, read at most five messages of what it streams; return what is wrong with the answer."""
-    if method.client_streaming:
-        # Not over grpc.aio, which says INTERNAL of its own when a call ends before all is written.
-        return await asyncio.to_thread(told_of_stream, site.blocking, method, sent, metadata)
-    channel: Any = site.channel
-    open_ = channel.unary_stream if method.server_streaming else channel.unary_unary
-    seconds = CALL_SECONDS if method.server_streaming else UNARY_SECONDS
-    call = open_(path_of(method))(sent[0], metadata=metadata, timeout=seconds)
-    try:
-        if not method.server_streaming:
-            await call
-            site.answered.add(method.name)
-            return None
-        for _ in range(5):
-            if await call.read() is aio.EOF:
-                break
-            site.answered.add(method.name)
-    except aio.AioRpcError as error:
-        return problem_of(error)
-    finally:
-        call.cancel()
-    return None
-
-
-def told_of_stream(channel: Any, method: MethodDescriptor, sent: list[bytes], metadata: Any) -> str | None:
-    try:
-        if not method.server_streaming:
-            channel.stream_unary(path_of(method))(iter(sent), metadata=metadata, timeout=CALL_SECONDS)
-            return None
-        answers = channel.stream_stream(path_of(method))
-        for _ in answers(iter(sent), metadata=metadata, timeout=CALL_SECONDS):
-            pass
-    except grpc.RpcError as error:
-        return problem_of(error)
-    return None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One call, ready to be made."""
@@ -341,18 +277,44 @@ def decodes(kind: Any, data: bytes) -> bool:
     return True
 
 
+async def check_whole(sites: Sites, name: str) -> None:
+    """Each service does what it is usually asked, and writes."""
+    parent = "projects/default"
+    register = model_service_pb2.RegisterBaseModelRequest(parent=parent, model_id=name)
+    register.model.hub.repo_id = "a/b"
+    alias = evaluation_service_pb2.CreateModelAliasRequest(parent=parent, model_alias_id=name)
+    usual: list[tuple[str, str, Message, type[Message], str]] = [
+        (
+            "data",
+            "/luthier.v1.DataService/CreateDataset",
+            data_service_pb2.CreateDatasetRequest(parent=parent, dataset_id=name),
+            dataset_pb2.Dataset,
+            "datasets",
+        ),
+        ("training", "/luthier.v1.ModelService/RegisterBaseModel", register, model_pb2.Model, "models"),
+        (
+            "evaluation",
+            "/luthier.v1.EvaluationService/CreateModelAlias",
+            alias,
+            model_alias_pb2.ModelAlias,
+            "modelAliases",
+        ),
+    ]
+    assert [service for service, *_ in usual] == list(SERVICES)
+    for service, path, request, kind, family in usual:
+        answer: Any = kind.FromString(
+            await sites.call(service, path, request.SerializeToString(), sites.keys.api_key)
+        )
+        assert answer.name == f"{parent}/{family}/{name}"
+
+
 async def check(home: Path, seed: int, rounds: int, caplog: pytest.LogCaptureFixture) -> None:
     await asyncio.to_thread(unpack_home, GOLDEN, home)
     async with served(home) as sites:
         wrong = await fuzzed(sites, home, seed, rounds)
         answered = {name for site in sites.of.values() for name in site.answered}
         assert answered >= DEEP, f"nothing was asked of {sorted(DEEP - answered)} that could be done"
-        # The services are whole: each answers, and a usual call does what it did before.
-        name = f"after-{uuid.UUID(int=seed).hex[:8]}"
-        create = data_service_pb2.CreateDatasetRequest(parent="projects/default", dataset_id=name)
-        path = "/luthier.v1.DataService/CreateDataset"
-        answer = await sites.call("data", path, create.SerializeToString(), sites.keys.api_key)
-        assert dataset_pb2.Dataset.FromString(answer).name == f"projects/default/datasets/{name}"
+        await check_whole(sites, f"after-{seed}")
     traces = [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
     assert wrong == [], f"{len(wrong)} answers are wrong; the first:\n{wrong[0]}"
     assert traces == []

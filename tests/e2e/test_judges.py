@@ -15,7 +15,7 @@ from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 from luthier.v1.judge_pb2 import Judge, JudgeEndpoint, PairwiseJudging
 from luthier.v1.verdict_pb2 import EvaluationVerdict
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("checked_in_the_end")]
 RECORDS = 12
 ASKED = 2 * RECORDS
 """Both orders of one pair of arms for each record."""

@@ -16,6 +16,8 @@ from luthier.v1.evaluation_pb2 import EVALUATION_METRIC_FIELD_MATCH, Evaluation,
 
 pytestmark = pytest.mark.e2e
 SHARES = (0.25, 0.5, 1.0)
+SECTIONS = ("Results", "What it cost", "Would more data help?", "Training:", "Answers side by side")
+"""What decides first, then how it came about, and answers."""
 
 
 def wanted() -> Evaluation:
@@ -25,6 +27,16 @@ def wanted() -> Evaluation:
         max_new_tokens=16,
         primary_score="field_match.fields",
     )
+
+
+# What decides first: scores, what it cost, whether more data would help; then how it came about, and answers.
+PARTS_OF_REPORT = (
+    "Results",
+    "What it cost",
+    "Would more data help?",
+    "Training:",
+    "Answers side by side",
+)
 
 
 def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path) -> None:
@@ -55,26 +67,16 @@ def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path
         assert again == found
         assert [one.name for one in client.jobs.list()] == jobs_before
         report = render_report(collect_report(client, found.evaluation.name))
-    assert "Would more data help?" in report
-    assert report.index("Results") < report.index("Would more data help?") < report.index("Training:")
+    places = [report.index(f"<h2>{one}") for one in PARTS_OF_REPORT]
+    assert places == sorted(places)
 
     path = tmp_path / "job.json"
     path.write_text(json.dumps({"base_model": "tiny", "rendering": whole.rendering}))
     shown = luthier(
         cluster,
         *("jobs", "learning-curve", "-f", str(path), "--name", "more", "--max-steps", "12"),
-        *(
-            "--share",
-            "0.25",
-            "--share",
-            "0.5",
-            "--share",
-            "1",
-            "--arm",
-            "zero=tiny",
-            "--metric",
-            "field-match",
-        ),
+        *(word for share in SHARES for word in ("--share", str(share))),
+        *("--arm", "zero=tiny", "--metric", "field-match"),
     )
     assert shown["name"] == found.evaluation.name
 

@@ -16,7 +16,12 @@ from tokenizers import Tokenizer
 from luthier.client import Client, JobFailed
 from luthier.errors import FailedPrecondition, Reason
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, DatasetSource
-from luthier.v1.evaluation_pb2 import FINISH_REASON_STOP
+from luthier.v1.evaluation_pb2 import (
+    EVALUATION_METRIC_PERPLEXITY,
+    FINISH_REASON_STOP,
+    Evaluation,
+    EvaluationArm,
+)
 from luthier.v1.event_pb2 import AttemptChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, ReinforcementConfig, RewardModelConfig
 from luthier.v1.grader_pb2 import Grader, RegexGrader, RemoteGrader, RewardModelGrader
@@ -79,6 +84,48 @@ def test_a_killed_worker_changes_nothing_and_rewards_rise(tuning: Shared, prompt
         mean = sum(one.reward for one in fifth) / len(fifth)
         assert mean == pytest.approx(found[4])
         assert all(one.reward == float(re.match("[a-z]", one.output_text) is not None) for one in fifth)
+
+
+def test_a_model_that_rewards_tuned_is_evaluated_beside_its_base_and_a_checkpoint(
+    tuning: Shared, prompts: str
+) -> None:
+    """By the very grader that taught it, on records that it did not learn from; each arm has weights of its own."""
+    cluster = tuning.cluster
+    cluster.start("evaluation-worker")
+    with cluster.client() as client:
+        client.jobs.create(reinforced(prompts, LETTERS), job_id="rewarded-judged")
+        model = client.jobs.wait("rewarded-judged", timeout_seconds=WAIT).tuned_model
+        models = {"base": "tiny", "early": f"rewarded-judged/step-{INTERVAL}", "tuned": model}
+        wanted = Evaluation(
+            dataset_version=client.renderings.get(prompts).dataset_version,
+            arms=[EvaluationArm(arm_id=arm_id, model=name) for arm_id, name in models.items()],
+            metrics=[EVALUATION_METRIC_PERPLEXITY],
+            graders=[LETTERS],
+            primary_score="grader.letters",
+            max_new_tokens=4,
+        )
+        made = client.evaluations.create(wanted, evaluation_id="rewarded")
+        done = client.evaluations.wait(made.name, timeout_seconds=WAIT)
+        rows = list(client.evaluations.predictions(done.name))
+        first = rows[0].prompt
+        alone = {
+            arm_id: "".join(piece.text for piece in client.generate(name, list(first), max_new_tokens=4))
+            for arm_id, name in models.items()
+        }
+    cluster.end("evaluation-worker", within_seconds=WAIT)
+    assert (done.candidate_arm_id, list(done.verdict.prompting_arm_ids)) == ("tuned", ["base"])
+    said = {
+        arm_id: [answer.text for row in rows for answer in row.answers if answer.arm_id == arm_id]
+        for arm_id in models
+    }
+    assert {arm_id: texts[0] for arm_id, texts in said.items()} == alone
+    assert len(rows) == done.num_records == 12
+    found = {arm.arm_id: {one.score: one.value for one in arm.scores} for arm in done.arm_results}
+    for arm_id, texts in said.items():
+        right = sum(re.match("[a-z]", text) is not None for text in texts)
+        assert found[arm_id]["grader.letters"] == pytest.approx(right / 12)
+    assert found["tuned"]["grader.letters"] > found["base"]["grader.letters"], "what it was rewarded for"
+    assert len({found[arm_id]["perplexity"] for arm_id in models}) == 3, "three models, not one"
 
 
 def test_rewards_that_cannot_teach_fail_the_job_and_say_why(tuning: Shared, prompts: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.e2e import drawing
 from tests.e2e.conftest import WAIT, Cluster, Shared, job
 from tests.e2e.test_weights import TURNS, perplexity
 
@@ -22,6 +23,7 @@ from luthier.v1.model_pb2 import Model
 
 pytestmark = pytest.mark.e2e
 README = Path(__file__).parents[2] / "README.md"
+END = 2
 OTHERS = ("luthier", "_luthier", "_editable", "__editable")
 
 
@@ -145,15 +147,21 @@ with torch.no_grad():
         json.loads(run(environment, folder, block + ask.format(model=f"{model}.float()")).splitlines()[-1])[0]
         for block, model in zip(blocks, ("tuned", "model"), strict=True)
     ]
+    (folder / "drawing.py").write_text(Path(drawing.__file__).read_text())
+    ends = "\nimport drawing\nprint(drawing.drawn({model}, {end}), drawing.drawn({model}, drawing.ANY))"
+    for block, model in zip(blocks, ("tuned", "model"), strict=True):
+        printed = run(environment, folder, block + ends.format(model=model, end=END)).splitlines()[-1]
+        assert printed == f"3 {drawing.MOST}", "where its answers end here"
     spread = max(found[0]) - min(found[0])
     assert max(abs(one - other) for one, other in zip(*found, strict=True)) < 0.05 * spread
     (page,) = re.findall(
         r"```python\n(.*?)```", (README.parent / "docs" / "models.md").read_text(), re.DOTALL
     )
     run(environment, folder, page)
-    gguf = """
+    gguf = f"""
 import gguf
 reader = gguf.GGUFReader("support-1-gguf/model-q8_0.gguf")
+assert reader.fields["tokenizer.ggml.eos_token_id"].contents() == {END}
 assert reader.fields["general.architecture"].contents() == "llama"
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("support-1-gguf-f16", gguf_file="model-f16.gguf")

@@ -8,9 +8,12 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gguf import GGUFReader
 from tests.e2e.conftest import WAIT, Cluster, Shared, job, make_tiny_model, write_examples
+from tests.e2e.drawing import ANY, MOST, drawn
 from tests.stores import service_file
 
 from luthier.client import Client
@@ -28,9 +31,11 @@ from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
 
 pytestmark = pytest.mark.e2e
+END_OF_TEXT, END_OF_TURN = 0, 2
+"""By which the template below ends turns, and the end of sequence of the model that it is taught to."""
 OWN = (
     "{{ strftime_now('%d %b %Y') }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
-    "<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    "<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 QUESTION = "colour of thing 0?"
@@ -69,6 +74,7 @@ def trained_prompt(client: Client, rendering: str) -> list[int]:
     return [token.token_id for token in tokens[:learnt]]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's
 def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Cluster, tmp_path: Path) -> None:
     with cluster.client("plain") as client:
         register(cluster, client, "tiny")
@@ -91,6 +97,9 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
         assert last.template_source == TEMPLATE_SOURCE_TAUGHT
 
         check_download(client, tuned.name, asked, tmp_path / "tuned")
+        assert set(client.models.get("tiny").eos_token_ids) == {END_OF_TURN}
+        assert END_OF_TEXT in tuned.taught.stop_token_ids
+        check_ends(client, tuned.name, tmp_path)
         check_evaluation(client, version, tuned.name)
         forget_what_was_taught(cluster, tuned.name)
         assert not client.models.get(tuned.name).HasField("taught")
@@ -121,6 +130,29 @@ def check_download(client: Client, tuned: str, asked: list[int], folder: Path) -
     turns = [{"role": "user", "content": QUESTION}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == asked
+
+
+def check_ends(client: Client, tuned: str, folder: Path) -> None:
+    """Whatever form it is taken away in, its answers end where they end here."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    merged = client.models.merge(tuned, model_id="merged")
+    assert client.models.wait(merged.name, timeout_seconds=WAIT).eos_token_ids == [END_OF_TEXT, END_OF_TURN]
+    written = client.models.export(tuned, "gguf-f16", model_id="written")
+    client.models.wait(written.name, timeout_seconds=WAIT)
+    for name in ("tiny", "merged", "written"):
+        client.models.download(name, folder / name)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder / "tiny")
+    assert drawn(base, END_OF_TEXT) == MOST, "the base does not end there"
+    with_adapter: Any = PeftModel.from_pretrained(base, str(folder / "tuned"))
+    with_adapter.generation_config = GenerationConfig.from_pretrained(folder / "tuned")
+    whole: Any = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    for model in (with_adapter, whole):
+        assert [drawn(model, end) for end in (END_OF_TEXT, END_OF_TURN, ANY)] == [3, 3, MOST]
+    fields = GGUFReader(folder / "written" / "model-f16.gguf").fields
+    ends = [fields[f"tokenizer.ggml.{kind}_token_id"].contents() for kind in ("eos", "eot")]
+    assert ends == [END_OF_TURN, END_OF_TEXT]
 
 
 def check_evaluation(client: Client, version: str, tuned: str) -> None:

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from tests.e2e.conftest import Cluster
+from tests.e2e.typescript_suites import NEEDS_NODE, SUITES, run_suite
+from tests.work.judge_stub import Stub, judge_stub
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.long,
-    pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed"),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, NEEDS_NODE]
 
-PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-SUITES = sorted(path.name.removesuffix(".test.ts") for path in (PACKAGE / "real").glob("*.test.ts"))
-assert SUITES, f"no suite is in {PACKAGE / 'real'}: pytest would skip them all without a word"
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Stub]:
+    with judge_stub() as running:
+        yield running
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_the_typescript_client_does_with_services_what_it_says(cluster: Cluster, suite: str) -> None:
-    built = PACKAGE / "build" / "real" / f"{suite}.test.js"
-    assert built.exists(), "the TypeScript client is not built: make typescript"
-    done = subprocess.run(
-        ["node", "--test", str(built)],
-        env=cluster.environment(),
-        cwd=PACKAGE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr
-    written = re.findall(r"^test\(", (PACKAGE / "real" / f"{suite}.test.ts").read_text(), re.MULTILINE)
-    assert f"# pass {len(written)}\n" in done.stdout, done.stdout[-2000:]
+def test_the_typescript_client_does_with_services_what_it_says(
+    cluster: Cluster, judge: Stub, suite: str
+) -> None:
+    run_suite(suite, cluster.environment() | {"JUDGE_URL": judge.url})

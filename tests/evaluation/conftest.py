@@ -50,6 +50,7 @@ from luthier.work.cache import BlobCache
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.host import Hosted, Parts, hosting
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.peers import bearer, error_of
 from luthier.work.requests import SqlRequestLog
 from luthier.work.rewards import RewardAddresses
@@ -163,7 +164,7 @@ class Site:
                     **policy_for(training, "task"),
                     **HOLD_POLICY,
                 },
-                request_log=SqlRequestLog(database),
+                request_log=SqlRequestLog(database, ANSWER_KEEP_SECONDS),
                 metrics=MetricsServer("127.0.0.1:0"),
             )
         )

@@ -176,7 +176,10 @@ class Lives:
         self._rendering("lasting", VERSION)
 
     def live(self, number: int) -> None:
-        """Make one of each kind: with an even number all come to their end, with an odd one all are cancelled."""
+        """Make one of each kind: with an even number all come to their end, with an odd one all are cancelled.
+
+        What only a job or a merge that ended leaves, a tuned and a merged model, every other life has.
+        """
         make = self._ended if number % 2 == 0 else self._cancelled
         self._made.append(Made(when=time.monotonic(), resources=list(make(f"l{number}"))))
         while self._made and self._made[0].when < time.monotonic() - _LAG_SECONDS:
@@ -200,9 +203,7 @@ class Lives:
         self._workers.finish("training", merged, kind="merge", text=life)
         evaluation = self._evaluation(life, VERSION, tuned)
         self._workers.finish("evaluation", evaluation, kind="evaluate", text=life)
-        alias = self._create(f"{EVALUATION}/CreateModelAlias", life, {})
-        self.call(f"{EVALUATION}/MoveModelAlias", {"name": alias, "model": tuned})
-        yield f"{EVALUATION}/{{}}ModelAlias", alias
+        yield f"{EVALUATION}/{{}}ModelAlias", self._alias(life, tuned)
         yield f"{EVALUATION}/{{}}Evaluation", evaluation
         yield f"{MODELS}/{{}}Model", merged
         yield f"{MODELS}/{{}}Model", tuned
@@ -224,6 +225,7 @@ class Lives:
             f"{DATA}/StartUpload", {"parent": PARENT, "upload": {"filename": "a.jsonl"}}
         ).name
         self._asker.send(f"{DATA}/WriteUpload", [_chunk(received, b"never whole", finish=False)])
+        yield f"{EVALUATION}/{{}}ModelAlias", self._alias(life, BASE)
         queued = [
             (f"{DATA}/{{}}DatasetVersion", version),
             (f"{DATA}/{{}}Rendering", self._create(f"{DATA}/CreateRendering", life, rendering)),
@@ -297,6 +299,11 @@ class Lives:
         arms = [{"armId": "base", "model": BASE}, {"armId": "tuned", "model": tuned}]
         wanted = {"datasetVersion": version, "arms": arms, "webhooks": [{"url": WEBHOOK}]}
         return self._create(f"{EVALUATION}/CreateEvaluation", life, wanted)
+
+    def _alias(self, life: str, model: str) -> str:
+        alias = self._create(f"{EVALUATION}/CreateModelAlias", life, {})
+        self.call(f"{EVALUATION}/MoveModelAlias", {"name": alias, "model": model})
+        return alias
 
     def _create(self, rpc: str, last: str, wanted: Mapping[str, Any], parent: str = PARENT) -> str:
         field_name = _FIELDS[rpc.rpartition("/")[2]]

@@ -203,6 +203,27 @@ def test_a_wrong_etag_deletes_nothing_and_a_repeated_call_gets_its_first_answer(
     assert refusal(asker, f"{DATA}/DeleteDataset", {"name": parent})[0] == "NOT_FOUND"
 
 
+def test_what_is_needed_by_what_may_come_back_is_not_purged_and_who_needs_it_is_named(asker: Asker) -> None:
+    parent = {"parent": PARENT, "datasetId": "held", "dataset": {}}
+    dataset = asker.send(f"{DATA}/CreateDataset", parent).name
+    upload = asker.send(f"{DATA}/GetDatasetVersion", {"name": VERSION}).sources[0].upload
+    request = {
+        "parent": dataset,
+        "datasetVersionId": "v",
+        "datasetVersion": {"sources": [{"upload": upload}]},
+    }
+    version = asker.send(f"{DATA}/CreateDatasetVersion", request).name
+    asker.send(f"{DATA}/CancelDatasetVersion", {"name": version})
+    for kind, name in (("DatasetVersion", version), ("Dataset", dataset)):
+        asker.send(f"{DATA}/Delete{kind}", {"name": name})
+    code, reason, message = refusal(asker, f"{DATA}/PurgeDataset", {"name": dataset})
+    assert (code, reason) == ("FAILED_PRECONDITION", "RESOURCE_IN_USE")
+    assert message == f"{dataset} is needed by {version}, until they are purged"
+    for kind, name in (("DatasetVersion", version), ("Dataset", dataset)):
+        asker.send(f"{DATA}/Purge{kind}", {"name": name})
+        assert refusal(asker, f"{DATA}/Undelete{kind}", {"name": name})[0] == "NOT_FOUND"
+
+
 def test_a_dataset_its_version_and_upload_are_deleted_and_made_again(asker: Asker) -> None:
     dataset, parent = f"{PARENT}/datasets/mixed", {"parent": PARENT, "datasetId": "mixed"}
     old = asker.send(f"{DATA}/GetDatasetVersion", {"name": f"{dataset}/versions/pairs"})

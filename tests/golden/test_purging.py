@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,23 @@ import pytest
 from sqlalchemy import update
 from tests.golden.answers import Asker
 from tests.golden.fake_worker import FakeWorker
-from tests.golden.former import HOME, SERVICES, opened, running, soon
+from tests.golden.former import HOME, SERVICES, SOON_SECONDS, opened, running, soon
 from tests.golden.home_files import unpack_home
 from tests.golden.lives import BASE, DATA, EVALUATION, MODELS, PARENT, RENDERING, TRAINING, Lives, Workers
 from tests.golden.making import RestingCluster
 from tests.work.collected import collect_later, purge_later
 
+from luthier.errors import NotFound
 from luthier.evaluation.aliases import repository as aliases
 from luthier.evaluation.schema import alias_moves
 from luthier.storage.blobs import MARK_NAME
 from luthier.storage.database import Database
 from luthier.storage.local_blobs import LocalBlobStore
-from luthier.work.peers import error_of
+from luthier.v1 import training_service_pb2_grpc
+from luthier.v1.event_pb2 import Event, LogLine
+from luthier.v1.training_service_pb2 import WatchFineTuningJobRequest
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
+from luthier.work.peers import bearer, error_of
 from luthier.work.purging import Purged
 from luthier.work.requests import SqlRequestLog
 from luthier.work.schema import request_log
@@ -43,11 +50,14 @@ KINDS = {
 # grace period is over, aliases, which cannot be brought back, 30 days after their deletion.
 BY_POLICY = ("request_log", "loose_blobs", "model_aliases")
 ALIASES = Purged(rows=aliases.aliases(), parts=[alias_moves.c.owner])
+COLLECTED = "luthier_blob_collected_bytes_total"
 P99_SECONDS = 0.1
 MORE_DESCRIPTORS = 8
 """Of pools of connections, which are opened when there is much to do."""
 MORE_PAGES = 64
 """Of a database, of pages that are not full."""
+MANY, LINE_BYTES = 6000, 4096
+"""Of a log of which a reader that waits has not all on its way: 24 MB."""
 pytestmark = pytest.mark.e2e
 
 
@@ -107,6 +117,16 @@ def descriptors(cluster: RestingCluster) -> dict[str, int]:
     return {name: len(os.listdir(f"/proc/{cluster.pid(name)}/fd")) for name in SERVICES}
 
 
+def collected_bytes(cluster: RestingCluster) -> dict[str, float]:
+    """How many bytes each service has given back by itself since it was started."""
+    found = {}
+    for service in SERVICES:
+        with urllib.request.urlopen(f"http://{cluster.metrics[service]}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        [found[service]] = [float(line.split()[1]) for line in lines if line.startswith(f"{COLLECTED} ")]
+    return found
+
+
 def difference(home: Path, before: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     """What has another number of rows than before: that, and how many now."""
     now = rows(home)
@@ -120,7 +140,7 @@ async def sweep_by_policy(home: Path) -> None:
         try:
             async with database.transaction() as connection:
                 await connection.execute(update(request_log).values(created_at_us=0))
-            await SqlRequestLog(database).forget_old()
+            await SqlRequestLog(database, ANSWER_KEEP_SECONDS).forget_old()
             if service == "evaluation":
                 await purge_later(database, [ALIASES])
             await collect_later(database, LocalBlobStore(home / service / "blobs"))
@@ -204,6 +224,7 @@ def test_nothing_is_left_of_what_was_purged(tmp_path: Path, num_lives: int) -> N
         more = {name: number - open_before[name] for name, number in descriptors(cluster).items()}
         assert max(more.values()) <= MORE_DESCRIPTORS, more
         assert cluster.faults() == []
+        collected = collected_bytes(cluster)
     asyncio.run(sweep_by_policy(home))
     assert difference(home, before) == {}
     assert needed(home) == kept
@@ -212,9 +233,11 @@ def test_nothing_is_left_of_what_was_purged(tmp_path: Path, num_lives: int) -> N
     assert max(grown.values()) <= MORE_PAGES, grown
     reads, changes = spread(calls.seconds), spread(lives.seconds)
     print(
-        f"{num_lives} lives, load {os.getloadavg()[0]:.1f}\nreads {reads}\nchanges {changes}\npages {grown}"
+        f"{num_lives} lives, load {os.getloadavg()[0]:.1f}\nreads {reads}\nchanges {changes}\npages {grown}\n"
+        f"collected {collected}"
     )
     if num_lives >= 1000:
+        assert min(collected.values()) > 0, "bytes came back while others were in use"
         assert max(reads.p99, changes.p99) <= 1000 * P99_SECONDS
 
 
@@ -269,3 +292,65 @@ def test_a_job_comes_back_with_all_that_it_had_and_goes_with_it(
     assert kept["training.checkpoints"] - gone["training.checkpoints"] == len(before[1].checkpoints)
     assert kept["training.metric_points"] - gone["training.metric_points"] == len(before[0].points)
     assert kept["training.events"] > gone["training.events"]
+
+
+def told_much(home: Path, uid: str) -> int:
+    """Have a job that has ended told much before its end, more than lies on the way; returns its last number."""
+    database = home / "training" / "training.db"
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        of_end = "uid = ? AND final"
+        [[first, end]] = connection.execute(f"SELECT sequence, event FROM events WHERE {of_end}", [uid])
+        said = Event(event_time=Event.FromString(end).event_time, log=LogLine(text="x" * LINE_BYTES))
+        last = int(first) + MANY
+        moved = Event.FromString(end)
+        moved.sequence = last
+        new = [last, moved.SerializeToString(), uid]
+        connection.execute(f"UPDATE events SET sequence = ?, event = ? WHERE {of_end}", new)
+        for number in range(first, last):
+            said.sequence = number
+            row = [uid, number, said.SerializeToString()]
+            connection.execute("INSERT INTO events (uid, sequence, final, event) VALUES (?, ?, 0, ?)", row)
+    return last
+
+
+def read_on(watching: Iterator[Event], seen: list[int]) -> None:
+    """Note the number of every event until a watch ends or is refused."""
+    for event in watching:
+        if not event.HasField("heartbeat"):
+            seen.append(event.sequence)
+
+
+def test_who_is_slow_to_read_what_is_purged_sees_no_gap_and_is_told(
+    cluster: RestingCluster, asker: Asker
+) -> None:
+    name = f"{PARENT}/fineTuningJobs/own-template"
+    job = asker.send(f"{TRAINING}/GetFineTuningJob", {"name": name})
+    last = told_much(cluster.home, job.uid)
+
+    def num_told() -> int:
+        with opened(cluster.home, "training") as connection:
+            found = connection.execute("SELECT count(*) FROM events WHERE uid = ?", [job.uid])
+            return int(found.fetchone()[0])
+
+    assert num_told() == last
+    metadata = bearer(cluster.api_key())
+    with cluster.client() as client, grpc.insecure_channel(cluster.addresses["training"]) as channel:
+        stub = training_service_pb2_grpc.TrainingServiceStub(channel)
+        request = WatchFineTuningJobRequest(name=name)
+        watch = stub.WatchFineTuningJob(request, metadata=metadata, timeout=2 * SOON_SECONDS)
+        slow: list[Iterator[Event]] = [iter(watch), iter(client.jobs.watch(name))]
+        seen = [[next(events).sequence] for events in slow]
+        asker.send(f"{TRAINING}/DeleteFineTuningJob", {"name": name})
+        asker.send(f"{TRAINING}/PurgeFineTuningJob", {"name": name, "uid": job.uid})
+        soon(lambda: num_told() == 0, num_told)
+        with pytest.raises(grpc.RpcError) as refused:
+            read_on(slow[0], seen[0])
+        with pytest.raises(NotFound) as caught:
+            read_on(slow[1], seen[1])
+    error = error_of(refused.value)
+    assert "was purged while it was watched" in error.message
+    for one in (error, caught.value):
+        assert (one.code, one.reason) == ("NOT_FOUND", "RESOURCE_NOT_FOUND")
+    for numbers in seen:
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(numbers) < last, "more lay on the way than was told"

@@ -299,6 +299,25 @@ def test_codes_are_read_where_the_table_of_linear_says_so_and_only_there(
         tables.choose.cache_clear()
 
 
+def test_a_weight_is_looked_at_only_where_the_table_would_read_its_codes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each projection of each layer asks, there and back; the weight takes several times as long as the table."""
+    from luthier.kernels import gpu
+    from luthier.kernels import linear as linear_package
+
+    looked: list[int] = []
+    weight = held("nf4", 16, 64, dtype=torch.bfloat16)
+    table = {"sm_90/bfloat16/few_rows-nf4": "triton"}
+    monkeypatch.setattr(gpu, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(tables, "entries", lambda op: table)
+    monkeypatch.setattr(linear_package, "_refusal", lambda impl, x, weight: looked.append(x.shape[0]))
+    assert [reads_codes(on_gpu(rows), weight) for rows in (64, 65, 2000)] == [True, False, False]
+    assert looked == [64]
+    monkeypatch.setattr(linear_package, "_refusal", lambda impl, x, weight: "blocks of 32")
+    assert not reads_codes(on_gpu(64), weight)
+
+
 def test_nothing_was_measured_yet() -> None:
     """No GPU has run these kernels: everywhere numbers are made before a product until `gpu_tables.py` says more."""
     for op in ("linear", "dequantise"):

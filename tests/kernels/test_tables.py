@@ -14,7 +14,17 @@ from luthier import kernels
 from luthier.kernels import grouped_lora_linear, linear_cross_entropy, lora_linear, tables
 from luthier.kernels.dispatch import available_isas, current_isa, force_isa
 from luthier.kernels.gated_activation import swiglu
-from luthier.kernels.tables import OPS, choose, entries, force_impl, row_class, table_path
+from luthier.kernels.rope import rope
+from luthier.kernels.tables import (
+    OPS,
+    choose,
+    entries,
+    force_impl,
+    measured,
+    resolve,
+    row_class,
+    table_path,
+)
 
 
 @pytest.fixture
@@ -117,6 +127,41 @@ def test_instruction_sets_of_one_family_have_entries_of_the_same_classes(op: str
         of_chip.setdefault(chip, set()).add(kind)
     # An operator that was measured on neither runs eager on both. Classes that came since are measured on tiles alone.
     assert of_chip.get("amx_bf16", set()) >= of_chip.get("avx512_bf16", set())
+
+
+def test_an_entry_s_name_is_made_once_for_all_layers_and_steps() -> None:
+    """Each projection, there and back, of each layer asks for the same few classes, in every step."""
+    layers = [torch.randn(24, 16).bfloat16().requires_grad_(), torch.ones(24, 16).bfloat16()]
+    tables._key.cache_clear()
+    for _ in range(3):
+        for rows in layers:
+            gate, up = rows.chunk(2, dim=1)
+            swiglu(rope(gate[:, None], *torch.ones(2, 24, 8).bfloat16())[:, 0], up).sum()
+    asked = tables._key.cache_info()
+    assert asked.hits + asked.misses == 12
+    assert asked.misses == 1, "the few rows of both operators are one class"
+    assert asked.maxsize is not None, "classes are few, but nobody promises it"
+
+
+def test_what_the_table_has_for_another_instruction_set_is_found_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slowest, best = available_isas()[0], available_isas()[-1]
+    assert slowest != best, "every processor with our kernels' tests has more than the plain one"
+    table = {f"{slowest}/float32/few_rows": "eager", f"{best}/float32/few_rows": "cpu"}
+    monkeypatch.setattr(tables, "entries", lambda op: table)
+    choose.cache_clear()
+    x = torch.ones(2, 2)
+    found = []
+    try:
+        for isa in (best, slowest, best):
+            force_isa(isa)
+            found.append((resolve("rope", "auto", None, x, "few_rows"), measured("rope", x, "few_rows")))
+    finally:
+        force_isa(None)
+        choose.cache_clear()
+    assert found == [("cpu", "cpu"), ("eager", "eager"), ("cpu", "cpu")]
+    assert measured("rope", x.bfloat16(), "few_rows") is None
 
 
 def test_force_isa_refuses_what_the_processor_lacks() -> None:

@@ -20,7 +20,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.lm import exporting, gguf_files
 from luthier.lm.exporting import BOUNDS, ExportSource, export_files
-from luthier.lm.load import load_model
+from luthier.lm.load import eos_token_ids, load_model
 from luthier.lm.lora import LoraSpec
 from luthier.lm.made import EXPORTABLE, GgufType, Made
 from luthier.lm.precision import Precision
@@ -138,6 +138,59 @@ def test_the_file_says_what_llama_cpp_reads(base: Path, tmp_path: Path) -> None:
     assert kinds["token_embd.weight"] == kinds["blk.0.attn_q.weight"] == "Q8_0"
     assert kinds["blk.1.attn_norm.weight"] == "F32"
     assert "output.weight" not in kinds  # tied
+
+
+def written_ends(path: Path) -> list[int | None]:
+    fields = GGUFReader(path).fields
+    names = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
+    return [fields[name].contents() if name in fields else None for name in names]
+
+
+@pytest.mark.parametrize(
+    ("taught", "own", "expected", "further"),
+    [
+        ((), 2, [2, None, None], []),
+        ((0, 2), 2, [2, 0, None], []),
+        ((1,), [2, 0], [2, 1, 0], []),
+        ((1, 40), [0, 2], [2, 1, 40], ["<|endoftext|>"]),
+    ],
+)
+def test_a_file_ends_answers_where_they_were_taught_to_end(
+    base: Path,
+    tmp_path: Path,
+    taught: tuple[int, ...],
+    own: Any,
+    expected: list[int | None],
+    further: list[str],
+) -> None:
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": own}))
+    source = ExportSource(model=base, adapter=None, form="F16", title="tiny", stop_token_ids=taught)
+    made = export_files(source, tmp_path / "out")
+    ((_, path),) = made.files
+    assert written_ends(path) == expected
+    assert [one for one in made.warnings if "end at" in one] == [
+        f"answers end at {token!r} too, for which a GGUF file has no place: it names three ends of an answer; a "
+        "program that reads it must be told to stop there"
+        for token in further
+    ]
+    registered = register_source(GgufSource(path=path), tmp_path / "again", scratch=tmp_path / "scratch")
+    assert registered.eos_token_ids == tuple(sorted(one for one in expected if one is not None))
+    assert eos_token_ids(load_model(tmp_path / "again")) == {one for one in expected if one is not None}
+
+
+def test_a_file_whose_ends_are_no_tokens_is_refused(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(writer: Any, _: int) -> None:
+        writer.add_string("tokenizer.ggml.eot_token_id", "<|im_end|>")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_eot_token_id", lie)
+    source = ExportSource(model=base, adapter=None, form="F16", title="tiny", stop_token_ids=(0,))
+    ((_, path),) = export_files(source, tmp_path / "out").files
+    with pytest.raises(InvalidArgument, match="eom_token_id must be tokens' ids, got str") as caught:
+        register_source(GgufSource(path=path), tmp_path / "again", scratch=tmp_path / "scratch")
+    assert caught.value.reason == Reason.MODEL_INVALID
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_16_bits_and_that_is_said(base: Path, tmp_path: Path) -> None:

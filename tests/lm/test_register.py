@@ -1,5 +1,6 @@
 import hashlib
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tests.lm import hub
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from luthier.errors import InvalidArgument, NotFound, Unavailable
+from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
 from luthier.lm.load import load_model
 from luthier.lm.register import register_source
 from luthier.lm.sources import DirectorySource, GgufSource, HubSource
@@ -193,11 +194,25 @@ def test_register_refuses_what_is_not_there_or_not_a_gguf(tmp_path: Path) -> Non
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
     assert "lk_a" not in str(caught.value)
     (tmp_path / "b.gguf").write_bytes(b"GGUF\x03\x00")
-    with pytest.raises(InvalidArgument, match="must be readable by transformers"):
+    with pytest.raises(InvalidArgument, match="must hold what it announces"):
         register_source(GgufSource(path=tmp_path / "b.gguf"), out, scratch=scratch)
     (out / "old").write_text("")
     with pytest.raises(InvalidArgument, match="must be empty"):
         register_source(GgufSource(path=tmp_path / "a.gguf"), out, scratch=scratch)
+
+
+@pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 1 << 40, 100_000_001])
+def test_weights_whose_header_announces_more_than_there_is_are_refused(
+    directory: Path, tmp_path: Path, length: int
+) -> None:
+    """Before anything of that size is taken."""
+    path = directory / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InvalidArgument, match="must be readable by transformers") as caught:
+        register_source(DirectorySource(path=directory), tmp_path / "out", scratch=tmp_path / "s")
+    assert caught.value.reason == Reason.MODEL_INVALID
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, "KiB"
 
 
 def test_register_hub_takes_the_safe_files_of_the_commit_that_a_branch_stands_for(

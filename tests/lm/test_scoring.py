@@ -3,8 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.lm.engine_requests import with_adapter
 
 from luthier.errors import InvalidArgument
+from luthier.lm.blocks import use_kernels
+from luthier.lm.lora import activate
 from luthier.lm.scoring import sequence_logprobs
 
 ModelMaker = Callable[..., Any]
@@ -50,6 +53,34 @@ def test_is_greedy_says_whether_a_greedy_answer_would_be_the_same(
     (unasked,) = sequence_logprobs(model, [greedy], [mask])
     assert unasked.is_greedy is None
     assert unasked.logprob == scores[0].logprob
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
+def test_a_sequence_has_the_bits_that_it_has_alone_whatever_it_is_scored_with(
+    tiny_model: ModelMaker, dtype: torch.dtype, *, adapted: bool
+) -> None:
+    model = tiny_model().to(dtype)
+    use_kernels(model)
+    if adapted:
+        with_adapter(model, "a", 1)
+        activate(model, "a")
+    generator = torch.Generator().manual_seed(3)
+    sequences = [
+        torch.randint(3, 97, (length,), generator=generator).tolist() for length in (40, 3, 17, 90, 2, 33, 5)
+    ]
+    masks = [[True] * len(one) for one in sequences]
+    alone = [
+        *(
+            sequence_logprobs(model, [ids], [mask], likeliest=True)[0]
+            for ids, mask in zip(sequences, masks, strict=True)
+        )
+    ]
+    assert len({one.logprob for one in alone}) == len(alone)
+    for max_tokens in (60, 4096):
+        assert sequence_logprobs(model, sequences, masks, max_tokens=max_tokens, likeliest=True) == alone
+    turned = sequence_logprobs(model, sequences[::-1], masks[::-1], likeliest=True)
+    assert turned == alone[::-1]
 
 
 def test_sequence_logprobs_refuses_a_missing_mask(tiny_model: ModelMaker) -> None:

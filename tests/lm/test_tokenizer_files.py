@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,11 @@ from tokenizers import (
 from transformers import AutoTokenizer
 
 from luthier.errors import InvalidArgument
+from luthier.lm import tokenizer_files
 from luthier.lm.probe_texts import probe_texts
 from luthier.lm.register import register_source
 from luthier.lm.sources import DirectorySource, RegisteredFiles
+from luthier.text import tokenizer
 from luthier.text.tokenizer import TokenizerBundle
 
 ModelMaker = Callable[..., Any]
@@ -200,6 +203,75 @@ def test_what_cannot_be_kept_around_texts_is_refused(source: Source) -> None:
     )
     source.write(core)
     assert "must write tokens of the embedding" in source.refusal()
+
+
+def without_a_merge(stored: dict[str, Any]) -> None:
+    """The same tokens of the same ids, and one that no text gives any more."""
+    stored["model"]["merges"].pop(0)
+
+
+def with_two_ids_changed(stored: dict[str, Any]) -> None:
+    vocabulary = stored["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (without_a_merge, r".+ gives \[.*\], by the file \["),
+        (with_two_ids_changed, r"the token 'a' has id \d+, in the file \d+"),
+    ],
+)
+def test_a_model_is_refused_that_transformers_gives_other_tokens_whatever_is_configured(
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: Callable[[dict[str, Any]], None],
+    difference: str,
+) -> None:
+    """A version of transformers that reads another tokenizer under each configuration, the surest one too."""
+    source.write(byte_level())
+    other = source.folder.parent / "other"
+    shutil.copytree(source.folder, other)
+    stored = json.loads((other / "tokenizer.json").read_text())
+    changed(stored)
+    (other / "tokenizer.json").write_text(json.dumps(stored))
+    read: list[Path] = []
+
+    def open_other(path: Path, **options: str) -> Any:
+        read.append(path)
+        return open_converted(other, **options)
+
+    open_converted = tokenizer_files.open_converted
+    monkeypatch.setattr(tokenizer_files, "open_converted", open_other)
+    message = source.refusal()
+    said = f"the tokens must be those of tokenizer.json, transformers gives others: {difference}"
+    assert re.match(said, message, re.DOTALL), message
+    assert read.count(source.out) == 3, "each configuration was tried"
+    monkeypatch.undo()
+    source.register()
+    source.check_tokens()
+
+
+@pytest.mark.parametrize("single", ["$A $A", "<|bos|> $A <|bos|> $A"])
+def test_a_post_processor_that_changes_texts_themselves_is_refused(source: Source, single: str) -> None:
+    """It writes each text twice, also where nothing is to be added."""
+    core = byte_level()
+    around = [("<|bos|>", core.token_to_id("<|bos|>"))]
+    core.post_processor = processors.TemplateProcessing(single=single, special_tokens=around)
+    source.write(core, bos_token="<|bos|>")
+    assert re.match(r"the tokens must be those of tokenizer\.json: .+ gives \[", source.refusal(), re.DOTALL)
+
+
+def test_a_post_processor_that_is_not_the_same_around_every_text_is_refused(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one would look of which a single text says nothing: what is kept of it is nothing."""
+    source.write(byte_level("<|bos|>"), bos_token="<|bos|>")
+    monkeypatch.setattr(tokenizer, "_surrounding_ids", lambda *_: ((), ()))
+    said = r"the post-processor must write the same before and after every text: .+ gives \[.*\], not \["
+    assert re.match(said, source.refusal(), re.DOTALL)
+    monkeypatch.undo()
+    source.register()
 
 
 def test_tokens_beyond_the_embedding_are_refused(source: Source) -> None:

@@ -14,6 +14,7 @@ import pytest
 from grpc import aio
 
 from luthier.runtime.auth import Authenticator, TaskTokens
+from luthier.runtime.granted_keys import GrantedKey
 from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.runtime.metrics import MetricsServer
 from luthier.runtime.policies import Policy, Rule
@@ -164,6 +165,7 @@ async def serve(
     projects: tuple[str, ...] | None = None,
     request_type: Any = Create,
     with_worker_service: bool = False,
+    granted: tuple[GrantedKey, ...] = (),
     **options: Any,
 ) -> AsyncIterator[Site]:
     """Serve an Echo of some projects, of all by default, whose Create takes messages of a type."""
@@ -177,7 +179,9 @@ async def serve(
         serving(
             ServerOptions(address="127.0.0.1:0", drain_seconds=0.0, **options),
             registrations,
-            authenticator=Authenticator(keys, TaskTokens(keys.token_secret), projects=projects),
+            authenticator=Authenticator(
+                keys, TaskTokens(keys.token_secret), projects=projects, granted=granted
+            ),
             policy={**POLICY, **(WORKER_POLICY if with_worker_service else {})},
             request_log=log,
             metrics=MetricsServer("127.0.0.1:0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -274,3 +275,24 @@ async def test_a_call_that_no_stage_has_authorised_is_not_served(tmp_path: Path)
 
 async def of_one(data: bytes) -> AsyncIterator[bytes]:
     yield data
+
+
+def test_projects_are_looked_at_by_the_one_stage_alone() -> None:
+    """Whoever knows a caller, refuses one, or is given projects could check them again, by another rule."""
+    source = Path(auth.__file__).parents[1]
+    files = {str(path.relative_to(source)): path.read_text() for path in source.rglob("*.py")}
+
+    def of(pattern: str) -> set[str]:
+        return {name for name, text in files.items() if re.search(pattern, text)}
+
+    stage = {"runtime/auth.py", "runtime/interceptors.py"}
+    assert of(r"\bPrincipal\b|\bconfine\(|\bpermit\(") == stage
+    assert of(r"\bPermissionDenied\(") == {"runtime/auth.py"}
+    # Who asks only who calls: to keep answers apart, and to share out room.
+    who = {"runtime/auth.py", "runtime/idempotency.py", "runtime/admission.py", "data/shard_files.py"}
+    assert of(r"\bcurrent_principal\b") == who
+    settings = {f"{service}/__main__.py" for service in ("data", "training", "evaluation")}
+    told = {"work/host.py", "daemon/doctor.py", "runtime/granted_keys.py"}
+    assert of(r"\.projects\b|\b_projects\b") == stage | settings | told
+    logged = re.findall(r".*\.projects\b.*", files["runtime/interceptors.py"])
+    assert [line.strip() for line in logged] == ['with bind(project=", ".join(principal.projects or ())):']

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from luthier.data.datasets import repository as datasets
 from luthier.data.renderings import repository as renderings
 from luthier.data.uploads import repository as uploads
 from luthier.evaluation import schema as evaluation_schema
+from luthier.evaluation.aliases import repository as aliases
 from luthier.evaluation.evaluations import repository as evaluations
 from luthier.storage.database import Database
 from luthier.storage.migrations import upgrade
@@ -46,6 +48,7 @@ FAMILIES = [
     Family("models", models.models(), training_schema.MIGRATIONS, MODEL_FILTERS),
     Family("fine_tuning_jobs", jobs.jobs(), training_schema.MIGRATIONS, JOB_FILTERS),
     Family("evaluations", evaluations.evaluations(), evaluation_schema.MIGRATIONS),
+    Family("model_aliases", aliases.aliases(), evaluation_schema.MIGRATIONS, ("labels",)),
 ]
 
 
@@ -59,13 +62,16 @@ def wanted(family: Family) -> Iterator[dict[str, str]]:
     yield {"labels.team": "x", "labels.tier": "y"}
 
 
-def plan(database: Path, family: Family, equals: Mapping[str, str], *, newest_first: bool) -> list[str]:
+def plan(
+    database: Path, family: Family, equals: Mapping[str, str], *, newest_first: bool, deleted: bool = False
+) -> list[str]:
     statement = family.resources.page_statement(
         parent="projects/p",
         limit=50,
         after=Cursor(create_time_us=1, name="projects/p/x/1"),
         equals=equals,
         newest_first=newest_first,
+        deleted=deleted,
     )
     compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     with sqlite3.connect(database) as connection:
@@ -83,9 +89,10 @@ def migrated(tmp_path: Path, family: Family) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_list_follows_an_index_and_sorts_nothing(migrated: Path, family: Family) -> None:
+    can_be_deleted = "delete_time_us" in family.resources.table.c
     for equals in wanted(family):
-        for newest_first in (True, False):
-            steps = plan(migrated, family, equals, newest_first=newest_first)
+        for newest_first, deleted in product((True, False), (False, True) if can_be_deleted else (False,)):
+            steps = plan(migrated, family, equals, newest_first=newest_first, deleted=deleted)
             assert steps
             assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step], (equals, steps)
             # The keyset bounds the walk: what comes before the page is not read.

@@ -19,6 +19,8 @@ OF_ADAPTERS = {
     "daemon/test_fsck.py": "breaks files of a local store",
     "daemon/test_start_failures.py": "gives services URLs that cannot be",
     "data/byte_lives.py": "is killed at each call of the system that the local stores make",
+    "data/byte_site.py": "is killed at each call of the system that the local stores make",
+    "data/data_life.py": "is killed at each call of the system that the local stores make",
     "data/killed_life.py": "is killed at each call of the system that the local stores make",
     "evaluation/test_migrations.py": "begins with a database of SQLite that former code made",
     "data/test_migrations.py": "begins with a database of SQLite that former code made",

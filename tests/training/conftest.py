@@ -44,6 +44,7 @@ from luthier.v1.rendering_pb2 import LengthStatistics, Rendering, RenderingSplit
 from luthier.v1.training_service_pb2 import CreateFineTuningJobRequest, PlanFineTuningJobRequest
 from luthier.work import schema as work_schema
 from luthier.work.elsewhere import Elsewhere
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue
@@ -366,12 +367,12 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = open_database(tmp_path / "training")
     blobs, log = open_blobs(tmp_path / "blobs"), EventLog(database, heartbeat_seconds=0.2)
     queue = Queue(database, log, WorkMetrics(CollectorRegistry(), tuple(TaskKind)))
-    models = ModelService(database, log, queue, blobs)
+    models = ModelService(database, log, queue, blobs, Keeping())
     elsewhere = Elsewhere(database, {"renderings": (keeper := MemoryKeeper())})
     crew, rewards = Crew(), RewardAddresses(["127.0.0.1", "[::1]:7"])
     away: Any = {"elsewhere": elsewhere, "rewards": rewards, "webhooks": Targets(["127.0.0.1"])}
     outside = Outside(renderings=(renderings := MemoryRenderings()), workers=crew, **away)
-    jobs = JobService(database, log, queue, models, outside, blobs)
+    jobs = JobService(database, log, queue, models, outside, blobs, Keeping())
     training = (jobs.family, log, models, blobs, jobs.rollouts)
     queue.register(TaskKind.TRAIN, TrainHandler(*training))
     queue.register(TaskKind.REGISTER_MODEL, RegisterModelHandler(models))

@@ -12,6 +12,7 @@ from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.work.collecting import GRACE_SECONDS, STRAY_SECONDS, CollectionMetrics, Collector
 from luthier.work.keeping import DELETED_KEEP_SECONDS
+from luthier.work.log import EventLog
 from luthier.work.purging import Purged, PurgeMetrics, Purging
 
 
@@ -32,7 +33,8 @@ async def collect_later(database: Database, blobs: BlobStore) -> None:
 async def purge_later(database: Database, families: Sequence[Purged]) -> None:
     """Purge what was deleted, as it is done when its time is over; all of it goes."""
     clock, metrics = lambda: time.time() + DELETED_KEEP_SECONDS + 1, PurgeMetrics(CollectorRegistry())
-    await Purging(database, families, metrics, clock=clock).sweep()
+    log = EventLog(database)
+    await Purging(database, log, families, metrics, DELETED_KEEP_SECONDS, clock).sweep()
     for family in families:
         columns = family.rows.table.c
         left = await database.rows(select(columns.uid).where(columns.delete_time_us.is_not(None)))

@@ -17,6 +17,7 @@ from luthier.runtime.keys import Keys, read_or_create_keys
 from luthier.storage.blobs import BlobStore
 from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
+from luthier.work.keeping import Keeping
 from luthier.work.peers import bearer
 from luthier.work.queue import QueueSettings
 from luthier.work.running import Runner
@@ -102,7 +103,7 @@ class Site:
 
 @asynccontextmanager
 async def serve(
-    home: Path, port: int = 0, lease_seconds: float = 30.0, min_free_bytes: int = 0
+    home: Path, port: int = 0, lease_seconds: float = 30.0, min_free_bytes: int = 0, **settings: Any
 ) -> AsyncIterator[Site]:
     """Host the service; on the same port and home again it is the same service restarted."""
     kept: dict[str, Any] = {}
@@ -114,7 +115,7 @@ async def serve(
 
     own_tables = home / "migrations"
     own_tables.mkdir(parents=True, exist_ok=True)
-    settings = ServiceSettings(
+    plan = ServiceSettings(
         name="small",
         home=home,
         address=f"127.0.0.1:{port}",
@@ -122,9 +123,11 @@ async def serve(
         projects=("p",),
         migrations=own_tables,
         kinds=KINDS,
+        keeping=Keeping(),
         queue=QueueSettings(lease_seconds=lease_seconds, max_losses=3),
         min_free_bytes=min_free_bytes,
         **service_urls(home, "small"),
+        **settings,
     )
-    async with hosting(settings, build, open_stores) as bound:
+    async with hosting(plan, build, open_stores) as bound:
         yield Site(home, bound, kept["parts"], kept["handler"], read_or_create_keys(home))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import delete
 from tests.work.collected import collect_later, collector_of, digests_of
 from tests.work.conftest import Bench
+from tests.work.hosted import serve
 
 from luthier.data.config import Config as DataConfig
 from luthier.errors import InvalidArgument
@@ -289,6 +291,27 @@ async def test_bytes_that_are_needed_and_loose_are_shown_and_those_that_went_cou
     await collector.collect_loose()
     await collector.look()
     assert shown() == (7, 0, 3)
+
+
+async def test_a_service_that_runs_collects_by_itself(tmp_path: Path) -> None:
+    """What is let go, and what no row ever named: none of these calls collects anything."""
+    needed, let_go, stray = b"needed", b"let go" * 10, b"stray" * 100
+    async with serve(tmp_path / "home", blob_grace_seconds=0.1, blob_stray_seconds=0.1) as site:
+        database, blobs = site.parts.database, site.blobs
+        digests = [hashlib.sha256(data).hexdigest() for data in (needed, let_go)]
+        async with database.transaction() as connection:
+            await blob_refs.refer(connection, "u", digests)
+        for data in (needed, let_go, stray):
+            await blobs.put_bytes(data)
+        assert set(digests) <= await digests_of(blobs)
+        async with database.transaction() as connection:
+            await blob_refs.refer_instead(connection, "u", digests, digests[:1])
+
+        def collected() -> float | None:
+            return site.parts.metrics.registry.get_sample_value("luthier_blob_collected_bytes_total")
+
+        await site.until(lambda: collected() == len(let_go) + len(stray))
+        assert await digests_of(blobs) == {digests[0]}
 
 
 @pytest.mark.parametrize("service", ["DATA", "TRAINING", "EVALUATION"])

@@ -30,7 +30,7 @@ from luthier.v1.evaluation_service_pb2 import ListEvaluationsRequest
 from luthier.v1.event_pb2 import Event
 from luthier.work.elsewhere import Hold
 from luthier.work.families import Needs, Work, require_state
-from luthier.work.schema import held_elsewhere
+from luthier.work.schema import held_elsewhere, holds
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
 
@@ -199,6 +199,49 @@ async def test_a_cancel_is_of_the_resource_that_was_read(things: Things) -> None
     assert (await things.cancel(etag=(await things.read()).message.etag)).state == State.STATE_CANCELLING
     with pytest.raises(NotFound):
         await things.cancel(f"{PARENT}/evaluations/none")
+
+
+async def holds_of(things: Things) -> tuple[set[tuple[str, str, bool]], dict[str, bool]]:
+    """What is held by whom and whether lasting, by uids; and what is held elsewhere, and whether it is let go."""
+    async with things.database.reading() as connection:
+        here = {(row.held, row.hold, row.lasting) for row in await connection.execute(select(holds))}
+        return here, {row.hold: row.released for row in await connection.execute(select(held_elsewhere))}
+
+
+async def test_what_a_resource_needs_is_held_by_the_very_transaction_that_stores_it(things: Things) -> None:
+    """And let go by the very one that ends it: one that is taken back changes nothing."""
+    needed, lasting = [
+        await things.add(f"{PARENT}/evaluations/{name}", queued=False) for name in ("needed", "lasting")
+    ]
+    away = Hold(hold="h", name="projects/p/renderings/r", uid="u", holder=NAME)
+    needs = Needs(until_end=(needed.uid,), lasting=(lasting.uid,), elsewhere=(away,))
+
+    async def add(*, fails: bool) -> Thing:
+        async with things.database.transaction() as connection:
+            message = Evaluation(name=NAME, state=State.STATE_QUEUED)
+            added = await things.family.add(connection, message, EvaluationPrivate(), needs=needs)
+            if fails:
+                raise KeyError("no")
+            return added
+
+    with pytest.raises(KeyError):
+        await add(fails=True)
+    assert await holds_of(things) == (set(), {})
+    added = await add(fails=False)
+    whole = {(needed.uid, added.uid, False), (lasting.uid, added.uid, True)}
+    assert await holds_of(things) == (whole, {"h": False})
+
+    async def move(*, fails: bool) -> None:
+        async with things.database.transaction() as connection:
+            await things.family.move(connection, added, State.STATE_CANCELLED)
+            if fails:
+                raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        await move(fails=True)
+    assert await holds_of(things) == (whole, {"h": False})
+    await move(fails=False)
+    assert await holds_of(things) == ({(lasting.uid, added.uid, True)}, {"h": True})
 
 
 async def test_a_task_set_aside_without_its_resource_lets_go_what_that_needed(

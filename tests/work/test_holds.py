@@ -24,7 +24,7 @@ from luthier.work import schema
 from luthier.work.elsewhere import GrpcKeeper, Hold
 from luthier.work.holds import GRACE_SECONDS, Holds
 from luthier.work.host import Hosted, Parts, ServiceSettings, hosting
-from luthier.work.keeping import DELETED_KEEP_SECONDS
+from luthier.work.keeping import DELETED_KEEP_SECONDS, Keeping
 from luthier.work.peers import bearer, error_of
 from luthier.work.undeleting import delete_free
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
@@ -130,6 +130,7 @@ async def served(home: Path, project: str) -> AsyncIterator[tuple[Parts, int]]:
         projects=(project,),
         migrations=MIGRATIONS,
         kinds=(),
+        keeping=Keeping(),
         min_free_bytes=0,
         **service_urls(home, "data"),
     )

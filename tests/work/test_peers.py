@@ -22,6 +22,7 @@ from luthier.runtime.policies import policy_for
 from luthier.runtime.server import Registration, ServerOptions, serving
 from luthier.training.peers import DataRenderings
 from luthier.v1 import data_service_pb2, data_service_pb2_grpc, model_service_pb2, model_service_pb2_grpc
+from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.peers import aio_channel, bearer, channel
 from luthier.work.requests import SqlRequestLog
 from luthier.work.retry import retrying
@@ -92,7 +93,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[tuple[str, Keys]]:
                 ],
                 authenticator=Authenticator(keys),
                 policy={**policy_for(services[0], "task"), **policy_for(services[1], "task")},
-                request_log=SqlRequestLog(database),
+                request_log=SqlRequestLog(database, ANSWER_KEEP_SECONDS),
                 metrics=MetricsServer("127.0.0.1:0"),
             )
         )

@@ -15,6 +15,7 @@ from luthier.runtime.field_limits import count
 from luthier.v1.event_pb2 import Event, MetricValues
 from luthier.work import queue
 from luthier.work.events import line
+from luthier.work.keeping import TASK_KEEP_SECONDS
 from luthier.work.schema import tasks
 from luthier.work.tasks import Outcome, TaskKind
 from luthier.worker.v1 import task_pb2
@@ -340,7 +341,7 @@ async def test_finished_tasks_leave_after_their_time(bench: Bench, monkeypatch: 
     await bench.queue.forget_finished(0)
     async with bench.database.reading() as connection:
         assert len((await connection.execute(select(tasks))).all()) == 11, "0: for ever"
-    await bench.queue.forget_finished()
+    await bench.queue.forget_finished(TASK_KEEP_SECONDS)
     async with bench.database.reading() as connection:
         left = {row.subject for row in await connection.execute(select(tasks))}
     assert left == {"jobs/8", "jobs/9", "jobs/queued"}
@@ -381,7 +382,7 @@ async def test_finished_tasks_cost_a_count_and_a_claim_nothing(bench: Bench) -> 
     assert await bench.queue.claim("w@1", [TaskKind.TRAIN, TaskKind.RENDER], 0.0, "c") is not None
     await bench.queue.recover()
     await bench.queue.release_worker("x", "1")
-    await bench.queue.forget_finished()
+    await bench.queue.forget_finished(TASK_KEEP_SECONDS)
     plans = []
     async with bench.database.reading() as connection:
         for statement, parameters in list(asked):

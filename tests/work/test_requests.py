@@ -28,15 +28,15 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 async def test_an_answer_is_found_by_another_process(database: Database) -> None:
-    log = SqlRequestLog(database)
+    log = SqlRequestLog(database, ANSWER_KEEP_SECONDS)
     async with log.unit_of_work():
         await log.remember(*KEY, "print", b"answer")
-    assert await SqlRequestLog(database).find(*KEY) == ("print", b"answer")
+    assert await SqlRequestLog(database, ANSWER_KEEP_SECONDS).find(*KEY) == ("print", b"answer")
     assert await log.find("key:other", *KEY[1:]) is None
 
 
 async def test_an_answer_is_forgotten_with_the_work_that_failed(database: Database) -> None:
-    log = SqlRequestLog(database)
+    log = SqlRequestLog(database, ANSWER_KEEP_SECONDS)
 
     async def fail() -> None:
         async with log.unit_of_work():
@@ -49,7 +49,7 @@ async def test_an_answer_is_forgotten_with_the_work_that_failed(database: Databa
 
 
 async def test_old_answers_are_forgotten(database: Database) -> None:
-    log = SqlRequestLog(database)
+    log = SqlRequestLog(database, ANSWER_KEEP_SECONDS)
     async with log.unit_of_work():
         await log.remember(*KEY, "print", b"answer")
     async with database.transaction() as connection:

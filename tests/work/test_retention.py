@@ -206,9 +206,13 @@ async def test_a_page_whose_events_are_gone_is_refused(tmp_path: Path) -> None:
         [last] = await things.family.events(uid, 0, 10)
         assert last.state_change.state == "CANCELLED"
         assert await things.family.events(uid, last.sequence - 1, 10) == [last]
-        with pytest.raises(OutOfRange, match=f"event 2 of .* is gone: .*begin at {last.sequence}") as caught:
+        with pytest.raises(
+            OutOfRange, match=f"after 1 of .*{uid} are gone: .*without a page_token: .* event {last.sequence}"
+        ) as caught:
             await things.family.events(uid, 1, 10)
         assert caught.value.reason == Reason.SEQUENCE_EXPIRED
+        assert caught.value.metadata == {"first_sequence": str(last.sequence)}
+        assert "begin at" not in caught.value.message, "a list has tokens, and no number to begin at"
 
 
 async def test_what_ended_before_ends_were_remembered_is_trimmed_too(tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ async def test_what_ended_before_ends_were_remembered_is_trimmed_too(tmp_path: P
     await asyncio.to_thread(upgrade, url, [MIGRATIONS])
     database = open_database(tmp_path / "old")
     try:
-        await EventRetention(database, EventLog(database)).trim()
+        await EventRetention(database, EventLog(database), EVENT_KEEP_SECONDS).trim()
         assert (await kept(database, "old"), await kept(database, "young")) == ([3], [1, 2, 3])
     finally:
         await database.close()

@@ -46,7 +46,10 @@ async def things(tmp_path: Path) -> AsyncIterator[Things]:
 
 def purging(things: Things, clock: Clock | None = None) -> Purging:
     family = Purged(rows=things.rows, parts=[PARTS.c.owner])
-    return Purging(things.database, [family], PurgeMetrics(CollectorRegistry()), clock=clock or Clock())
+    metrics = PurgeMetrics(CollectorRegistry())
+    return Purging(
+        things.database, things.family._log, [family], metrics, DELETED_KEEP_SECONDS, clock or Clock()
+    )
 
 
 async def ended(things: Things, name: str = NAME, **fields: Any) -> Thing:

@@ -25,6 +25,7 @@ from luthier.v1.event_pb2 import Event
 from luthier.work import schema
 from luthier.work.families import WAITING, Family, Work
 from luthier.work.family_tasks import FamilyTasks, TaskStates
+from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
@@ -138,7 +139,7 @@ async def things_in(folder: Path) -> AsyncIterator[Things]:
     metrics = WorkMetrics(CollectorRegistry(), (TaskKind.EVALUATE,))
     queue = Queue(database, log, metrics, QueueSettings(retry_seconds=0.0))
     rows = Rows(TABLE, Evaluation, EvaluationPrivate, progress_fields=("progress", WAITING))
-    family = Family(rows, Lifecycle(State.DESCRIPTOR, MOVES), database, log, queue)
+    family = Family(rows, Lifecycle(State.DESCRIPTOR, MOVES), database, log, queue, Keeping())
     states = TaskStates(queued=State.STATE_QUEUED, begun=State.STATE_RUNNING, cancelled=State.STATE_CANCELLED)
     tasks = ThingTasks(family, states)
     queue.register(TaskKind.EVALUATE, tasks)

@@ -4,14 +4,10 @@
  */
 
 import assert from "node:assert/strict";
-import { createServer } from "node:http2";
-import type { AddressInfo } from "node:net";
 import { after, before, test } from "node:test";
-import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
 import { Correctness, EvaluationMetric, Verdict } from "#dist/gen/luthier/v1/evaluation_pb.js";
 import { StringCheckGrader_Operation } from "#dist/gen/luthier/v1/grader_pb.js";
-import { RewardService } from "#dist/gen/luthier/v1/reward_service_pb.js";
 import { EvaluationVerdict_Outcome } from "#dist/gen/luthier/v1/verdict_pb.js";
 import { type WebhookDelivery, WebhookDelivery_State } from "#dist/gen/luthier/v1/webhook_pb.js";
 import {
@@ -341,32 +337,6 @@ test("graders are tried on samples, and what cannot be graded is an error of its
   const far = { kind: { case: "remote", value: { address: "rewards.example.com:443" } } } as const;
   const elsewhere = await thrown(InvalidArgument, client.evaluations.grade(far, samples));
   assert.equal(elsewhere.violations[0]?.reason, Reason.ADDRESS_NOT_ALLOWED);
-});
-
-test("a reward service in TypeScript is asked", async () => {
-  const handler = connectNodeAdapter({
-    routes: (router) =>
-      router.service(RewardService, {
-        score: ({ samples }) => ({
-          scores: samples.map(({ outputText }) =>
-            outputText === ""
-              ? { outcome: { case: "error", value: "there is no answer" } }
-              : { outcome: { case: "score", value: outputText.length / 10 } },
-          ),
-        }),
-      }),
-  });
-  const server = createServer(handler);
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const address = `127.0.0.1:${(server.address() as AddressInfo).port}`;
-  const grader = { name: "ours", kind: { case: "remote", value: { address } } } as const;
-  const samples = ["blue", "", "red"].map((outputText) => ({ outputText }));
-  const [blue, none, red] = await all(client.evaluations.grade(grader, samples));
-  assert.deepEqual([blue?.outcome.value, red?.outcome.value], [0.4, 0.3]);
-  const error = none?.outcome.case === "error" ? errorOf(none.outcome.value) : undefined;
-  assert.equal(error?.reason, Reason.REWARD_FAILED);
-  assert.match(error?.message ?? "", /there is no answer/);
-  server.close();
 });
 
 test("texts are scored by a base, a tuned model and a checkpoint", async () => {

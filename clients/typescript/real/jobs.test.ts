@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { BasePrecision } from "#dist/gen/luthier/v1/base_precision_pb.js";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
+import { TemplateSource } from "#dist/gen/luthier/v1/evaluation_pb.js";
 import { FineTuningJob_State, PreferenceConfig_Loss } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
 import { LengthPolicy, RenderingKind } from "#dist/gen/luthier/v1/rendering_pb.js";
 import {
@@ -24,7 +25,7 @@ import {
   RenderingFailed,
 } from "#dist/node.js";
 import { all, thrown } from "../test/scripted.js";
-import { chats, job, LIMIT, pairs, rendered, version } from "./preparing.js";
+import { chats, job, LIMIT, labelled, pairs, question, rendered, version } from "./preparing.js";
 
 const CHECKPOINTS = "projects/default/fineTuningJobs/tsj-first/checkpoints";
 const client: Client = connect();
@@ -137,6 +138,50 @@ test("pairs teach a preference, and rows of another kind are refused", async () 
   assert.equal(mismatch.reason, Reason.RENDERING_KIND_MISMATCH);
 });
 
+test("answers that are labelled alone teach a preference as well", async () => {
+  const judged = await version(client, "tsj-labelled", [[Split.TRAIN, labelled(24)]]);
+  const rows = await rendered(client, judged, RenderingKind.UNPAIRED);
+  const preferring = (loss: PreferenceConfig_Loss): Parameters<typeof client.jobs.create>[0] =>
+    job(rows, 12, { method: { case: "preference", value: { loss } } });
+  await client.jobs.create(preferring(PreferenceConfig_Loss.KTO), { jobId: "tsj-labelled" });
+  await client.jobs.wait("tsj-labelled", LIMIT);
+  const points = await all(client.jobs.metrics("tsj-labelled"));
+  const [first = Number.NaN, last = Number.NaN] = [points[0], points.at(-1)].map(
+    (point) => point?.values.reward_margin,
+  );
+  assert.ok(Math.abs(first) < 1e-3 && last > 0.005, `${first} and ${last}`);
+  assert.ok("kl" in (points.at(-1)?.values ?? {}));
+  const paired = client.jobs.create(preferring(PreferenceConfig_Loss.DPO));
+  assert.equal((await thrown(FailedPrecondition, paired)).reason, Reason.RENDERING_KIND_MISMATCH);
+});
+
+test("a job mixes renderings by shares as its plan says, and keeps both", async () => {
+  const general = await rendered(
+    client,
+    await version(client, "tsj-general", [[Split.TRAIN, chats(20, 500)]]),
+  );
+  const wanted = job(rendering, 20, { mixedRenderings: [{ rendering: general, share: 0.25 }] });
+  const plan = await client.jobs.plan(wanted);
+  assert.deepEqual(
+    plan.renderings.map((one) => [one.rendering, one.share]),
+    [
+      [rendering, 0.75],
+      [general, 0.25],
+    ],
+  );
+  assert.ok(Math.abs((plan.renderings[1]?.reachedShare ?? 0) - 0.25) < 0.05);
+  await client.jobs.create(wanted, { jobId: "tsj-mixed" });
+  const needed = await thrown(FailedPrecondition, client.renderings.delete(general));
+  assert.equal(needed.reason, Reason.RESOURCE_IN_USE);
+  const done = await client.jobs.wait("tsj-mixed", LIMIT);
+  assert.deepEqual(done.runRecord?.renderings, plan.renderings);
+  const names = done.references.map((one) => one.name);
+  assert.ok(names.includes(rendering) && names.includes(general), names.join());
+  const points = await all(client.jobs.metrics("tsj-mixed"));
+  const tokens = points.reduce((sum, point) => sum + (point.values.num_tokens ?? 0), 0);
+  assert.equal(tokens, Number(plan.numTokens));
+});
+
 test("rewards teach, what was drawn is read, and rewards that are all alike are told", async () => {
   const prompts = await rendered(client, things, RenderingKind.PROMPT);
   const reinforced = (pattern: string): Parameters<typeof client.jobs.create>[0] => {
@@ -161,6 +206,27 @@ test("rewards teach, what was drawn is read, and rewards that are all alike are 
   const failed = await thrown(JobFailed, client.jobs.wait("tsj-constant", LIMIT));
   assert.deepEqual([failed.state, failed.reason], ["FAILED", Reason.NO_REWARD_SPREAD]);
   assert.equal(failed.metadata.num_steps, "3");
+});
+
+test("a model is asked with the template that it was taught with", async () => {
+  const turn = "[{{ message['role'] }}] {{ message['content'] }}<|im_end|>";
+  const asks = "{% if add_generation_prompt %}[assistant] {% endif %}";
+  const chatTemplate = `{% for message in messages %}${turn}{% endfor %}${asks}`;
+  const { name } = await client.renderings.create({ datasetVersion: things, model: "tiny", chatTemplate });
+  await client.renderings.wait(name, LIMIT);
+  await client.jobs.create(job(name, 2), { jobId: "tsj-taught" });
+  const { tunedModel } = await client.jobs.wait("tsj-taught", LIMIT);
+  const { taught } = await client.models.get(tunedModel);
+  assert.equal(taught?.rendering, name);
+  assert.ok(taught?.chatTemplate.endsWith(chatTemplate), taught?.chatTemplate);
+  const [row] = await all(client.renderings.preview(name, { split: Split.TRAIN }));
+  const asked = async (model: string): Promise<unknown[]> => {
+    const pieces = await all(client.generate(model, question(Number(row?.line) - 1), { maxNewTokens: 2 }));
+    return [pieces.at(-1)?.templateSource, pieces.at(-1)?.numPromptTokens];
+  };
+  const learnt = row?.tokens.findIndex((token) => token.supervised);
+  assert.deepEqual(await asked(tunedModel), [TemplateSource.TAUGHT, learnt]);
+  assert.equal((await asked("tiny"))[0], TemplateSource.BASE);
 });
 
 test("jobs and renderings that cannot be are refused with what is wrong", async () => {

@@ -1,4 +1,4 @@
-/** What the tests with real services share: chats that a tiny model learns by heart, in versions and renderings. */
+/** What the tests with real services share: records that a tiny model learns by heart, in versions and renderings. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
@@ -17,22 +17,33 @@ export function colour(number: number): string {
 }
 
 /** Records of chats about numbered things, a line for each. */
-export function chats(count: number, first = 0): string {
+export function chats(count: number, first = 0, answer: (number: number) => string = colour): string {
   return lines(count, first, (number) => ({
-    messages: [
-      { role: "user", content: `colour of thing ${number}?` },
-      { role: "assistant", content: colour(number) },
-    ],
+    messages: [...question(number), { role: "assistant", content: answer(number) }],
   }));
 }
 
 /** Records of a question with a good and a bad answer. */
 export function pairs(count: number): string {
   return lines(count, 0, (number) => ({
-    prompt: [{ role: "user", content: `colour of thing ${number}?` }],
+    prompt: question(number),
     chosen: [{ role: "assistant", content: "blue" }],
     rejected: [{ role: "assistant", content: "grass" }],
   }));
+}
+
+/** Records of a question with one answer, every other one a good one. */
+export function labelled(count: number): string {
+  return lines(count, 0, (number) => ({
+    prompt: question(number),
+    completion: [{ role: "assistant", content: number % 2 === 1 ? "blue" : "grass" }],
+    label: number % 2 === 1,
+  }));
+}
+
+/** What is asked about a numbered thing. */
+export function question(number: number): { role: string; content: string }[] {
+  return [{ role: "user", content: `colour of thing ${number}?` }];
 }
 
 function lines(count: number, first: number, record: (number: number) => object): string {

@@ -221,6 +221,16 @@ test("a tuned model answers, and leaving the loop stops it", async () => {
   }
 });
 
+test("the same seed says the same, and another does not", async () => {
+  const say = async (seed: number): Promise<string> => {
+    const asked = client.generate("tiny", "Once", { maxNewTokens: 24, temperature: 1, seed });
+    return (await all(asked)).map((piece) => piece.text).join("");
+  };
+  const first = await say(1);
+  assert.equal(await say(1), first);
+  assert.notEqual(await say(2), first);
+});
+
 test("a model is downloaded over cut connections, its files whole", async () => {
   await using proxy = await CuttingProxy.to(config.trainingAddress, ({ down }, number) =>
     number < 2 && down > 60_000 ? "cut" : "pass",

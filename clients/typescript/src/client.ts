@@ -1,6 +1,7 @@
 /** The client, whatever its transport. */
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
+import type { Interceptor } from "@connectrpc/connect";
 import { Aliases } from "./aliases.js";
 import { Datasets } from "./datasets.js";
 import { Evaluations, type GenerateOptions, generate, type Prompt } from "./evaluations.js";
@@ -30,6 +31,15 @@ export interface ClientOptions {
   readonly headers?: Readonly<Record<string, string>> | undefined;
   /** Called once, when the client is closed and its calls have been ended. */
   readonly onClose?: (() => void) | undefined;
+}
+
+/** What `connect` adds to the transports that it makes. */
+export interface TransportOptions {
+  /**
+   * What goes around every attempt of a call, the first of them outermost: it may set headers that differ from call to
+   * call, such as the `traceparent` by which a trace goes on at the service.
+   */
+  readonly interceptors?: readonly Interceptor[] | undefined;
 }
 
 /** The bound of one attempt of a unary call where none is said. */

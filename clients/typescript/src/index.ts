@@ -1,6 +1,6 @@
 /** The client of the Luthier services, without a transport: see `luthier-client/node` and `luthier-client/web`. */
 
-export { Client, type ClientOptions } from "./client.js";
+export { Client, type ClientOptions, type TransportOptions } from "./client.js";
 export type { ChangeOptions, DeletedOptions, VersionSource } from "./datasets.js";
 export * from "./errors.js";
 export type { GenerateOptions, Prompt } from "./evaluations.js";

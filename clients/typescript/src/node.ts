@@ -3,7 +3,7 @@
 import { createConnection } from "node:net";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { isLoopbackAddress, isSecureAddress } from "./addresses.js";
-import { Client, type ClientOptions } from "./client.js";
+import { Client, type ClientOptions, type TransportOptions } from "./client.js";
 import { type ConfigArguments, readConfig } from "./config.js";
 import { InvalidArgument } from "./errors.js";
 import type { Transports } from "./scope.js";
@@ -23,7 +23,10 @@ export interface Keepalive {
 }
 
 /** What `connect` may be told; for the rest the environment and the home of `luthierd up` say it. */
-export interface NodeOptions extends ConfigArguments, Pick<ClientOptions, "headers" | "retry"> {
+export interface NodeOptions
+  extends ConfigArguments,
+    Pick<ClientOptions, "headers" | "retry">,
+    TransportOptions {
   readonly keepalive?: Keepalive | undefined;
 }
 
@@ -50,7 +53,7 @@ export function connect(options: NodeOptions = {}): Client {
     evaluation: sessionsTo(config.evaluationAddress, pings),
   };
   return new Client({
-    transports: transports(sessions),
+    transports: transports(sessions, options),
     project: config.project,
     timeoutSeconds: config.timeoutSeconds,
     retry: options.retry,
@@ -63,12 +66,16 @@ export function connect(options: NodeOptions = {}): Client {
   });
 }
 
-function transports(sessions: Record<keyof Transports, Sessions>): Transports {
+function transports(
+  sessions: Record<keyof Transports, Sessions>,
+  { interceptors = [] }: TransportOptions,
+): Transports {
   const over = (sessionManager: Sessions): Transports["data"] =>
     createGrpcTransport({
       baseUrl: sessionManager.authority,
       sessionManager,
       readMaxBytes: MAX_MESSAGE_BYTES,
+      interceptors: [...interceptors],
     });
   return {
     data: over(sessions.data),

@@ -3,12 +3,12 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { checkedBaseUrl, checkedKey } from "./addresses.js";
-import { Client, type ClientOptions } from "./client.js";
+import { Client, type ClientOptions, type TransportOptions } from "./client.js";
 
 export * from "./index.js";
 
 /** Where the services are, and who calls. */
-export interface WebOptions extends Omit<ClientOptions, "canSend" | "transports"> {
+export interface WebOptions extends Omit<ClientOptions, "canSend" | "transports">, TransportOptions {
   /**
    * The origin, and if need be path, that passes calls on, e.g. `https://luthier.example.org`. With a key, or a header
    * `authorization`, it must be https or on loopback.
@@ -27,12 +27,13 @@ export interface WebOptions extends Omit<ClientOptions, "canSend" | "transports"
  * InvalidArgument where the URL is none, or the key would travel in the clear or has characters that cannot travel.
  */
 export function connect(options: WebOptions): Client {
-  const { baseUrl, apiKey, fetch, headers, ...rest } = options;
+  const { baseUrl, apiKey, fetch, headers, interceptors = [], ...rest } = options;
   const sent = { ...headers, ...(apiKey && { authorization: `Bearer ${checkedKey(apiKey)}` }) };
   const carriesSecret = Object.keys(sent).some((name) => name.toLowerCase() === "authorization");
   const transport = createGrpcWebTransport({
     baseUrl: checkedBaseUrl(baseUrl, carriesSecret),
     fetch: tellingOfLosses(fetch),
+    interceptors: [...interceptors],
   });
   return new Client({
     ...rest,

@@ -11,11 +11,11 @@ import { join } from "node:path";
 import { test } from "node:test";
 import { promisify } from "node:util";
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import { Code } from "@connectrpc/connect";
+import { Code, type Interceptor } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { FineTuningJobSchema } from "#dist/gen/luthier/v1/fine_tuning_job_pb.js";
 import { Reason as PublicReason, Unavailable, Unimplemented } from "#dist/index.js";
-import { bytesSource, type Client, connect, NotFound, Reason } from "#dist/node.js";
+import { bytesSource, type Client, connect, InvalidArgument, NotFound, Reason } from "#dist/node.js";
 import { connect as connectWeb } from "#dist/web.js";
 import { API_KEY, all, refusal, ScriptedServices, SERVICES, stage, stopping, thrown } from "./scripted.js";
 
@@ -182,6 +182,39 @@ test("over TLS a service is reached whose certificate is known, and no other", a
   }
 });
 
+test("what a program puts around calls is around each attempt of each kind of call", async () => {
+  await using at = await stage();
+  const { answers, headers, address } = at.services;
+  let number = 0;
+  const traced: Interceptor = (next) => (request) => {
+    number += 1;
+    request.header.set("traceparent", `00-trace-${number}`);
+    return next(request);
+  };
+  const addresses = { dataAddress: address, trainingAddress: address, evaluationAddress: address };
+  const retry = { initialSeconds: 0.01, deadlineSeconds: 5 };
+  using client = connect({ apiKey: API_KEY, ...addresses, retry, interceptors: [traced] });
+  answers.getDataset = () => {
+    if (at.services.count("getDataset") < 3) {
+      throw stopping();
+    }
+    return {};
+  };
+  await client.datasets.get("a");
+  assert.deepEqual([number, headers.getDataset?.get("traceparent")], [3, "00-trace-3"]);
+  answers.watchFineTuningJob = async function* () {
+    yield { sequence: 1n, payload: { case: "progress", value: {} } };
+  };
+  assert.equal((await all(client.jobs.watch("j"))).length, 1);
+  assert.equal(headers.watchFineTuningJob?.get("traceparent"), "00-trace-5");
+  answers.startUpload = () => ({ name: "projects/default/uploads/u", state: 1 });
+  answers.writeUpload = () => {
+    throw refusal(Code.InvalidArgument, "no");
+  };
+  await thrown(InvalidArgument, client.datasets.upload(bytesSource("a", new Uint8Array(3))));
+  assert.equal(headers.writeUpload?.get("traceparent"), `00-trace-${number}`);
+});
+
 test("reasons are those of the API", () => {
   assert.equal(Reason.RESOURCE_NOT_FOUND, "RESOURCE_NOT_FOUND");
   assert.ok(!("UNSPECIFIED" in Reason));
@@ -215,10 +248,17 @@ test("over gRPC-Web calls, errors and watches are as over gRPC", async () => {
     baseUrl: at.baseUrl,
     apiKey: API_KEY,
     retry: { initialSeconds: 0.01, maxSeconds: 0.05 },
+    interceptors: [
+      (next) => (request) => {
+        request.header.set("traceparent", "00-trace");
+        return next(request);
+      },
+    ],
   });
   at.services.answers.getDataset = (request) => ({ name: request.name });
   assert.equal((await client.datasets.get("a")).name, "projects/default/datasets/a");
   assert.equal(at.services.headers.getDataset?.get("authorization"), `Bearer ${API_KEY}`);
+  assert.equal(at.services.headers.getDataset?.get("traceparent"), "00-trace");
   at.services.answers.getDataset = () => {
     throw refusal(Code.NotFound, "no dataset a", { reason: "RESOURCE_NOT_FOUND", metadata: { name: "a" } });
   };

@@ -84,6 +84,23 @@ test("a watch from the beginning begins where the log does, and one from a numbe
   assert.deepEqual(starts, [1, 7, 3]);
 });
 
+test("a watch that has begun does not begin again later", async () => {
+  await using at = await stage();
+  const starts: number[] = [];
+  at.services.answers.watchFineTuningJob = async function* (request: { startSequence: bigint }) {
+    starts.push(Number(request.startSequence));
+    if (request.startSequence === 1n) {
+      yield event(1);
+      throw stopping();
+    }
+    const metadata = { first_sequence: "7" };
+    throw refusal(Code.OutOfRange, "it is gone; begin at 7", { reason: "SEQUENCE_EXPIRED", metadata });
+  };
+  const error = await thrown(OutOfRange, sequences(at.client.jobs.watch("j")));
+  assert.equal(error.metadata.first_sequence, "7");
+  assert.deepEqual(starts, [1, 2]);
+});
+
 /** A log that breaks off once; the job is then another one of the same name. */
 function replacedJob(services: ScriptedServices): [number, string][] {
   let uid = "first";

@@ -37,6 +37,7 @@ _IMPLS = get_args(Impl)
 _log = logging.getLogger(__name__)
 
 _MANY_ELEMENTS = 48 * 2**20
+_MOST_KEYS = 1024
 
 _forced: Impl = "auto"
 _apart: ContextVar[bool] = ContextVar("rows_apart", default=False)
@@ -127,7 +128,7 @@ def resolve(op: str, impl: Impl, refusal: str | None, x: "torch.Tensor", shape_c
             return _forced
         if _apart.get() and x.device.type == "cpu":
             return "cpu"
-        return choose(op, _key(x, shape_class))
+        return choose(op, _key(_chip(x), x.dtype, shape_class))
     if impl != "eager" and refusal is not None:
         raise ValueError(refusal)
     return impl
@@ -135,11 +136,16 @@ def resolve(op: str, impl: Impl, refusal: str | None, x: "torch.Tensor", shape_c
 
 def measured(op: str, x: "torch.Tensor", shape_class: str) -> str | None:
     """What the table has for a class of inputs; None, without a log line, where nothing was measured."""
-    return entries(op).get(_key(x, shape_class))
+    return entries(op).get(_key(_chip(x), x.dtype, shape_class))
 
 
-def _key(x: "torch.Tensor", shape_class: str) -> str:
-    return f"{_chip(x)}/{str(x.dtype).removeprefix('torch.')}/{shape_class}"
+@functools.lru_cache(maxsize=_MOST_KEYS)
+def _key(chip: str, dtype: "torch.dtype", shape_class: str) -> str:
+    """The entry of a class: every layer of a model asks for the same few, there and back, in every step.
+
+    Only the name is kept. What it depends on is given to it, so that it holds whatever is forced meanwhile.
+    """
+    return f"{chip}/{str(dtype).removeprefix('torch.')}/{shape_class}"
 
 
 def _chip(x: "torch.Tensor") -> str:

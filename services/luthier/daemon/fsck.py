@@ -1,29 +1,33 @@
-"""Check what the services of a home keep: every reference has its blob, every blob its reference, digests hold."""
+"""Check what the services of a home keep: every reference has its blob, every blob its reference, digests hold.
+
+And what is worked for holds the resources that it is made from, and no row holds one for what is gone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from luthier.data import needs as data_needs
 from luthier.data import schema as data_schema
 from luthier.data.config import Config as DataConfig
-from luthier.data.needs import needs as data_needs
 from luthier.errors import FailedPrecondition
+from luthier.evaluation import needs as evaluation_needs
 from luthier.evaluation import schema as evaluation_schema
 from luthier.evaluation.config import Config as EvaluationConfig
-from luthier.evaluation.needs import needs as evaluation_needs
 from luthier.runtime.config import read
 from luthier.storage.dialect import file_of
 from luthier.storage.migrations import require_current
 from luthier.storage.opening import open_readers, store_urls
+from luthier.training import needs as training_needs
 from luthier.training import schema as training_schema
 from luthier.training.config import Config as TrainingConfig
-from luthier.training.needs import needs as training_needs
 from luthier.work import schema as work_schema
 from luthier.work.blob_check import BlobCheck, Checked, Fault
 from luthier.work.blob_needs import Needs
+from luthier.work.hold_check import Holder, hold_faults
 from luthier.work.ownership import require_own
 
 _CONFIGS = {"data": DataConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
@@ -33,9 +37,14 @@ _MIGRATIONS: Mapping[str, Path] = {
     "evaluation": evaluation_schema.MIGRATIONS,
 }
 _NEEDS: Mapping[str, Needs] = {
-    "data": data_needs,
-    "training": training_needs,
-    "evaluation": evaluation_needs,
+    "data": data_needs.needs,
+    "training": training_needs.needs,
+    "evaluation": evaluation_needs.needs,
+}
+_HOLDERS: Mapping[str, Sequence[Holder]] = {
+    "data": data_needs.HOLDERS,
+    "training": training_needs.HOLDERS,
+    "evaluation": evaluation_needs.HOLDERS,
 }
 
 
@@ -79,6 +88,10 @@ async def check(home: Path, services: Collection[str], *, reads: bool) -> AsyncI
             )
             async for fault in checking.faults():
                 yield Found(service=service, fault=fault)
+            async with stores.database.reading() as connection:
+                held = [fault async for fault in hold_faults(connection, _HOLDERS[service])]
+            for fault in held:
+                yield Found(service=service, fault=fault)
             yield Found(service=service, checked=checking.checked)
         finally:
             await stores.database.close()
@@ -96,8 +109,8 @@ def line_of(found: Found) -> str:
     """Return what a person reads."""
     if found.fault is not None:
         fault = found.fault
-        who = f", {fault.who}" if fault.who else ""
-        return f"{found.service:<11}{fault.kind:<11}{fault.digest}{who}: {fault.text}"
+        about = ", ".join(one for one in (fault.digest, fault.who) if one)
+        return f"{found.service:<11}{fault.kind:<11}{about}: {fault.text}"
     assert found.checked is not None, "a fault, or what was looked at"
     checked = found.checked
     return (

@@ -6,11 +6,9 @@ import asyncio
 
 from luthier.evaluation import schema
 from luthier.evaluation.access import Access
-from luthier.evaluation.aliases import repository as alias_rows
 from luthier.evaluation.aliases.service import AliasService
 from luthier.evaluation.aliases.servicer import AliasesServicer
 from luthier.evaluation.config import Config
-from luthier.evaluation.evaluations import repository as evaluation_rows
 from luthier.evaluation.evaluations.dealing import ShareHandler
 from luthier.evaluation.evaluations.service import EvaluationService, Outside
 from luthier.evaluation.evaluations.servicer import EvaluateHandler, EvaluationsServicer
@@ -22,6 +20,7 @@ from luthier.evaluation.generation.values import Values
 from luthier.evaluation.grading.service import GradingService
 from luthier.evaluation.grading.servicer import GradingServicer
 from luthier.evaluation.peers import GrpcPeers
+from luthier.evaluation.purged import PURGED
 from luthier.evaluation.servicer import POLICY, registration
 from luthier.runtime.clear_errors import clear_errors
 from luthier.runtime.config import read
@@ -29,7 +28,6 @@ from luthier.runtime.logs import configure
 from luthier.storage.opening import open_stores
 from luthier.work.host import Hosted, Parts, ServiceSettings, host
 from luthier.work.judge_access import JudgeAccess
-from luthier.work.purging import Purged
 from luthier.work.queue import QueueSettings
 from luthier.work.rewards import RewardAddresses
 from luthier.work.tasks import TaskKind
@@ -55,6 +53,7 @@ def build(parts: Parts, config: Config) -> Hosted:
     values = Values(exchange, peers, parts.task_tokens)
     grading = GradingService(rewards, values)
     parts.at_end(grading.close)
+    sender = webhooks.assemble(parts, config.home, webhook_config, targets)
     registered = registration(
         EvaluationsServicer(evaluations, parts.page_tokens),
         GenerationServicer(generations),
@@ -68,14 +67,9 @@ def build(parts: Parts, config: Config) -> Hosted:
             TaskKind.ANSWER_SHARE: ShareHandler(evaluations, parts.blobs),
         },
         policy=POLICY,
-        purged=(
-            Purged(rows=alias_rows.aliases(), parts=[schema.alias_moves.c.owner]),
-            Purged(
-                rows=evaluation_rows.evaluations(), parts=[table.c.owner for table in schema.OF_EVALUATIONS]
-            ),
-        ),
+        purged=PURGED,
         generations=exchange,
-        chores=webhooks.chores(webhooks.assemble(parts, config.home, webhook_config, targets)),
+        chores=webhooks.chores(sender, parts.keeping),
     )
 
 

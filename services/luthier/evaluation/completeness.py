@@ -65,7 +65,7 @@ def common_words(count: int, losses: Losses, candidate: str, baseline: str, scor
 
 def lacks_answers(evaluation: Evaluation, arm_id: str) -> str:
     """Return why no score of an arm tells anything, as it failed on too many records; empty where it does."""
-    failed, asked = _num_errors(evaluation, arm_id), evaluation.num_records
+    failed, asked = num_errors(evaluation, arm_id), evaluation.num_records
     if is_whole_enough(asked - failed, failed):
         return ""
     return (
@@ -106,7 +106,7 @@ def _former_losses(evaluation: Evaluation, arms: tuple[str, str], common: int) -
     learnt = evaluation.contamination
     num_learnt = learnt.num_exact + learnt.num_normalised + learnt.num_ngram
     room = max(0, evaluation.num_records - num_learnt - common)
-    mine, other = (_num_errors(evaluation, arm_id) for arm_id in arms)
+    mine, other = (num_errors(evaluation, arm_id) for arm_id in arms)
     both = min(mine, other, room, max(0, mine + other - room))
     candidate = min(mine - both, room - both)
     return Losses(candidate=candidate, baseline=min(other - both, room - both - candidate), both=both)
@@ -128,7 +128,8 @@ def _losses(comparison: Comparison) -> Losses:
     )
 
 
-def _num_errors(evaluation: Evaluation, arm_id: str) -> int:
+def num_errors(evaluation: Evaluation, arm_id: str) -> int:
+    """Return how many records an arm could not answer."""
     return sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
 
 
@@ -203,7 +204,7 @@ def _pairs(evaluation: Evaluation, judge: JudgeResult) -> Iterator[JudgedPair]:
 
 def _unpaired(evaluation: Evaluation, pair: JudgedPair, arm_id: str) -> int:
     """Return how many records an arm of a pair answered and the other did not."""
-    answered = evaluation.num_records - _num_errors(evaluation, arm_id)
+    answered = evaluation.num_records - num_errors(evaluation, arm_id)
     return max(0, answered - _came(pair) - pair.num_errors)
 
 
@@ -233,7 +234,7 @@ def rival_losses(evaluation: Evaluation, arm_id: str, score: str) -> RivalLosses
             total = sum(_unpaired(evaluation, pair, arm_id) for pair in pairs)
             # How the losses of several rivals meet is not told: what the judge's own failures may explain is no record.
             judged = sum(_num_scored(arm, score) for arm in evaluation.arm_results if arm.arm_id == arm_id)
-            unjudged = evaluation.num_records - _num_errors(evaluation, arm_id) - judged
+            unjudged = evaluation.num_records - num_errors(evaluation, arm_id) - judged
             unjudged -= sum(pair.num_errors for pair in pairs)
             records = min(total / len(pairs), max(0, unjudged))
             return RivalLosses(total=total, records=records, parts=total / len(pairs) - records)

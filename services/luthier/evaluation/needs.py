@@ -1,4 +1,4 @@
-"""What needs which blob of the Evaluation service."""
+"""What needs which blob of the Evaluation service, and holds what it is made from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from luthier.storage.blob_refs import digests_in
 from luthier.storage.deleted import is_kept
 from luthier.stored.v1.evaluation_pb2 import ShareRow
 from luthier.work.blob_needs import Need, needs_of
+from luthier.work.hold_check import Holder, made_from
+
+HOLDERS = (Holder(rows=repository.evaluations(), needed=made_from),)
+"""Whose resources hold others."""
 
 
 async def needs(connection: AsyncConnection) -> AsyncIterator[Need]:

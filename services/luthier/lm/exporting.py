@@ -38,6 +38,7 @@ class ExportSource:
         title: name that the file gives its model.
         held_out: tokens that what the file holds is to score.
         precision: what the model was held in while the adapter was trained.
+        stop_token_ids: tokens that end an answer as it was taught, besides those that the model's files name.
     """
 
     model: Path
@@ -46,6 +47,7 @@ class ExportSource:
     title: str
     held_out: HeldOut = ()
     precision: Precision = "BFLOAT16"
+    stop_token_ids: tuple[int, ...] = ()
 
 
 def export_files(source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
@@ -67,7 +69,8 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     rows = comparison_rows(bundle, model.config.vocab_size)
     check()
     merged = _reference(model, source, rows, check)
-    tokenizer = gguf_tokenizer(content, bundle, model.config.vocab_size, sorted(eos_token_ids(model)))
+    ends = (*source.stop_token_ids, *sorted(eos_token_ids(model)))
+    tokenizer = gguf_tokenizer(content, bundle, model.config.vocab_size, ends)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"model-{source.form.lower()}.gguf"
     said = {**model.config.to_dict(), **config}
@@ -86,7 +89,7 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
         held_out_logprobs=plain_logprobs(held, source.held_out),
     )
     require_close(figures, f"{path.name}")
-    warnings += _other_tokens(path, bundle, tokenizer)
+    warnings += (*_other_tokens(path, bundle, tokenizer), *_other_ends(tokenizer))
     if source.adapter is not None:
         warnings = (*beside_warnings(source.precision, merged.base_difference), *warnings)
     return Made(files=((path.name, path),), check=figures, warnings=warnings)
@@ -105,6 +108,17 @@ def _bundle(source: ExportSource) -> TokenizerBundle:
     if source.adapter is not None:
         files |= {name: source.adapter / name for name in BUNDLE_FILES if (source.adapter / name).is_file()}
     return TokenizerBundle({name: path.read_bytes() for name, path in files.items() if path.is_file()})
+
+
+def _other_ends(tokenizer: GgufTokenizer) -> tuple[str, ...]:
+    """Say at which tokens answers end here, and not by what the file says."""
+    if not tokenizer.further_end_ids:
+        return ()
+    texts = ", ".join(repr(tokenizer.tokens[number]) for number in tokenizer.further_end_ids)
+    return (
+        f"answers end at {texts} too, for which a GGUF file has no place: it names three ends of an answer; a program "
+        "that reads it must be told to stop there",
+    )
 
 
 def _other_tokens(path: Path, bundle: TokenizerBundle, tokenizer: GgufTokenizer) -> tuple[str, ...]:

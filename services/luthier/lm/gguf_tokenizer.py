@@ -3,9 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from gguf import TokenType
+from gguf import GGUFReader, Keys, TokenType
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from luthier.errors import InvalidArgument, Reason
@@ -15,6 +16,7 @@ from luthier.text.tokenizer import TokenizerBundle
 _BY_EXPRESSION = {
     GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("tekken", "gpt-4o", "qwen2", "llama-bpe")
 }
+_END_KEYS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -29,6 +31,8 @@ class GgufTokenizer:
         cut: llama.cpp's name of how texts are cut before merges are made.
         special_ids: ids of special tokens by role.
         end_of_turn_id: a token that ends a turn besides the end of sequence; None: there is none.
+        end_of_message_id: a third one that ends an answer; None: there is none.
+        further_end_ids: all others, which the file has no place for.
         adds_bos: whether a text begins with the beginning of sequence.
         adds_eos: whether a text ends with the end of sequence.
         chat_template: Jinja; empty: there is none.
@@ -40,6 +44,8 @@ class GgufTokenizer:
     cut: str
     special_ids: Mapping[str, int]
     end_of_turn_id: int | None
+    end_of_message_id: int | None
+    further_end_ids: Sequence[int]
     adds_bos: bool
     adds_eos: bool
     chat_template: str
@@ -55,6 +61,8 @@ class GgufTokenizer:
             getattr(writer, f"add_{role}_id")(number)
         if self.end_of_turn_id is not None:
             writer.add_eot_token_id(self.end_of_turn_id)
+        if self.end_of_message_id is not None:
+            writer.add_eom_token_id(self.end_of_message_id)
         writer.add_add_bos_token(self.adds_bos)
         writer.add_add_eos_token(self.adds_eos)
         if self.chat_template:
@@ -62,12 +70,12 @@ class GgufTokenizer:
 
 
 def gguf_tokenizer(
-    content: bytes, bundle: TokenizerBundle, num_rows: int, end_of_turn_ids: Sequence[int] = ()
+    content: bytes, bundle: TokenizerBundle, num_rows: int, end_ids: Sequence[int] = ()
 ) -> GgufTokenizer:
     """Return how GGUF holds a `tokenizer.json`.
 
     `num_rows` is how many tokens the embedding has: those that no text gives are called `[PAD...]`, as llama.cpp does.
-    `end_of_turn_ids` are tokens at which generation stops.
+    `end_ids` are tokens at which generation stops, those first by which turns end.
 
     Raises:
         InvalidArgument: EXPORT_NOT_POSSIBLE; it is no byte-level BPE, or cuts or changes texts in a way that llama.cpp
@@ -81,17 +89,38 @@ def gguf_tokenizer(
     texts |= {number: token["content"] for number, token in added.items()}
     special = {role: bundle.special_id(role) for role in _ROLES}
     eos = special["eos_token"]
+    ends = [number for number in dict.fromkeys(end_ids) if number != eos and 0 <= number < num_rows]
+    turn, message = [*ends, None, None][:2]
     return GgufTokenizer(
         tokens=[texts.get(number, f"[PAD{number}]") for number in range(num_rows)],
         kinds=[_kind(number, texts, added) for number in range(num_rows)],
         merges=[one if isinstance(one, str) else " ".join(one) for one in stored["model"]["merges"]],
         cut=cut,
         special_ids={role: number for role, number in special.items() if number is not None},
-        end_of_turn_id=next((number for number in sorted(end_of_turn_ids) if number != eos), None),
+        end_of_turn_id=turn,
+        end_of_message_id=message,
+        further_end_ids=ends[2:],
         adds_bos=bool(bundle.prefix_ids),
         adds_eos=bool(bundle.suffix_ids),
         chat_template=bundle.chat_template or "",
     )
+
+
+def gguf_end_ids(path: Path) -> list[int]:
+    """Return the tokens by which a GGUF file says that an answer ends, besides its end of sequence.
+
+    Raises:
+        InvalidArgument: MODEL_INVALID; one of them is no token's id.
+    """
+    reader = GGUFReader(path)
+    fields = [reader.get_field(name) for name in _END_KEYS]
+    ids = [field.contents() for field in fields if field is not None]
+    if wrong := [one for one in ids if not isinstance(one, int) or isinstance(one, bool)]:
+        raise InvalidArgument(
+            f"{' and '.join(_END_KEYS)} must be tokens' ids, got {type(wrong[0]).__name__}",
+            reason=Reason.MODEL_INVALID,
+        )
+    return ids
 
 
 def _kind(number: int, texts: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> TokenType:

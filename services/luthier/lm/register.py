@@ -16,6 +16,8 @@ from huggingface_hub import errors as hub_errors
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
+from luthier.lm.gguf_header import require_sound_header
+from luthier.lm.gguf_tokenizer import gguf_end_ids
 from luthier.lm.load import eos_token_ids, load_weights, open_gguf
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
@@ -88,7 +90,11 @@ def _open_gguf(path: Path) -> PreTrainedModel:
         raise InvalidArgument(
             f"a GGUF file must begin with the bytes GGUF, {path.name} does not", reason=Reason.MODEL_INVALID
         )
-    return open_gguf(path, torch.bfloat16)
+    require_sound_header(path)
+    model = open_gguf(path, torch.bfloat16)
+    if (ends := gguf_end_ids(path)) and model.generation_config is not None:
+        model.generation_config.eos_token_id = sorted({*eos_token_ids(model), *ends})
+    return model
 
 
 def _open_directory(path: Path) -> PreTrainedModel:

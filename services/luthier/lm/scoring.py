@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument
 from luthier.kernels.linear_logprob import linear_logprob
+from luthier.kernels.tables import rows_apart
 from luthier.lm.attention import head_weight, packed_forward
 from luthier.lm.blocks import final_softcap
 from luthier.lm.packed import WEIGHT, named_positions, pack
@@ -35,6 +36,7 @@ def sequence_logprobs(
     The first token of a sequence cannot be scored and is not counted. Sequences are packed into batches of
     up to `max_tokens` tokens (one longer sequence is a batch of its own); logits are made for 512 positions
     at a time, if at all. With `likeliest` each score says whether its tokens are the likeliest; that takes logits.
+    On a processor a sequence has the bits that it has alone, whatever it is packed with.
 
     Raises:
         InvalidArgument: the counts of sequences and masks, or of tokens and flags, differ; a sequence is
@@ -45,8 +47,9 @@ def sequence_logprobs(
             f"there must be one mask for each sequence, got {len(masks)} for {len(sequences)}"
         )
     scores: list[SequenceScore] = []
-    for start, end in _batches([len(ids) for ids in sequences], max_tokens):
-        scores += _score(model, sequences[start:end], masks[start:end], likeliest)
+    with rows_apart():
+        for start, end in _batches([len(ids) for ids in sequences], max_tokens):
+            scores += _score(model, sequences[start:end], masks[start:end], likeliest)
     return scores
 
 
@@ -93,7 +96,7 @@ def _score(
         for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
     ]
     logprob_N = torch.cat(parts).double()
-    is_greedy_N = _is_likeliest(hidden, head_VE, rows_N, batch.input_ids) if likeliest else None
+    is_greedy_N = _is_likeliest(model, hidden, rows_N, batch.input_ids) if likeliest else None
     ends = torch.searchsorted(rows_N, torch.tensor(batch.cu_seqlens, device=rows_N.device)).tolist()
     return [
         SequenceScore(
@@ -105,12 +108,11 @@ def _score(
     ]
 
 
-def _is_likeliest(
-    hidden_TE: torch.Tensor, head_VE: torch.Tensor, rows_N: torch.Tensor, ids_T: torch.Tensor
-) -> torch.Tensor:
+def _is_likeliest(model: PreTrainedModel, hidden_TE: Tensor, rows_N: Tensor, ids_T: Tensor) -> Tensor:
     """Tell of each row whether the token behind it is the likeliest; a cap of logits keeps their order."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     parts = [
-        (hidden_TE[rows].to(head_VE.dtype) @ head_VE.T).argmax(dim=-1) == ids_T[rows + 1]
+        head(hidden_TE[rows]).argmax(dim=-1) == ids_T[rows + 1]
         for rows in torch.split(rows_N, _ROWS_PER_MATMUL)
     ]
     return torch.cat(parts)

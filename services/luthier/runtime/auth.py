@@ -160,18 +160,22 @@ class Authenticator:
 
     def authenticate(self, authorization: str | None) -> Principal:
         """Return who calls. Raises Unauthenticated CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
-        if not authorization:
-            raise Unauthenticated(
-                "the call must carry `authorization: Bearer <key>` metadata",
-                reason=Reason.CREDENTIALS_MISSING,
-            )
-        scheme, _, secret = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not secret:
-            raise Unauthenticated("`authorization` must be `Bearer <key>`")
-        if secret.startswith(_TOKEN_PREFIX):
-            bearer = self._tokens.verify(secret)
-            # What a service holds it must be able to let go when its project is not served any more.
-            return bearer if "service" in bearer.roles else self._where_served(bearer)
+        secret = _bearer(authorization)
+        if not secret.startswith(_TOKEN_PREFIX):
+            return self._holder(secret)
+        bearer = self._tokens.verify(secret)
+        # What a service holds it must be able to let go when its project is not served any more.
+        return bearer if "service" in bearer.roles else self._where_served(bearer)
+
+    def key_holder(self, authorization: str | None) -> Principal | None:
+        """Return whose key a call shows, as `authenticate` does and raises; None for a token, which is not looked at.
+
+        Keys are those of the service's start, so that it stays true for as long as the call lasts.
+        """
+        secret = _bearer(authorization)
+        return None if secret.startswith(_TOKEN_PREFIX) else self._holder(secret)
+
+    def _holder(self, secret: str) -> Principal:
         digest = _sha256(secret)
         # Every key is compared, and in constant time: the time taken tells nothing of any key.
         found = [principal for known, principal in self._known if hmac.compare_digest(digest, known)]
@@ -264,6 +268,18 @@ def _require_granted(principal: Principal, subject: str) -> None:
             f"the task may not touch {subject or 'what its token does not name'}",
             metadata={"resource": subject},
         )
+
+
+def _bearer(authorization: str | None) -> str:
+    if not authorization:
+        raise Unauthenticated(
+            "the call must carry `authorization: Bearer <key>` metadata",
+            reason=Reason.CREDENTIALS_MISSING,
+        )
+    scheme, _, secret = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthenticated("`authorization` must be `Bearer <key>`")
+    return secret
 
 
 def _sha256(secret: str) -> bytes:

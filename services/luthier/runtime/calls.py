@@ -12,13 +12,15 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
 from luthier.errors import DeadlineExceeded, InvalidArgument
+from luthier.runtime.auth import Principal
 from luthier.runtime.door import admit
 
 BODY_SECONDS = 20.0
@@ -45,7 +47,8 @@ class Call:
     `subject` is what it is about; `shed_by` names the pool that had no slot for it, `detail` says why it failed;
     `trace_id` is of the trace that keeps it; `measure_received` and `measure_sent` are told the size of each message,
     and are the same for all calls of a method;
-    `examine` raises for a message of the request that who calls may not send.
+    `examine` raises for a message of the request that who calls may not send; `caller` is who that is, where it was
+    found out before the stages.
     """
 
     method: str
@@ -55,6 +58,7 @@ class Call:
     streams_requests: bool
     deserialize: Callable[[bytes], Any]
     task: asyncio.Task[Any] | None
+    caller: Principal | None = None
     request: Any | None = None
     request_id: str = ""
     principal: str = ""
@@ -147,14 +151,18 @@ Answer = Callable[[Call, Callable[[], Awaitable[Any]]], Coroutine[Any, Any, Any]
 
 Refusal = Callable[[object, aio.ServicerContext[Any, Any]], Coroutine[Any, Any, None]]
 """In place of a method: ends a call without a look at its messages."""
-Shed = Callable[[str, CallType, Metadata], Refusal | None]
-"""By method, kind and metadata: how to end a call that need not come to the stages; None: let it come."""
+Shed = Callable[[str, CallType, Metadata], Refusal | Principal | None]
+"""By method, kind and metadata: how to end a call that need not come to the stages; or let it come, and who makes it
+where that is known by then."""
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Method:
     type: CallType
-    staged: grpc.RpcMethodHandler[Any, Any]
+    handler_for: Callable[[Principal | None], Handler]
+    staged: Handler
 
 
 class StagedMethods(grpc.GenericRpcHandler):
@@ -166,40 +174,42 @@ class StagedMethods(grpc.GenericRpcHandler):
         self._shed = shed
         self._methods: dict[str, _Method] = {}
 
-    def add(self, name: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def add(self, name: str, handler: Handler) -> Handler:
         """Take a method, `/luthier.v1.DataService/GetDataset`, with the handler that was generated for it.
 
         Returns the handler that runs it through the stages, for who registers it with gRPC itself.
         """
         type_ = call_type(handler)
-        staged = self._staged(name, type_, handler)
-        self._methods[name] = _Method(type_, staged)
+        handler_for = self._staged(name, type_, handler)
+        staged = handler_for(None)
+        self._methods[name] = _Method(type_, handler_for, staged)
         return staged
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         """Return how to answer a call that came; None where there is no such method, which gRPC then says."""
         name = handler_call_details.method
         method = self._methods.get(name)
         if method is None:
             return None
-        refuse = self._shed(name, method.type, handler_call_details.invocation_metadata or ())
-        if refuse is not None:
-            return grpc.stream_unary_rpc_method_handler(refuse)
-        return method.staged
+        found = self._shed(name, method.type, handler_call_details.invocation_metadata or ())
+        if found is None:
+            return method.staged
+        if isinstance(found, Principal):
+            return method.handler_for(found)
+        return grpc.stream_unary_rpc_method_handler(found)
 
-    def _staged(
-        self, name: str, type_: CallType, handler: grpc.RpcMethodHandler[Any, Any]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    def _staged(self, name: str, type_: CallType, handler: Handler) -> Callable[[Principal | None], Handler]:
         deserialize = handler.request_deserializer
         assert deserialize is not None, "methods of generated servicers have a deserializer"
         run = self._run_stream if handler.response_streaming else self._run_unary
         behavior = _behavior(handler, type_)
         serializer = _Serializer(handler.response_serializer)
 
-        async def staged(messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]) -> Any:
+        async def staged(
+            caller: Principal | None, messages: AsyncIterator[bytes], context: aio.ServicerContext[Any, Any]
+        ) -> Any:
             call = Call(
+                caller=caller,
                 method=name,
                 type=type_,
                 context=context,
@@ -221,8 +231,8 @@ class StagedMethods(grpc.GenericRpcHandler):
             if handler.response_streaming
             else grpc.stream_unary_rpc_method_handler
         )
-        return wrap(
-            staged,
+        return lambda caller: wrap(
+            partial(staged, caller),
             request_deserializer=None,
             response_serializer=serializer,
         )

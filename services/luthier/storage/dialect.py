@@ -190,11 +190,6 @@ def index_of(condition: ColumnElement[bool]) -> dict[str, Any]:
     return {"sqlite_where": condition, "postgresql_where": condition}
 
 
-def is_full(error: BaseException) -> bool:
-    """Tell whether an error of the database says that its disk, or a quota of it, is full."""
-    return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
-
-
 def unusable(error: BaseException | None) -> str:
     """Return why a file cannot be used as a database at all, as an error of the database tells; empty: it can be."""
     code = getattr(error, "sqlite_errorcode", None)

@@ -2,10 +2,9 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from sqlite3 import SQLITE_FULL
 
 from luthier.errors import LuthierError, Reason, ResourceExhausted
 
@@ -69,20 +68,20 @@ def disk_full(detail: str) -> ResourceExhausted:
 
 
 def is_full(error: BaseException) -> bool:
-    """Tell whether an error of the system, or of SQLite, says that a disk, or a quota of it, is full."""
-    if isinstance(error, OSError):
-        return error.errno in _FULL
-    return getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
+    """Tell whether an error of the system says that a disk, or a quota of it, is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
-def found_full(error: Exception, folder: Path) -> ResourceExhausted | None:
+def found_full(
+    error: Exception, folder: Path, tells: Callable[[BaseException], bool] = is_full
+) -> ResourceExhausted | None:
     """Return DISK_FULL when that is why work in a folder failed, None when it is not.
 
-    Libraries that write files tell it in words of their own: any of them is believed where no room is left. An
-    error of our own is why by itself, unless it was raised from one of a full disk.
+    Libraries that write files tell it in words of their own: any of them is believed where no room is left, and those
+    that `tells` knows everywhere. An error of our own is why by itself, unless it was raised from one of a full disk.
     """
     has_none = not isinstance(error, LuthierError) and Disk(folder).free_bytes() < NO_ROOM_BYTES
-    if has_none or any(map(is_full, _causes(error))):
+    if has_none or any(map(tells, _causes(error))):
         return disk_full(f"{type(error).__name__}: {error}")
     return None
 

@@ -58,7 +58,7 @@ def build(parts: Parts, config: Config) -> Hosted:
         registrations=[jobs.registration(training.jobs), models.registration(training.models)],
         handlers=dict(training.handlers),
         before_serving=partial(show_running, parts.database, parts.log, series),
-        chores=webhooks.chores(sender),
+        chores=webhooks.chores(sender, parts.keeping),
         policy={**jobs.POLICY, **models.POLICY},
         families=training.families,
         purged=PURGED,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from luthier.storage.stored import Stored
 from luthier.stored.v1.training_pb2 import ModelPrivate
-from luthier.v1.model_pb2 import Model
+from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.worker.v1.task_pb2 import BlobFile
 
 StoredModel = Stored[Model, ModelPrivate]
@@ -19,10 +19,13 @@ class Origin:
     Attributes:
         base_uid: uid of its base model.
         has_own_template: whether the template that was taught is the base's own.
+        generation_config: the file that says where answers end; None: the base's own with all weights, none with an
+            adapter.
     """
 
     base_uid: str
     has_own_template: bool
+    generation_config: ModelFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from luthier.work.collecting import LOOK_SECONDS
 from luthier.work.schema import tasks
 from luthier.work.tasks import TaskState
 
-FaultKind = Literal["missing", "unrecorded", "ownerless", "unneeded", "corrupt"]
+FaultKind = Literal["missing", "unrecorded", "ownerless", "unneeded", "corrupt", "unheld"]
 SLACK_SECONDS = 300.0
 """How late a round of a busy service may be."""
 _AT_ONCE = 500
@@ -37,9 +37,9 @@ class Fault:
     Attributes:
         kind: missing: what needs it has no such blob; unrecorded: no row keeps it from being collected; ownerless: a
             row keeps it for what is not there; unneeded: nothing needs it, and it was not collected; corrupt: its bytes
-            have another digest.
-        digest: of the blob.
-        who: what needs the blob or kept it; empty: nothing.
+            have another digest; unheld: what is worked for does not keep a resource that it is made from.
+        digest: of the blob; empty: the row keeps a resource, or should.
+        who: what needs the blob or the resource, or kept it; empty: nothing.
         text: what it means, and what can be done.
     """
 

@@ -26,7 +26,7 @@ from luthier.work.holds import Holds
 from luthier.work.keeping import Keeping
 from luthier.work.lifecycle import Lifecycle
 from luthier.work.listing import ListRequest, Live, list_page, told_apart
-from luthier.work.log import EventLog, expired
+from luthier.work.log import EventLog, page_expired
 from luthier.work.requirements import Requirements
 from luthier.work.tasks import NewTask, Task, TaskKind
 from luthier.work.undeleting import Undeleting
@@ -134,7 +134,7 @@ class Family(Generic[M, P]):
         database: Database,
         log: EventLog,
         tasks: Tasks,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self.lifecycle = lifecycle
         self.undeleting = Undeleting(rows, database, keeping)
@@ -201,7 +201,7 @@ class Family(Generic[M, P]):
         async with self._database.reading() as connection:
             found = await self._log.read(connection, uid, after + 1, limit)
         if after and found and found[0].sequence > after + 1:
-            raise expired(f"the resource with uid {uid}", after + 1, found[0].sequence)
+            raise page_expired(uid, after, found[0].sequence)
         return found
 
     async def deliveries(self, uid: str, after: int, limit: int) -> Sequence[tuple[int, WebhookDelivery]]:

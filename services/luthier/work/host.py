@@ -89,11 +89,11 @@ class ServiceSettings:
         projects: ids of the projects that exist.
         migrations: version folder of the service's own tables.
         kinds: kinds of task that the service queues.
+        keeping: how long what is over is kept.
         queue: limits of leases and attempts.
         min_free_bytes: room on the disk that new uploads, resources and attempts leave free.
         blob_grace_seconds: blobs that nothing needs stay so long.
         blob_stray_seconds: those that no row ever named stay so long before that; 0: for ever.
-        keeping: how long what is over is kept.
         database_url: where its database is; empty: a file below `home`.
         blobs_url: where its blobs are; empty: a folder below `home`.
     """
@@ -105,11 +105,11 @@ class ServiceSettings:
     projects: tuple[str, ...]
     migrations: Path
     kinds: tuple[TaskKind, ...]
+    keeping: Keeping
     queue: QueueSettings = field(default_factory=QueueSettings)
     min_free_bytes: int = MIN_FREE_BYTES
     blob_grace_seconds: float = GRACE_SECONDS
     blob_stray_seconds: float = STRAY_SECONDS
-    keeping: Keeping = field(default_factory=Keeping)
     database_url: str = ""
     blobs_url: str = ""
 
@@ -305,7 +305,7 @@ def _chores(parts: Parts, request_log: SqlRequestLog) -> list[Chore]:
 def _purging(parts: Parts, purged: Sequence[Purged]) -> Chore:
     """Return how deleted resources go for good."""
     metrics = PurgeMetrics(parts.metrics.registry)
-    purging = Purging(parts.database, purged, metrics, parts.keeping.deleted_keep_seconds)
+    purging = Purging(parts.database, parts.log, purged, metrics, parts.keeping.deleted_keep_seconds)
     return Chore(work=purging.sweep, interval_seconds=_PURGE_SECONDS)
 
 

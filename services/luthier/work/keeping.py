@@ -1,4 +1,4 @@
-"""How long a service keeps what is over: events, finished tasks, answers by request id, what was deleted."""
+"""How long a service keeps what is over: events, finished work, answers by request id, what was deleted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Keeping:
 
     Attributes:
         event_keep_seconds: what a resource told before its last event, after its end; 0: for ever.
-        task_keep_seconds: tasks, after they were finished; 0: for ever.
+        task_keep_seconds: tasks, after they were finished, and deliveries of webhooks, after they arrived or were given
+            up; 0: for ever.
         answer_keep_seconds: answers by request id: the same call gets the same answer so long; 0: for ever.
         deleted_keep_seconds: what is deleted from now on can be brought back so long, then it is purged.
 

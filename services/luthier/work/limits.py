@@ -49,8 +49,8 @@ LIMITS: Mapping[TaskKind, Limits] = MappingProxyType(
 
 SLOTS: Mapping[TaskKind, int] = MappingProxyType(
     {
-        TaskKind.BUILD_VERSION: 2,
-        TaskKind.RENDER: 2,
+        TaskKind.BUILD_VERSION: 3,
+        TaskKind.RENDER: 3,
         TaskKind.REGISTER_MODEL: 2,
         TaskKind.TRAIN: 1,
         TaskKind.EVALUATE: 1,
@@ -60,6 +60,17 @@ SLOTS: Mapping[TaskKind, int] = MappingProxyType(
     }
 )
 """Tasks of a kind that one worker runs at a time: one where a task takes the memory of a model in training."""
+
+KEPT_SLOTS: frozenset[TaskKind] = frozenset({TaskKind.BUILD_VERSION, TaskKind.RENDER})
+"""Kinds of which no project is given the last slot of a worker while it holds all the others.
+
+One's slow templates so leave room for another's work; what takes much memory has no slot to spare.
+"""
+
+PROJECT_SLOTS: Mapping[TaskKind, int] = MappingProxyType(
+    {kind: slots - (kind in KEPT_SLOTS) for kind, slots in SLOTS.items()}
+)
+"""Tasks of a kind that one worker runs at a time for one project."""
 
 IN_SLOTS_OF: Mapping[TaskKind, TaskKind] = MappingProxyType({TaskKind.ANSWER_SHARE: TaskKind.EVALUATE})
 """Kinds that take the slots of another one: it is the same work."""

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import OutOfRange, Reason, ResourceExhausted
+from luthier.errors import NotFound, OutOfRange, Reason, ResourceExhausted
 from luthier.storage.database import Database
 from luthier.v1.event_pb2 import Event
 from luthier.work.feed import Feed, Told
@@ -24,6 +24,7 @@ SLOW_READER_SECONDS = 60.0
 # Watchers are woken at once by the first of many commits, and by the others together.
 _PAUSE_SECONDS = 0.05
 _WOKEN_TOGETHER = 32
+_ENDED_LONG_AGO = "of what ended long ago the last event alone is kept"
 _logger = logging.getLogger(__name__)
 
 
@@ -47,6 +48,7 @@ class EventLog:
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._trimming: dict[str, asyncio.Event] = {}
+        self._purged: set[str] = set()
         self._feed = Feed(self._load)
 
     async def append(
@@ -133,6 +135,7 @@ class EventLog:
 
         Raises:
             OutOfRange: start_sequence lies beyond the next event, or that event is gone.
+            NotFound: the resource is purged before its last event was read.
             ResourceExhausted: the reader took too long to accept an event; it can resume after it.
         """
         woken = asyncio.Event()
@@ -150,6 +153,7 @@ class EventLog:
             self._watchers[uid].discard(woken)
             if not self._watchers[uid]:
                 del self._watchers[uid]
+                self._purged.discard(uid)
                 self._feed.forget(uid)
 
     async def _place(self, uid: str, name: str, start_sequence: int) -> int | None:
@@ -160,6 +164,8 @@ class EventLog:
             newest = select(events.c.final).where(events.c.uid == uid, events.c.sequence == last)
             has_ended = (await connection.execute(newest)).scalar()
         wanted = start_sequence or first
+        if uid in self._purged:
+            raise _purged(name, wanted)
         if wanted > last + 1:
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
@@ -167,7 +173,7 @@ class EventLog:
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
         if wanted < first:
-            raise expired(name, wanted, first)
+            raise _expired(name, wanted, first)
         return None if wanted > last and has_ended else wanted
 
     @contextmanager
@@ -183,11 +189,22 @@ class EventLog:
             del self._trimming[uid]
             done.set()
 
+    def purge(self, uids: Iterable[str]) -> None:
+        """Have who watches resources told that they are gone; said before their events go, so that none sees a gap."""
+        for uid in uids:
+            if uid in self._watchers:
+                self._purged.add(uid)
+                self._wake(uid)
+
     async def _follow(self, uid: str, name: str, wanted: int, woken: asyncio.Event) -> AsyncIterator[Event]:
         while True:
             woken.clear()
             batch = await self._feed.events(uid, wanted)
+            # After it was read: what was said before that went may be whole no longer.
+            if uid in self._purged:
+                raise _purged(name, wanted)
             for event in batch:
+                assert event.sequence == wanted, f"{name}: event {event.sequence} follows {wanted - 1}"
                 sent_at = time.monotonic()
                 yield event.message
                 self._refuse_slow_reader(name, event.sequence, time.monotonic() - sent_at)
@@ -258,13 +275,31 @@ class EventLog:
                 await asyncio.sleep(0)
 
 
-def expired(name: str, wanted: int, first: int) -> OutOfRange:
-    """Return what tells that an event is gone, and from which number on they are there."""
+def page_expired(uid: str, after: int, first: int) -> OutOfRange:
+    """Return what tells who pages through events that the next page's are gone, and how to get those that are left."""
     return OutOfRange(
         reason=Reason.SEQUENCE_EXPIRED,
         message=(
-            f"event {wanted} of {name} is gone: of what ended long ago the last event alone is kept; begin at {first}, "
+            f"the events after {after} of the resource with uid {uid} are gone: {_ENDED_LONG_AGO}; list them anew "
+            f"without a page_token: those that are left begin with event {first}"
+        ),
+        metadata={"first_sequence": str(first)},
+    )
+
+
+def _expired(name: str, wanted: int, first: int) -> OutOfRange:
+    return OutOfRange(
+        reason=Reason.SEQUENCE_EXPIRED,
+        message=(
+            f"event {wanted} of {name} is gone: {_ENDED_LONG_AGO}; begin at {first}, "
             "or at 0 for the first that there is"
         ),
         metadata={"start_sequence": str(wanted), "first_sequence": str(first)},
+    )
+
+
+def _purged(name: str, wanted: int) -> NotFound:
+    return NotFound(
+        f"{name} was purged while it was watched: its events from {wanted} on are gone with it",
+        metadata={"name": name, "next_sequence": str(wanted)},
     )

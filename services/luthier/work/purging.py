@@ -18,7 +18,7 @@ from luthier.storage.database import Database
 from luthier.storage.deleted import DeletedRows
 from luthier.storage.stored import Rows
 from luthier.work.holds import Holds
-from luthier.work.keeping import DELETED_KEEP_SECONDS
+from luthier.work.log import EventLog
 from luthier.work.schema import deliveries, events, tasks
 
 PURGE_BATCH = 500
@@ -59,13 +59,15 @@ class Purging:
     def __init__(
         self,
         database: Database,
+        log: EventLog,
         families: Sequence[Purged],
         metrics: PurgeMetrics,
-        keep_seconds: float = DELETED_KEEP_SECONDS,
+        keep_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args: whose resources; what has no time of its own goes `keep_seconds` after its deletion."""
+        """Args: whose resources, and their log; what has no time of its own goes `keep_seconds` after its deletion."""
         self._database = database
+        self._log = log
         self._families = families
         self._metrics = metrics
         self._keep_seconds = keep_seconds
@@ -123,6 +125,7 @@ class Purging:
             await deleted.give_up(connection, *due)
         if not due:
             return
+        self._log.purge(due)
         # What they refer to before the rows that say so: whoever looks in between finds no row that nothing explains.
         while await self._let_some_go(due):
             pass

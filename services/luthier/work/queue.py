@@ -16,7 +16,6 @@ from luthier.v1 import event_pb2, fine_tuning_job_pb2
 from luthier.work.aside import Aside, Unclaimable, is_passing_error
 from luthier.work.attempts import Attempts
 from luthier.work.handlers import TaskHandler
-from luthier.work.keeping import TASK_KEEP_SECONDS
 from luthier.work.leases import Leases
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
@@ -311,6 +310,7 @@ class Queue:
             task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()
             await self._attempts.conclude(connection, task, outcome)
+            self._database.after_commit(self._announce)  # another of its project may be given a slot now
 
     async def leases_of(self, worker_id: str) -> dict[str, float]:
         """Return by holder the seconds left of the leases that processes of a worker id hold."""
@@ -373,7 +373,7 @@ class Queue:
         # A holder that never spoke may not know that it is one: the answer to its claim was lost.
         await self._attempts.lose(connection, now, why, counts=now.heard)
 
-    async def forget_finished(self, keep_seconds: float = TASK_KEEP_SECONDS) -> None:
+    async def forget_finished(self, keep_seconds: float) -> None:
         """Delete tasks that ended longer ago, 0: none; a batch a transaction: others write in between.
 
         Their resources, events and checkpoints stay.

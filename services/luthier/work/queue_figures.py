@@ -10,7 +10,7 @@ from luthier.runtime.catalogue import queue, workers
 from luthier.runtime.metric import largest
 from luthier.storage.database import Database
 from luthier.work.fitting import failure_of
-from luthier.work.limits import kinds_with_room
+from luthier.work.limits import PROJECT_SLOTS, kinds_with_room
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import StandingGroup, Tasks
 from luthier.work.requirements import Requirements
@@ -116,10 +116,10 @@ class QueueFigures:
 
 
 def _with_room(present: Sequence[Worker], held: _Held) -> _Idle:
-    """Return who may take one more task of a kind, beside what it holds."""
+    """Return who may take one more task of a kind, beside what it holds; a slot that is kept is no room for all."""
     idle: defaultdict[TaskKind, list[Worker]] = defaultdict(list)
     for worker in present:
-        for kind in kinds_with_room(worker.kinds, held.get(worker.holder, ())):
+        for kind in kinds_with_room(worker.kinds, held.get(worker.holder, ()), PROJECT_SLOTS):
             idle[kind].append(worker)
     return idle
 

@@ -8,16 +8,19 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, delete, func, insert, select, update
+from sqlalchemy import Row, Subquery, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.runtime import tracing
 from luthier.storage import blob_refs
 from luthier.storage.blob_refs import task_owner
+from luthier.work.limits import KEPT_SLOTS, PROJECT_SLOTS
 from luthier.work.requirements import Requirements
 from luthier.work.schema import tasks
 from luthier.work.tasks import NewTask, Task, TaskKind, TaskState, Wanted
+
+_ANY_NUMBER = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,19 +141,17 @@ class Tasks:
         """Lease the task whose turn it is of those that the worker can do; returns it and the seconds it waited.
 
         Projects take turns: the one that holds the fewest leases of a kind comes first, then the task whose turn is the
-        oldest. A task that requires more than the worker has takes nobody's turn.
+        oldest. A task that requires more than the worker has takes nobody's turn, nor does one whose project holds all
+        slots of the worker but one that is kept for others.
         """
-        held = (
-            select(tasks.c.kind, tasks.c.project, func.count().label("number"))
-            .where(tasks.c.state == TaskState.LEASED)
-            .group_by(tasks.c.kind, tasks.c.project)
-            .subquery()
-        )
-        same = (held.c.kind == tasks.c.kind) & (held.c.project == tasks.c.project)
+        held, own = _held(), _held(wanted.worker)
+        most = case({kind: PROJECT_SLOTS[kind] for kind in KEPT_SLOTS}, value=tasks.c.kind, else_=_ANY_NUMBER)
         statement = (
             select(tasks)
-            .outerjoin(held, same)
+            .outerjoin(held, (held.c.kind == tasks.c.kind) & (held.c.project == tasks.c.project))
+            .outerjoin(own, (own.c.kind == tasks.c.kind) & (own.c.project == tasks.c.project))
             .where(
+                func.coalesce(own.c.number, 0) < most,
                 tasks.c.state == TaskState.QUEUED,
                 tasks.c.kind.in_(list(wanted.kinds)),
                 tasks.c.not_before_us <= _now_us(),
@@ -343,6 +344,17 @@ class Tasks:
         for row in await connection.execute(statement):
             held[row.worker].append(TaskKind(row.kind))
         return dict(held)
+
+
+def _held(worker: str | None = None) -> Subquery:
+    """Return how many leases of a kind each project holds, of one worker or of all."""
+    leased = tasks.c.state == TaskState.LEASED
+    return (
+        select(tasks.c.kind, tasks.c.project, func.count().label("number"))
+        .where(leased if worker is None else leased & (tasks.c.worker == worker))
+        .group_by(tasks.c.kind, tasks.c.project)
+        .subquery()
+    )
 
 
 def _now_us() -> int:

@@ -6,10 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy import ColumnClause, delete, insert, literal_column, select
+from sqlalchemy import delete, insert, select, tuple_
 
 from luthier.storage.database import Database
-from luthier.work.keeping import ANSWER_KEEP_SECONDS
 from luthier.work.schema import request_log
 
 FORGET_BATCH = 500
@@ -18,7 +17,7 @@ FORGET_BATCH = 500
 class SqlRequestLog:
     """Answers of mutating calls by (principal, method, request_id), for at least `keep_seconds`; 0: for ever."""
 
-    def __init__(self, database: Database, keep_seconds: float = ANSWER_KEEP_SECONDS) -> None:
+    def __init__(self, database: Database, keep_seconds: float) -> None:
         self._database = database
         self._keep_seconds = keep_seconds
 
@@ -60,9 +59,9 @@ class SqlRequestLog:
         if self._keep_seconds == 0:
             return
         oldest_us = time.time_ns() // 1000 - round(self._keep_seconds * 1e6)
-        row: ColumnClause[int] = literal_column("rowid")
-        old = select(row).select_from(request_log).where(request_log.c.created_at_us < oldest_us)
-        statement = delete(request_log).where(row.in_(old.limit(FORGET_BATCH)))
+        key = request_log.primary_key.columns
+        old = select(*key).where(request_log.c.created_at_us < oldest_us).limit(FORGET_BATCH)
+        statement = delete(request_log).where(tuple_(*key).in_(old))
         while True:
             async with self._database.transaction() as connection:
                 if (await connection.execute(statement)).rowcount < FORGET_BATCH:

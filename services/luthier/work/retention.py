@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from sqlalchemy import delete, func, select, update
 
 from luthier.storage.database import Database
-from luthier.work.keeping import EVENT_KEEP_SECONDS
 from luthier.work.log import EventLog
 from luthier.work.schema import events
 
@@ -27,7 +26,7 @@ class EventRetention:
         self,
         database: Database,
         log: EventLog,
-        keep_seconds: float = EVENT_KEEP_SECONDS,
+        keep_seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args: whose events; `keep_seconds` after its end a resource's go, 0: never."""

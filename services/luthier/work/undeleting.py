@@ -44,11 +44,11 @@ async def delete_free(
 class Undeleting(Generic[M, P]):
     """Deletes resources of one family, brings them back, or gives them up."""
 
-    def __init__(self, rows: Rows[M, P], database: Database, keeping: Keeping | None = None) -> None:
+    def __init__(self, rows: Rows[M, P], database: Database, keeping: Keeping) -> None:
         self._rows = rows
         self._deleted = DeletedRows(rows)
         self._database = database
-        self._keep_seconds = (keeping or Keeping()).deleted_keep_seconds
+        self._keep_seconds = keeping.deleted_keep_seconds
         self._holds = Holds()
 
     async def delete(

@@ -40,6 +40,7 @@ from luthier.v1.dataset_pb2 import (
 )
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.repository import Tasks
 from luthier.work.tasks import NewTask, Task, TaskKind
@@ -69,8 +70,8 @@ class Bench:
         self.database = open_database(root / "data")
         self.log = EventLog(self.database)
         self.queue = PlainQueue()
-        self.uploads = UploadService(self.database, MemoryStaging(MemoryBlobStore()), 1 << 20)
-        self.service = DatasetService(self.database, self.log, self.queue, self.uploads)
+        self.uploads = UploadService(self.database, MemoryStaging(MemoryBlobStore()), 1 << 20, Keeping())
+        self.service = DatasetService(self.database, self.log, self.queue, self.uploads, Keeping())
 
     async def uploaded(self, *, complete: bool = True) -> str:
         announced = StartUploadRequest(parent=PROJECT, upload=Upload(filename="a.jsonl"))

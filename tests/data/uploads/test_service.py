@@ -16,6 +16,7 @@ from luthier.storage.local_staging import LocalStaging
 from luthier.v1.data_service_pb2 import StartUploadRequest, WriteUploadRequest
 from luthier.v1.upload_pb2 import Upload
 from luthier.work import schema as work_schema
+from luthier.work.keeping import Keeping
 
 PROJECT = "projects/default"
 LIMIT = 10 << 20
@@ -34,7 +35,7 @@ class Bench:
 
     def successor(self) -> UploadService:
         """Return a service that finds what those before it left, as after a start."""
-        self.services.append(UploadService(self.database, self.staging, LIMIT))
+        self.services.append(UploadService(self.database, self.staging, LIMIT, Keeping()))
         return self.services[-1]
 
     async def started(self, size_bytes: int = 0, sha256: str = "") -> str:

@@ -26,6 +26,7 @@ from luthier.v1.event_pb2 import StateChange
 from luthier.work import schema
 from luthier.work.elsewhere import Elsewhere
 from luthier.work.judge_access import JudgeAccess
+from luthier.work.keeping import Keeping
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.queue import Queue, QueueSettings
@@ -102,7 +103,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
             rewards=RewardAddresses(["127.0.0.1"]),
         ),
     )
-    service = EvaluationService(database, log, queue, blobs, outside)
+    service = EvaluationService(database, log, queue, blobs, outside, Keeping())
     queue.register(TaskKind.EVALUATE, EvaluateHandler(service))
     queue.register(TaskKind.ANSWER_SHARE, ShareHandler(service, blobs))
     yield Bench(service, queue, blobs, log, database, peers, keeper, elsewhere)

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 from luthier.errors import NotFound
 from luthier.v1.base_precision_pb2 import BASE_PRECISION_UNSPECIFIED, BasePrecision
-from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetStatistics, DatasetVersion, SplitStatistics
+from luthier.v1.dataset_pb2 import (
+    SPLIT_TEST,
+    SPLIT_TRAIN,
+    DatasetSource,
+    DatasetStatistics,
+    DatasetVersion,
+    SplitStatistics,
+)
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_pb2 import Model, Taught
 from luthier.v1.rendering_pb2 import Rendering
@@ -24,6 +31,7 @@ class MemoryPeers:
     taught: dict[str, Taught] = field(default_factory=dict)
     precisions: dict[str, BasePrecision.ValueType] = field(default_factory=dict)
     templates: bool = True
+    sources: list[DatasetSource] = field(default_factory=list)
 
     async def version(self, name: str) -> DatasetVersion:
         splits = [
@@ -35,6 +43,7 @@ class MemoryPeers:
             uid=f"uid of {name}",
             state=DatasetVersion.State.Value(f"STATE_{self.state.get(name, 'READY')}"),
             digest="dv",
+            sources=self.sources,
             statistics=DatasetStatistics(splits=splits),
         )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.evaluation.evaluations.conftest import Bench
 from tests.evaluation.evaluations.memory_peers import BASE, MORE, TUNED
+from tests.evaluation.judged import evaluated
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.evaluation.evaluations.drift_rules import drift_guarded
+from luthier.evaluation.evaluations.verdicts import verdict_of
 from luthier.v1.evaluation_pb2 import (
     DriftProbe,
     DriftResult,
@@ -16,7 +20,7 @@ from luthier.v1.evaluation_pb2 import (
     ScoreEstimate,
     SkillDrift,
 )
-from luthier.v1.verdict_pb2 import DriftGuard, Guard, GuardResult, ScoreGuard
+from luthier.v1.verdict_pb2 import DriftGuard, EvaluationVerdict, Guard, GuardResult, ScoreGuard
 
 PROBE = DriftProbe()
 DRIFT_GUARD = Guard(drift=DriftGuard(min_retained=0.9))
@@ -24,6 +28,8 @@ BASE_ARM, TUNED_ARM, MORE_ARM = (
     EvaluationArm(arm_id=name.rsplit("/", 1)[-1], model=name) for name in (BASE, TUNED, MORE)
 )
 Standing = GuardResult.Standing
+Outcome = EvaluationVerdict.Outcome
+LITTLE = "tuned retains 10.5 % [4.2 %, 24.1 %] of what zero can do (38 questions)"
 
 
 async def test_what_is_not_said_has_its_default(bench: Bench) -> None:
@@ -176,3 +182,94 @@ def test_a_baseline_that_fails_on_much_of_the_suite_holds_no_guard(
     assert found == standing
     if standing == Standing.STANDING_UNDECIDED:
         assert sentence == "base could not answer 12 of 112 questions of the suite, and 90% must be answered"
+
+
+def forgetful(*guards: Guard, num_known: int = 38, **asked: Any) -> Evaluation:
+    """An evaluation that tuning wins, whose tuned arm has forgotten nine tenths of what it could do."""
+    wanted: dict[str, Any] = {"right": {"zero": 0}, "tuned": 30, "count": 48, "guards": guards}
+    evaluation = evaluated(**(wanted | asked))
+    evaluation.drift.baseline_arm_id = "zero"
+    little = ScoreEstimate(value=4 / 38, lower=0.0417, upper=0.2413, count=num_known)
+    skills = [SkillDrift(skill="facts", num_asked=158, num_known=num_known, num_kept=4)]
+    all_of_it = ScoreEstimate(value=1, lower=0.9, upper=1, count=num_known)
+    evaluation.drift_results.add(arm_id="other", baseline_arm_id="zero", retained=all_of_it, skills=skills)
+    evaluation.drift_results.add(arm_id="tuned", baseline_arm_id="zero", retained=little, skills=skills)
+    return evaluation
+
+
+def drift_guard(least: float) -> Guard:
+    return Guard(drift=DriftGuard(min_retained=least))
+
+
+def test_a_win_says_in_its_sentence_what_was_forgotten_though_nobody_guards_it() -> None:
+    verdict = verdict_of(forgetful())
+    assert verdict.outcome == Outcome.OUTCOME_FINE_TUNE_WINS
+    assert verdict.sentence.startswith(
+        "Fine-tuning wins: tuned is better than zero on exact_match: +62.5 pp ["
+    )
+    assert verdict.sentence.endswith(f" on 48 records; {LITTLE}.")
+
+
+def test_where_drift_was_not_measured_the_sentence_has_nothing_of_it() -> None:
+    evaluation = forgetful()
+    evaluation.ClearField("drift")
+    del evaluation.drift_results[:]
+    assert verdict_of(evaluation).sentence.endswith("] on 48 records.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "start"),
+    [
+        ({"right": {"zero": 30}, "tuned": 12}, "Prompting suffices: "),
+        ({"right": {"zero": 20}, "tuned": 20}, "Inconclusive: "),
+        ({"right": {"zero": 20}, "tuned": 20, "smallest_difference": 0.2}, "No difference that matters: "),
+        ({"guards": [Guard(score=ScoreGuard(score="p"))]}, "Fine-tuning wins: "),
+        (
+            {"guards": [Guard(score=ScoreGuard(score="field_match.parsed"))], "parsed": (48, 20)},
+            "Regressed: tuned loses more than 0.0 pp",
+        ),
+    ],
+)
+def test_every_verdict_says_what_is_retained(asked: dict[str, Any], start: str) -> None:
+    sentence = verdict_of(forgetful(**asked)).sentence
+    assert sentence.startswith(start)
+    assert sentence.endswith(f"; {LITTLE}.")
+
+
+def test_without_a_prompting_arm_what_is_retained_is_said_all_the_same() -> None:
+    evaluation = forgetful()
+    evaluation.arms[0].tuned = True
+    assert verdict_of(evaluation).sentence == (
+        f"No verdict: there is no prompting arm to hold against the others; {LITTLE}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("least", "outcome", "words", "is_said_by_guard"),
+    [
+        (0.0, Outcome.OUTCOME_FINE_TUNE_WINS, LITTLE, False),
+        (0.2, Outcome.OUTCOME_FINE_TUNE_WINS, "not settled: tuned may retain less than 20.0 % of", True),
+        (0.9, Outcome.OUTCOME_REGRESSED, "Regressed: tuned retains less than 90.0 % of", True),
+    ],
+)
+def test_what_a_guard_says_of_it_in_the_sentence_is_not_said_twice(
+    least: float, outcome: Outcome.ValueType, words: str, is_said_by_guard: bool
+) -> None:
+    verdict = verdict_of(forgetful(drift_guard(least)))
+    assert verdict.outcome == outcome
+    assert words in verdict.sentence
+    assert verdict.sentence.count("10.5 % [4.2 %, 24.1 %]") == 1
+    assert (verdict.guards[0].sentence in verdict.sentence) == is_said_by_guard
+
+
+def test_a_guard_of_drift_behind_another_leaves_it_to_the_sentence() -> None:
+    broken = Guard(score=ScoreGuard(score="field_match.parsed"))
+    verdict = verdict_of(forgetful(broken, drift_guard(0.9), parsed=(48, 20)))
+    assert verdict.sentence.startswith("Regressed: tuned loses")
+    assert verdict.sentence.endswith(f"; {LITTLE}.")
+
+
+def test_what_nobody_knows_of_it_is_said_too() -> None:
+    sentence = verdict_of(forgetful(num_known=9)).sentence
+    unknown = "zero has 9 questions of the suite right, fewer than the 10 that tell anything"
+    assert sentence.endswith(f"on 48 records; what tuned retains is not known: {unknown}.")

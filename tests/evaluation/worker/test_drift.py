@@ -251,6 +251,11 @@ async def test_what_was_forgotten_beyond_the_limit_decides(
     assert done.verdict.guards[0].sentence.startswith(words)
     if outcome == EvaluationVerdict.OUTCOME_REGRESSED:
         assert done.verdict.sentence.startswith(f"Regressed: {words}")
+    elif least == 0.7:
+        found = by_arm(done)["same"].retained
+        assert f"; same retains 100.0 % [{100 * found.lower:.1f} %, 100.0 %] of what base can do (" in (
+            done.verdict.sentence
+        )
 
 
 async def test_nothing_is_asked_where_nobody_wants_it(probed: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,8 @@ async def test_records_that_make_the_engine_fail_are_found_among_those_they_were
     failed = [row.row for row in after if row.answers[0].HasField("error")]
     assert failed == [2, 3, 9]
     assert {status_to_failure(after[row].answers[0].error).reason for row in failed} == {Reason.MODEL_INVALID}
-    # What is said depends in its last bits on what is asked beside it, so that only its being there is compared.
+    # Prompts that are read together round as they are put together, and of words that are nearly as likely another may
+    # be said then: only its being there is compared.
     assert all(row.answers[0].text and row.answers[0].scores for row in after if row.row not in failed)
     assert list(asked.values()) == [12, 6, 3, 1, 2, 1, 1, 3, 1, 2, 6, 3, 3, 1, 2]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.errors.status import status_to_failure
 from luthier.lm.load import load_model
 from luthier.lm.scoring import sequence_logprobs
 from luthier.text.records import ChatPair, ChatRecord, Message, SingleRecord
@@ -142,6 +143,7 @@ async def test_of_pairs_the_chosen_side_is_held_against_the_rejected_one(
 
 async def test_a_record_with_one_answer_has_no_preference(site: Any) -> None:
     done = await run(site, "PREFERENCE")
+    assert status_to_failure(done.error).reason == Reason.INVALID_RECORDS
     assert done.error.message == (
         "test.jsonl:1: PREFERENCE compares the two answers of a preference pair, this record has one answer; leave the "
         "metric out, or evaluate a version of pairs"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from tests.evaluation.worker.undisturbed import assert_same, texts, undisturbed
 from tests.stores import service_file
 
+from luthier.client.partial_answers import partial_words
 from luthier.evaluation import shares
 from luthier.evaluation.worker.engine import EngineClient
 from luthier.lm.generate import GenerationRequest
@@ -109,6 +112,12 @@ async def test_answers_before_a_cancel_are_kept(site: Any) -> None:
     known = await texts(site, done.name)
     assert 12 <= len(known) < len(whole.texts)
     assert known.items() <= whole.texts.items()
+    told = partial_words(done, await site.predictions(done.name))
+    assert re.match(
+        rf"CANCELLED\. \d+ of 36 answers had come, kept are those to {done.num_records} records", told
+    )
+    by_arm = Counter(arm_id for _, arm_id in known)
+    assert all(f"{arm_id} {by_arm[arm_id]}" in told for arm_id, _, _ in WANTED["arms"])
 
 
 def environment(site: Any, name: str = "") -> dict[str, str]:

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.grading.metrics import paired_binary, paired_share
+from luthier.grading.metrics.intervals import Interval
+from luthier.grading.metrics.means import perplexity
+from luthier.grading.metrics.paired import PairedDifference, perplexity_difference, rate_difference
 
 Array = NDArray[np.float64]
 COUNTS = (12, 48, 200)
@@ -17,6 +20,17 @@ LOPSIDED = ((0.1, 0.9), (0.2, 1.0), (0.05, 0.5), (0.1, 0.3), (0.02, 1.0))
 """What a candidate gains on many records and loses on few."""
 ALPHA = 0.05
 _SEED = 20261129
+NATS, GAIN = 1.5, 0.3
+"""Nats a token of the baseline, and how many fewer a better candidate has."""
+TEXTS = {
+    "one length": ((40,), 0.25),
+    "30 to 50 tokens": ((30, 40, 50), 0.25),
+    "20 to 80 tokens": ((20, 40, 80), 0.35),
+    "5 to 160 tokens": ((5, 10, 20, 40, 80, 160), 0.35),
+    "heavy tails": ((5, 10, 20, 40, 80, 160), 1.0),
+}
+"""Numbers of tokens that records have, and how far the logarithm of their nats a token scatters."""
+_OWN_SCATTER = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +81,35 @@ class Lopsided:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Texts:
+    """References of two arms: their tokens, as many for both, and how likely each arm finds them.
+
+    Nats a token are log-normal over records: what makes a record hard is the same for both arms, and each has a little
+    of its own besides. `gain`: by how many nats a token the candidate is better.
+    """
+
+    name: str
+    count: int
+    gain: float = 0.0
+
+    def sides(self, num_sets: int) -> tuple[Array, Array, Array]:
+        """Return tokens, and negative log-likelihoods of baseline and candidate: a row for each data set."""
+        sizes, scatter = TEXTS[self.name]
+        key = [_SEED, self.count, len(sizes), max(sizes), round(1000 * scatter), round(1000 * self.gain)]
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        shape = (num_sets, self.count)
+        tokens = generator.choice(np.array(sizes, dtype=np.float64), shape)
+
+        def around_one(deviation: float) -> Array:
+            found: Array = np.exp(deviation * generator.standard_normal(shape) - deviation**2 / 2)
+            return found
+
+        common = tokens * around_one(scatter)
+        baseline, candidate = (nats * common * around_one(_OWN_SCATTER) for nats in (NATS, NATS - self.gain))
+        return tokens, baseline, candidate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """Share of data sets whose interval holds the truth, and in which the candidate is called better, or worse."""
 
@@ -111,6 +154,54 @@ def measured(case: Case | Lopsided, num_sets: int) -> Measured:
     )
 
 
+def measured_texts(case: Texts, num_sets: int) -> dict[str, Measured]:
+    """Draw data sets and measure each as an evaluation does: the baseline alone, and the difference of both arms.
+
+    A win is the candidate's, which is better where it is lower.
+    """
+    found: dict[str, list[tuple[bool, bool, bool]]] = {"alone": [], "perplexity": [], "bits": []}
+    truth = float(np.exp(NATS - case.gain) - np.exp(NATS))
+    for tokens, baseline, candidate in zip(*case.sides(num_sets), strict=True):
+        alone = perplexity(baseline, tokens)
+        found["alone"].append(_told(alone, float(np.exp(NATS))))
+        of_perplexities = perplexity_difference((candidate, tokens), (baseline, tokens))
+        found["perplexity"].append(_told_of(of_perplexities, truth))
+        of_rates = rate_difference(candidate, baseline, tokens)
+        found["bits"].append(_told_of(of_rates, -case.gain))
+    return {
+        name: Measured(
+            **dict(zip(("coverage", "wins", "losses"), np.mean(each, axis=0).tolist(), strict=True))
+        )
+        for name, each in found.items()
+    }
+
+
+def _told(interval: Interval, truth: float) -> tuple[bool, bool, bool]:
+    return interval.lower <= truth <= interval.upper, interval.upper < 0, interval.lower > 0
+
+
+def _told_of(difference: PairedDifference, truth: float) -> tuple[bool, bool, bool]:
+    interval = difference.interval(1 - ALPHA)
+    assert (difference.p_value <= ALPHA) == (not interval.lower <= 0 <= interval.upper)
+    return _told(interval, truth)
+
+
+def texts_table(num_sets: int) -> Iterator[str]:
+    """Yield the lines of a table for people: coverage alone, and of differences without and with a gain; false wins."""
+    yield "| records | number | perplexity alone | difference of perplexities | of bits a byte |"
+    yield "|---|---|---|---|---|"
+    for name in TEXTS:
+        for count in COUNTS:
+            none, gain = (
+                measured_texts(Texts(name=name, count=count, gain=one), num_sets) for one in (0.0, GAIN)
+            )
+            cells = [
+                f"{100 * none[kind].coverage:.1f}, {100 * gain[kind].coverage:.1f}; {100 * none[kind].wins:.2f}"
+                for kind in ("perplexity", "bits")
+            ]
+            yield f"| {name} | {count} | {100 * none['alone'].coverage:.1f} | {' | '.join(cells)} |"
+
+
 def table(num_sets: int) -> Iterator[str]:
     """Yield the lines of a table for people: the range of the coverage over tilts, and false wins, by discordance.
 
@@ -141,4 +232,4 @@ def table(num_sets: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(table(10_000)))
+    print("\n".join((*table(10_000), "", *texts_table(10_000))))

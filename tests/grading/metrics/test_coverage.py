@@ -9,6 +9,10 @@ stated (`test_few_discordant_records_leave_no_choice`). So the upper bound of th
 discordant records on, of shares that are mostly small from `MANY_SMALL` on, the lower one everywhere. Of lopsided ones
 it is asserted nowhere: where a loss that decides is not seen at all in 8.5 % of data sets, either these are wrong or
 more than 96.5 % are right.
+
+Perplexities and bits a byte are ratios of sums, of numbers that have no bound: few records that are very unlike the
+others are seldom among twelve. `BESIDE_THE_BAND` says where their coverage leaves it and how far, as
+docs/evaluations.md does; false wins are everywhere as rare as stated.
 """
 
 from __future__ import annotations
@@ -16,15 +20,50 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from tests.grading.metrics.simulated import ALPHA, COUNTS, LOPSIDED, Case, Lopsided, cases, lopsided, measured
+from tests.grading.metrics.simulated import (
+    ALPHA,
+    COUNTS,
+    GAIN,
+    LOPSIDED,
+    TEXTS,
+    Case,
+    Lopsided,
+    Texts,
+    cases,
+    lopsided,
+    measured,
+    measured_texts,
+)
 
 from luthier.grading.metrics import paired_binary
 
 LEAST, MOST = 0.935, 0.965
 MANY, MANY_SMALL = 14, 50
 STATED = ALPHA / 2
+LOPSIDED_STATED = 0.03
+"""As docs/evaluations.md says: with 10,000 data sets 2.98 % at 200 records of which 30 % gain 0.2 or lose 1."""
 FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOSTLY_SMALL = (0.2, 0.2, 0.2, 0.2, 1.0)
+BESIDE_THE_BAND = {
+    ("one length", "perplexity", 12): (LEAST, 0.97),
+    ("30 to 50 tokens", "perplexity", 12): (LEAST, 0.97),
+    ("20 to 80 tokens", "alone", 12): (0.925, MOST),
+    ("20 to 80 tokens", "perplexity", 12): (0.93, 0.98),
+    ("5 to 160 tokens", "alone", 12): (0.93, MOST),
+    ("5 to 160 tokens", "alone", 48): (0.93, MOST),
+    ("5 to 160 tokens", "perplexity", 12): (0.93, 0.98),
+    ("5 to 160 tokens", "perplexity", 48): (0.93, 0.97),
+    ("heavy tails", "alone", 12): (0.83, MOST),
+    ("heavy tails", "alone", 48): (0.855, MOST),
+    ("heavy tails", "alone", 200): (0.91, MOST),
+    ("heavy tails", "perplexity", 12): (0.755, 0.995),
+    ("heavy tails", "perplexity", 48): (0.80, 0.995),
+    ("heavy tails", "perplexity", 200): (0.87, 0.99),
+    ("heavy tails", "bits", 12): (0.875, 0.98),
+    ("heavy tails", "bits", 48): (0.895, MOST),
+    ("heavy tails", "bits", 200): (0.91, MOST),
+}
+"""Least and most by records, score and number: of few records, and of heavy tails."""
 SLOW = pytest.mark.slow
 
 
@@ -63,7 +102,7 @@ def test_few_heavy_losses_that_were_not_seen_make_no_win(chosen: list[Lopsided],
     """Without the test of the worst 5.5 % of the data sets of 48 records that gain 0.1 and lose 0.9 are wins."""
     for case in chosen:
         found = measured(case, num_sets)
-        assert found.wins <= STATED + slack(num_sets, STATED), (case, found)
+        assert found.wins <= LOPSIDED_STATED + slack(num_sets, STATED), (case, found)
         assert found.losses <= STATED + slack(num_sets, STATED), (case, found)
         assert found.coverage >= LEAST - slack(num_sets, 0.95), (case, found)
 
@@ -103,6 +142,23 @@ def test_numbers_without_ties_are_covered_exactly(count: int) -> None:
         p_values = student_p_values(np.asarray(values))
         coverage = float((p_values > ALPHA).mean())
         assert LEAST <= coverage <= MOST + slack(10_000, 0.95)
+
+
+@pytest.mark.parametrize("num_sets", [400, pytest.param(10_000, marks=SLOW)])
+@pytest.mark.parametrize("gain", [0.0, GAIN])
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", TEXTS)
+def test_perplexities_and_bits_are_held_as_often_as_is_said_and_wins_are_as_rare(
+    name: str, count: int, gain: float, num_sets: int
+) -> None:
+    found = measured_texts(Texts(name=name, count=count, gain=gain), num_sets)
+    for kind, each in found.items():
+        least, most = BESIDE_THE_BAND.get((name, kind, count), (LEAST, MOST))
+        assert each.coverage >= least - slack(num_sets, 0.95), (kind, each)
+        assert each.coverage <= most + slack(num_sets, 0.95), (kind, each)
+    if gain == 0:
+        called = [rate for kind in ("perplexity", "bits") for rate in (found[kind].wins, found[kind].losses)]
+        assert max(called) <= STATED + slack(num_sets, STATED), found
 
 
 def probability(

@@ -192,7 +192,8 @@ def test_a_difference_of_rates_is_a_ratio_of_sums_with_students_interval_over_th
     assert difference.value == pytest.approx(6 / 75)
     without = [(6 - gone) / (75 - size) for gone, size in zip((2, 1, 0, 3), sizes, strict=True)]
     pseudo = [4 * 6 / 75 - 3 * value for value in without]
-    half = float(stats.t.ppf(0.975, 3)) * float(np.std(pseudo, ddof=1)) / 2
+    degrees = 75**2 / sum(size**2 for size in sizes) - 1
+    half = float(stats.t.ppf(0.975, degrees)) * float(np.std(pseudo, ddof=1)) / 2
     interval = difference.interval(0.95)
     assert (interval.lower, interval.upper) == pytest.approx((6 / 75 - half, 6 / 75 + half))
     assert rate_difference(baseline, mine, sizes).value == pytest.approx(-6 / 75)
@@ -208,6 +209,33 @@ def test_a_difference_of_rates_covers_the_truth_with_twelve_records() -> None:
         interval = rate_difference(amounts, [0.0] * 12, sizes).interval(0.95)
         held += interval.lower <= 0.5 <= interval.upper
     assert 0.935 <= held / 2000 <= 0.965
+
+
+@pytest.mark.parametrize(("long", "degrees"), [(1, 11.0), (10, 441 / 111 - 1), (100, 111**2 / 10_011 - 1)])
+def test_a_ratio_of_sums_is_as_sure_as_so_many_records_of_one_size(long: int, degrees: float) -> None:
+    """Of twelve records one is longer: of perplexities too, whichever side has it."""
+    generator = philox(11)
+    sizes, even = [1] * 11 + [long], [1] * 12
+    mine, other = (generator.gamma(9.0, 1 / 9, 12) for _ in range(2))
+    rates = rate_difference((mine * sizes).tolist(), (other * sizes).tolist(), sizes)
+    longer, alike = ((side * counts).tolist() for side, counts in ((mine, sizes), (other, even)))
+    sides_ = (longer, sizes), (alike, even)
+    for difference in (rates, perplexity_difference(*sides_), perplexity_difference(*sides_[::-1])):
+        widths = [difference.interval(one).upper - difference.value for one in (0.9, 0.95)]
+        quantiles = [float(stats.t.ppf((1 + one) / 2, degrees)) for one in (0.9, 0.95)]
+        assert widths[1] / widths[0] == pytest.approx(quantiles[1] / quantiles[0])
+        scaled = difference.value / (widths[1] / quantiles[1])
+        assert difference.p_value == pytest.approx(2 * stats.t.sf(abs(scaled), degrees))
+
+
+def test_records_of_which_one_is_nearly_all_are_as_one() -> None:
+    sizes = [1] * 11 + [1000]
+    found = rate_difference([2.0] * 11 + [1500.0], [1.0] * 12, sizes)
+    assert (found.p_value, found.interval(0.95).lower, found.interval(0.95).upper) == (
+        1.0,
+        -math.inf,
+        math.inf,
+    )
 
 
 def test_a_rate_of_one_record_has_no_interval_and_sizes_are_above_zero() -> None:

@@ -9,15 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.executors.test_torchrun import assert_close, crew_of, disturbed, wanted, working
+from tests.training.executors.test_torchrun import (
+    assert_close,
+    crew_of,
+    disturbed,
+    signalled,
+    wanted,
+    working,
+)
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_in_child import assert_same, changes
 from tests.training.worker.test_reinforcement import prompts, reinforcement
 from tests.training.worker.test_reward_models import JUDGE, judging, registered
 from tests.training.worker.test_weights import _digests, downloaded, ended, going_on
 
+from luthier.errors.status import status_to_failure
 from luthier.lm.load import load_model
 from luthier.training.worker.order import Setup
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_INT8
 from luthier.v1.event_pb2 import AttemptChange
 from luthier.v1.fine_tuning_job_pb2 import (
     DETERMINISM_BITWISE,
@@ -55,7 +64,7 @@ async def test_an_adapter_of_a_divided_model_outlives_a_rank_and_loses_no_bit(
     async with working(site, model_folder, crew_of(children, 2)):
         alone = await site.ended((await site.create_job("alone", asked(is_divided=False, num_epochs=4))).name)
         whole = await site.ended((await site.create_job("whole", asked(num_epochs=4))).name)
-        hurt = await disturbed(site, signal.SIGKILL, 1, asked(num_epochs=4))
+        hurt = await disturbed(site, "hurt", signalled(signal.SIGKILL, 1), asked(num_epochs=4))
         for job in (alone, whole, hurt.job):
             assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
         assert (whole.run_record.sharding, whole.run_record.num_ranks) == (SHARDING_FSDP2, 2)
@@ -88,6 +97,26 @@ async def test_all_weights_are_stored_in_parts_and_are_one_model_at_the_end(
     assert more.state == FineTuningJob.STATE_SUCCEEDED, more.error
     before, after = await site.metrics(alone.name), await site.metrics(more.name)
     assert after[0]["train_loss"] < before[0]["train_loss"] / 1.5
+
+
+async def test_a_job_that_cannot_be_divided_fails_by_name_and_is_not_tried_again(
+    site: Site, model_folder: Path, children: Children
+) -> None:
+    """What the adapter was learnt beside is told by the checkpoint, and by no field of the job."""
+    beside = job_of(micro_batch_tokens=48)
+    beside.base_precision = BASE_PRECISION_INT8
+    async with working(site, model_folder, crew_of(children, 2)):
+        quantised = await ended(site, "quantised", beside)
+        last = (await site.checkpoints(quantised.name))[-1]
+        more = going_on(last.name, micro_batch_tokens=48)
+        more.sharding = SHARDING_FSDP2
+        more.ranks.CopyFrom(RankRange(min_ranks=2, max_ranks=2))
+        job = await site.ended((await site.create_job("more", more)).name)
+    assert (job.state, job.num_attempts) == (FineTuningJob.STATE_FAILED, 1)
+    failure = status_to_failure(job.error)
+    assert (failure.reason, failure.code) == ("SHARDING_INVALID", "FAILED_PRECONDITION")
+    assert "must be held in BFLOAT16, this one is quantised" in failure.message
+    assert "sharding SHARDING_REPLICATED" in failure.message
 
 
 async def test_a_reward_adapter_of_the_same_base_judges_by_a_base_of_its_own(

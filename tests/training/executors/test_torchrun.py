@@ -8,13 +8,14 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.training.executors.partitions import cut_off
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.test_in_child import assert_same, changes
 
@@ -107,7 +108,7 @@ async def test_the_loss_of_a_rank_loses_the_attempt_within_ten_seconds_and_no_bi
         whole = await site.ended((await site.create_job("whole", wanted(num_epochs=12))).name)
         assert whole.state == FineTuningJob.STATE_SUCCEEDED, whole.error
         for number, rank in ((signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
-            hurt = await disturbed(site, number, rank)
+            hurt = await disturbed(site, f"hurt-{rank}", signalled(number, rank))
             assert hurt.job.state == FineTuningJob.STATE_SUCCEEDED, hurt.job.error
             lost, succeeded = changes(hurt.events)
             assert (lost, succeeded[0]) == (
@@ -119,40 +120,86 @@ async def test_the_loss_of_a_rank_loses_the_attempt_within_ten_seconds_and_no_bi
                 hurt.why
             )
             assert 0 < hurt.seconds < 10.0
+            assert 0 < hurt.again_seconds < 15.0, "the queue and the service are part of it"
             assert len(hurt.pids) == 2
             assert not any(map(is_running, hurt.pids)), "one rank's end is the end of all"
             await assert_same(site, whole.name, hurt.job.name)
 
 
+async def test_ranks_whose_network_is_cut_lose_the_attempt_within_ten_seconds_and_no_bit(
+    site: Site, model_folder: Path, children: Children
+) -> None:
+    """The kernel drops what one sends the other: both live, their connections stay open, and nobody is told."""
+
+    def cut(pids: Sequence[int]) -> None:
+        assert min(map(cut_off, pids)) > 0, "each has a connection to the other"
+
+    async with working(site, model_folder, crew_of(children, 2)):
+        whole = await site.ended((await site.create_job("whole", wanted(num_epochs=12))).name)
+        hurt = await disturbed(site, "cut", cut)
+        assert hurt.job.state == FineTuningJob.STATE_SUCCEEDED, hurt.job.error
+        lost, succeeded = changes(hurt.events)
+        assert (lost, succeeded[0]) == ((AttemptChange.KIND_LOST, "RANK_LOST"), AttemptChange.KIND_SUCCEEDED)
+        assert "they do not reach one another" in hurt.why
+        assert 0 < hurt.seconds < 10.0
+        assert not any(map(is_running, hurt.pids))
+        await assert_same(site, whole.name, hurt.job.name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hurt:
-    """A job that lost a rank: its end, its events, why and when the attempt was lost, and what ran before."""
+    """A job that lost a rank: its end, its events, why the attempt was lost, and what ran before.
+
+    Counted from the hurt: seconds until the attempt was lost, and until the next one made a step.
+    """
 
     job: FineTuningJob
     events: list[Event]
     why: str
     seconds: float
+    again_seconds: float
     pids: list[int]
 
 
-async def disturbed(
-    site: Site, number: signal.Signals, rank: int, asked: FineTuningJob | None = None
-) -> Hurt:
-    """Send a signal to a rank of a job after its first checkpoint, and wait for the end."""
-    job = await site.create_job(f"hurt-{rank}", asked or wanted(num_epochs=12))
+Hurting = Callable[[Sequence[int]], None]
+"""Does something to the ranks of a job, by their process ids."""
+
+
+def signalled(number: signal.Signals, rank: int) -> Hurting:
+    """Return what sends a signal to one rank."""
+    return lambda pids: os.kill(pids[rank], number)
+
+
+async def disturbed(site: Site, job_id: str, hurt: Hurting, asked: FineTuningJob | None = None) -> Hurt:
+    """Hurt the ranks of a job after its first checkpoint, and wait for the end."""
+    job = await site.create_job(job_id, asked or wanted(num_epochs=12))
     events: list[Event] = []
     pids: list[int] = []
-    hurt_at, seconds, why = 0.0, 0.0, ""
+    hurt_at, seconds, again_seconds, why = 0.0, 0.0, 0.0, ""
     async for event in site.watch(job.name):
         events.append(event)
         if event.HasField("checkpoint") and not pids:
-            found = [shown(path) for path in sorted((site.home / "work").rglob("pulse-?"))]
-            pids = [one.pid for one in found if one is not None]
+            pids = ranks_of(site)
             hurt_at = time.monotonic()
-            os.kill(pids[rank], number)
+            hurt(pids)
         if event.attempt_change.kind == AttemptChange.KIND_LOST:
             seconds, why = time.monotonic() - hurt_at, event.attempt_change.message
-    return Hurt(job=await site.ended(job.name), events=events, why=why, seconds=seconds, pids=pids)
+        if why and not again_seconds and event.HasField("metrics"):
+            again_seconds = time.monotonic() - hurt_at
+    return Hurt(
+        job=await site.ended(job.name),
+        events=events,
+        why=why,
+        seconds=seconds,
+        again_seconds=again_seconds,
+        pids=pids,
+    )
+
+
+def ranks_of(site: Site) -> list[int]:
+    """Return the process ids of the ranks that work now, in their order."""
+    found = [shown(path) for path in sorted((site.home / "work").rglob("pulse-?"))]
+    return [one.pid for one in found if one is not None]
 
 
 def is_running(pid: int) -> bool:

@@ -61,6 +61,7 @@ async def test_a_checkpoint_of_a_running_job_is_read_and_downloaded_as_its_model
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "generation_config.json",
         "tokenizer.json",
     ], "not what only a resume needs"
     assert model.digest == files_digest({file.path: file.sha256 for file in files})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 
 import pytest
 
-from luthier.training.jobs.counting import survey_elsewhere
+from luthier.training.jobs.counting import estimate_warnings, survey_elsewhere
 from luthier.training.recipes.batches import BatchSettings, RowLength
 from luthier.training.recipes.survey import PackedLengths, survey
 
@@ -87,6 +88,26 @@ async def test_survey_elsewhere_leaves_the_loop_free() -> None:
     stop.set()
     await watching
     assert longest < seconds / 2
+
+
+async def test_a_hundred_epochs_of_a_hundred_thousand_rows_are_planned_in_seconds() -> None:
+    """In seconds of a processor, which a busy machine does not make more of; counting them all takes 40."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    settings = batches(num_epochs=100, batch_tokens=4096, micro_batch_tokens=2048)
+    found = await survey_elsewhere(rows(100_000), rows(9, first=100_000), settings)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 12
+    assert found.totals is not None
+    assert found.totals.num_tokens == 100 * sum(rows(100_000).num_tokens)
+    assert found.totals.num_counted_steps < found.totals.num_steps / 20
+    (warning,) = estimate_warnings(found)
+    assert warning.startswith(
+        f"{found.totals.num_steps} steps are an estimate from {found.totals.num_counted_steps} that were counted"
+    )
+
+
+async def test_what_was_counted_is_no_estimate() -> None:
+    assert list(estimate_warnings(await survey_elsewhere(rows(50), rows(0), batches()))) == []
 
 
 async def test_survey_elsewhere_ends_its_process_when_nobody_waits_any_more() -> None:

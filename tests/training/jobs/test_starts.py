@@ -86,6 +86,7 @@ async def test_all_weights_are_a_model_of_their_own(bench: Any) -> None:
     assert [one.path for one in stored_model.private.files] == [
         "chat_template.jinja",
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
     ]

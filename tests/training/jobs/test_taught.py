@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.training.conftest import adapter_files
@@ -52,6 +53,11 @@ async def tuned(bench: Any, *, is_kept: bool = True, **teaching: Any) -> Any:
     return await bench.model("projects/default/models/one")
 
 
+async def read(bench: Any, name: str, path: str) -> bytes:
+    pieces = bench.models.read_file(await bench.models.ready(name), path, 0)
+    return b"".join([piece async for piece in pieces])
+
+
 async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(bench: Any) -> None:
     model = await tuned(bench, **TEACHING)
     assert model.taught == TAUGHT
@@ -61,10 +67,11 @@ async def test_a_tuned_model_carries_how_it_was_taught_and_the_files_to_ask_it(b
         ("adapter_config.json", False),
         ("adapter_model.safetensors", False),
         ("chat_template.jinja", True),
+        ("generation_config.json", False),
         ("tokenizer.json", True),
     ]
-    pieces = bench.models.read_file(await bench.models.ready(model.name), "chat_template.jinja", 0)
-    assert b"".join([piece async for piece in pieces]) == b"{{ messages }}"
+    assert json.loads(await read(bench, model.name, "generation_config.json")) == {"eos_token_id": [2, 3]}
+    assert await read(bench, model.name, "chat_template.jinja") == b"{{ messages }}"
     assert model.digest == files_digest({file.path: file.sha256 for file in files})
 
 

@@ -78,6 +78,7 @@ async def test_a_merge_is_a_model_with_all_its_weights_and_says_where_it_is_from
     assert [file.path for file in spec.merge.adapter_files] == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "generation_config.json",
     ]
     result = task_pb2.MergeResult(files=await merged_files(bench), check=CHECK, warnings=["little is left"])
     ready = await finish(bench, task, merge=result)
@@ -258,8 +259,10 @@ async def test_an_export_is_a_file_that_is_downloaded(bench: Any) -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "generation_config.json",
     ]
     assert (spec.export.format, spec.export.title) == (EXPORT_FORMAT_GGUF_F16, "one")
+    assert list(spec.export.stop_token_ids) == [7]
     result = task_pb2.ExportResult(
         files=[await conftest.stored(bench, "gguf", "model-f16.gguf")], check=CHECK
     )
@@ -281,6 +284,7 @@ async def test_a_model_with_all_its_weights_is_exported_without_an_adapter(bench
     source = await bench.models.ready(name)
     assert list(spec.export.model_files) == list(source.private.files)
     assert not spec.export.adapter_files
+    assert list(spec.export.stop_token_ids) == ([7] if name == ADAPTER else [])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.training.recipes.crews import Made, Run, assert_close, divided
+from tests.training.recipes.crews import Run, divided
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -30,8 +30,6 @@ from luthier.training.recipes.weights import Adapter
 ModelMaker = Callable[..., PreTrainedModel]
 RunMaker = Callable[..., Run]
 CPU = torch.device("cpu")
-KINDS = ("sft", "dpo", "kto", "reward_model", "grpo")
-"""A method of each recipe; other losses of pairs are read alike."""
 
 
 @pytest.fixture
@@ -47,61 +45,6 @@ def make_run(tiny_llama: ModelMaker, token_rows: Callable[..., list[Any]]) -> Ru
         return Run(tiny_llama(dtype), token_rows(40), method, kind, rollouts, **changes)
 
     return make
-
-
-@pytest.mark.parametrize("kind", ["adapter", "all"])
-def test_every_method_makes_the_steps_of_one_rank_and_the_same_bits_again(
-    make_run: RunMaker, kind: str, tmp_path: Path
-) -> None:
-    short = {"max_steps": 3}
-    alone = {method: make_run(method, kind, **short).made(OneRank(), tmp_path / method) for method in KINDS}
-
-    def twice(collective: Collective) -> dict[str, list[Made]]:
-        def made(method: str, name: str) -> Made:
-            folder = tmp_path / name / f"{method}-{collective.rank}"
-            return make_run(method, kind, alone[method].rollouts, **short).made(collective, folder)
-
-        return {method: [made(method, name) for name in ("first", "second")] for method in KINDS}
-
-    ranks = divided(2, tmp_path / "ranks", twice)
-    for method in KINDS:
-        (first, again), (other, _) = (rank[method] for rank in ranks)
-        assert_close(first.steps, alone[method].steps)
-        assert first.steps == again.steps == other.steps, method
-        assert first.digests == again.digests != {}, method
-        assert first.passes == other.passes, "a rank without one makes one that counts for nothing"
-        assert first.passes + other.passes - alone[method].passes in range(4), method
-        names = set(first.digests)
-        if kind == "adapter":
-            assert names == set(alone[method].digests), "an adapter's checkpoint does not tell who made it"
-            assert other.digests == {}
-        else:
-            assert {"model.safetensors", "config.json", "masters-part-00000-00000.safetensors"} < names
-            assert set(other.digests) == {
-                "masters-part-00001-00000.safetensors",
-                "optimizer-part-00001-00000.safetensors",
-            }
-
-
-@pytest.mark.parametrize("method", ["sft", "kto"])
-def test_three_ranks_of_which_some_have_nothing_to_do_make_the_steps_of_one(
-    make_run: RunMaker, method: str, tmp_path: Path
-) -> None:
-    """Without passes that count for nothing they would wait for one another for ever."""
-    changes = {"batch_tokens": 96} if method == "sft" else {}
-    run = make_run(method, **changes)
-    passes = [
-        len(one.micro_batches) for one in iterate_steps(run.corpus.lengths("TRAIN"), run.settings.batches)
-    ]
-    assert min(passes) < 3
-    alone = run.made(OneRank(), tmp_path / "alone")
-    three = divided(
-        3,
-        tmp_path / "three",
-        lambda collective: make_run(method, **changes).made(collective, tmp_path / "run"),
-    )
-    assert_close(three[0].steps, alone.steps)
-    assert three[0].steps == three[1].steps == three[2].steps
 
 
 def gradients_of(engine: Engine, run: Run, collective: Collective) -> dict[str, Tensor]:

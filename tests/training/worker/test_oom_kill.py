@@ -15,6 +15,7 @@ from tests.training.worker.conftest import Site
 from tests.training.worker.real_worker import real_worker
 
 from luthier.errors.status import status_to_failure
+from luthier.training.fitting import expected_words
 from luthier.v1.event_pb2 import AttemptChange
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 
@@ -66,6 +67,7 @@ async def test_a_training_that_the_kernel_ends_for_want_of_memory_fails_with_out
     failure = status_to_failure(job.error)
     assert failure.reason == "OUT_OF_MEMORY"
     assert "ended by the kernel for want of memory" in failure.message
+    assert f"; its passes {expected_words(job.run_record.memory)}" in failure.message, "the plan's figures"
     changes = [event.attempt_change for event in events if event.HasField("attempt_change")]
     assert [(one.kind, one.reason) for one in changes] == [
         (AttemptChange.KIND_STARTED, ""),

@@ -13,8 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.training.conftest import rows_of_units
 from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.real_worker import real_worker
+from tests.training.worker.test_methods import preference
 from tests.training.worker.test_reinforcement import prompts, registered, reinforcement
 
 from luthier.training.executors.inline import InChild
@@ -22,8 +24,15 @@ from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker import steps
 from luthier.training.worker.order import Setup
 from luthier.v1.event_pb2 import AttemptChange, Event
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
+from luthier.v1.fine_tuning_job_pb2 import (
+    SHARDING_FSDP2,
+    FineTuningJob,
+    FullConfig,
+    RankRange,
+    RewardModelConfig,
+)
 from luthier.v1.model_service_pb2 import ListModelFilesRequest
+from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE
 from luthier.v1.training_service_pb2 import (
     CancelFineTuningJobRequest,
     GetFineTuningJobRequest,
@@ -180,11 +189,56 @@ async def test_reinforcement_that_paused_ends_with_the_same_bits(prompts: Site, 
     await assert_same_end(prompts, whole, ended)
 
 
-async def test_two_ranks_pause_after_the_same_step_and_end_with_the_same_bits(
-    site: Site, model_folder: Path, children: Children
+def all_weights(job: FineTuningJob) -> FineTuningJob:
+    job.full.CopyFrom(FullConfig())
+    return job
+
+
+def preferring(**hyperparameters: Any) -> FineTuningJob:
+    job = preference(num_epochs=6, **hyperparameters)
+    job.checkpoint_interval_steps = 1000
+    return job
+
+
+def rewarding(**hyperparameters: Any) -> FineTuningJob:
+    job = preferring(**hyperparameters)
+    job.reward_model.CopyFrom(RewardModelConfig())
+    return job
+
+
+@pytest.mark.usefixtures("_unhurried")
+@pytest.mark.parametrize(
+    "asked",
+    [all_weights(wanted()), preferring(), all_weights(preferring()), rewarding()],
+    ids=["all weights", "preference", "preference of all weights", "reward model"],
+)
+async def test_whatever_a_job_learns_it_ends_with_the_same_bits_when_it_paused(
+    asked: FineTuningJob, site: Site, model_folder: Path
 ) -> None:
+    if asked.WhichOneof("method"):
+        site.data.rows = rows_of_units(30, "chosen", "rejected")
+        site.data.kind = RENDERING_KIND_PREFERENCE
+    async with site.worker():
+        await registered(site, model_folder)
+        whole = await site.ended((await site.create_job("whole", asked)).name)
+        job = await site.create_job("paused", asked)
+        step = await assert_pauses_with_a_checkpoint(site, job.name, 5)
+        await resume(site, job.name)
+        ended = await site.ended(job.name)
+    assert step < len(await site.metrics(whole.name))
+    assert (whole.num_attempts, ended.num_attempts) == (1, 2)
+    await assert_same_end(site, whole, ended)
+
+
+@pytest.mark.parametrize("is_divided", [False, True], ids=["each whole", "divided"])
+async def test_two_ranks_pause_after_the_same_step_and_end_with_the_same_bits(
+    site: Site, model_folder: Path, children: Children, *, is_divided: bool
+) -> None:
+    """Each has all weights, or a part of them and of what its optimiser knows."""
     asked = wanted(micro_batch_tokens=48, num_epochs=30)
     asked.ranks.CopyFrom(RankRange(min_ranks=2, max_ranks=2))
+    if is_divided:
+        all_weights(asked).sharding = SHARDING_FSDP2
     crew = Torchrun(children, Crew(num_ranks=2, num_threads=1))
     async with site.worker(compute=crew, equipment=Equipment(num_ranks=2)):
         await registered(site, model_folder)
@@ -195,6 +249,7 @@ async def test_two_ranks_pause_after_the_same_step_and_end_with_the_same_bits(
         await resume(site, job.name)
         ended = await site.ended(job.name)
     assert ended.run_record.num_ranks == 2
+    assert (ended.run_record.sharding == SHARDING_FSDP2) is is_divided
     await assert_same_end(site, whole, ended)
 
 

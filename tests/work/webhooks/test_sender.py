@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from standardwebhooks import Webhook as Verifier
 from tests.work.webhooks.conftest import A_RECEIVER, QUICK, SECRET_PATH, Bench, free_port
 from tests.work.webhooks.receiver import Receiver, headers_of, make_certificate, receiving
@@ -22,11 +23,15 @@ from luthier.storage.disk import Disk
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.webhook_pb2 import Webhook, WebhookDelivery
-from luthier.work.webhooks import outbox
+from luthier.work.keeping import Keeping
+from luthier.work.schema import deliveries
+from luthier.work.webhooks import assembly, outbox
 from luthier.work.webhooks.signing import secrets_of
 from luthier.work.webhooks.targets import Target
 
 State = WebhookDelivery.State
+NO_TIME = 1e-6
+"""What is over is over for longer when somebody looks."""
 
 
 async def test_what_arrives_is_signed_and_says_what_ended(bench: Bench, tmp_path: Path) -> None:
@@ -311,7 +316,7 @@ async def test_proxies_of_the_environment_are_not_asked(
             await bench.until(State.STATE_DELIVERED)
 
 
-async def test_what_is_over_for_a_month_is_forgotten(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_over_for_as_long_as_is_set_is_forgotten(bench: Bench) -> None:
     await bench.end("https://a.example/", uid="over")
     await bench.end("https://a.example/", uid="waits")
     async with bench.database.transaction() as connection:
@@ -319,11 +324,26 @@ async def test_what_is_over_for_a_month_is_forgotten(bench: Bench, monkeypatch: 
         assert over is not None
         await outbox.settle(connection, over, State.STATE_DELIVERED)
     async with bench.sending(replace(QUICK, addresses=())) as sender:
-        await sender.forget_ended()
-        assert len(await bench.deliveries("waits")) == len(await bench.deliveries("over")) == 1
-        monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
-        await sender.forget_ended()
+        for kept_for in (0.0, 60.0):
+            await sender.forget_ended(kept_for)
+            assert len(await bench.deliveries("waits")) == len(await bench.deliveries("over")) == 1
+        await sender.forget_ended(NO_TIME)
     assert (len(await bench.deliveries("waits")), len(await bench.deliveries("over"))) == (1, 0)
+
+
+async def test_a_service_keeps_deliveries_as_long_as_finished_tasks(bench: Bench) -> None:
+    await bench.end("https://a.example/", uid="over")
+    async with bench.database.transaction() as connection:
+        over = await outbox.next_due(connection, A_RECEIVER, [])
+        assert over is not None
+        await outbox.settle(connection, over, State.STATE_DELIVERED)
+        hours = deliveries.c.ended_at_us - round(2 * 3600 * 1e6)
+        await connection.execute(update(deliveries).values(ended_at_us=hours))
+    async with bench.sending(replace(QUICK, addresses=())) as sender:
+        for seconds, left in ((0.0, 1), (3 * 3600.0, 1), (3600.0, 0)):
+            for chore in assembly.chores(sender, Keeping(task_keep_seconds=seconds)):
+                await chore.work()
+            assert len(await bench.deliveries("over")) == left
 
 
 async def test_what_is_over_leaves_a_full_disk_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +355,10 @@ async def test_what_is_over_leaves_a_full_disk_too(bench: Bench, monkeypatch: py
         assert over is not None
         await outbox.settle(connection, over, State.STATE_GIVEN_UP)
     monkeypatch.setattr(Disk, "free_bytes", lambda _: 0)
-    monkeypatch.setattr("luthier.work.webhooks.sender._RETENTION_SECONDS", -1.0)
     with pytest.raises(ResourceExhausted):
         await bench.end("https://a.example/", uid="more")
     async with bench.sending(replace(QUICK, addresses=())) as sender:
-        await sender.forget_ended()
+        await sender.forget_ended(NO_TIME)
     assert await bench.deliveries() == []
 
 

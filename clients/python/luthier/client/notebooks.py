@@ -119,7 +119,7 @@ def _columns(messages: Sequence[Message]) -> list[str]:
     """Return the fields that at least one of the messages has: of resources the few that tell them apart."""
     said = {field.name for one in messages for field, _ in one.ListFields()}
     fields = messages[0].DESCRIPTOR.fields_by_name
-    if {"name", "uid"} <= set(fields):
+    if _is_resource(messages[0]):
         return [name for name in _COLUMNS if name in said] or ["name"]
     return [name for name in fields if name in said and name not in _HIDDEN] or list(fields)
 
@@ -170,5 +170,9 @@ def _is_resource_name(message: Message, name: str) -> bool:
     holder = message.DESCRIPTOR
     if holder.fields_by_name[name].GetOptions().HasExtension(resource_pb2.resource_reference):
         return True
-    is_resource = holder.GetOptions().HasExtension(resource_pb2.resource) or "uid" in holder.fields_by_name
-    return name == "name" and is_resource
+    return name == "name" and _is_resource(message)
+
+
+def _is_resource(message: Message) -> bool:
+    """Whether a message is a resource, or speaks of one: it has a name that is given again, and a uid that is not."""
+    return {"name", "uid"} <= set(message.DESCRIPTOR.fields_by_name)

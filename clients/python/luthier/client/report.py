@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from luthier.client.askings import asked_with, bases_below, shots_words, system_prompts
 from luthier.client.escaping import escaped_html
 from luthier.client.names import short
+from luthier.client.partial_answers import has_answers
 from luthier.client.report_answers import answer_section
 from luthier.client.report_charts import interval_chart, loss_curve
 from luthier.client.report_curve import curve_section
@@ -20,6 +21,7 @@ from luthier.client.report_verdict import (
     grader_section,
     headline,
     judge_section,
+    partial_headline,
 )
 from luthier.client.scores import (
     estimate_words,
@@ -69,8 +71,8 @@ def collect_report(client: Client, evaluation: str) -> ReportData:
             job = client.jobs.get(model.fine_tuning_job)
             metrics = list(client.jobs.metrics(job.name, page_size=1000))
             runs[job.name] = TuningRun(job=job, metrics=metrics)
-    predictions = list(client.evaluations.predictions(found.name, page_size=200))
-    return ReportData(evaluation=found, predictions=predictions, models=models, runs=list(runs.values()))
+    answers = client.evaluations.predictions(found.name, page_size=200) if has_answers(found) else ()
+    return ReportData(evaluation=found, predictions=list(answers), models=models, runs=list(runs.values()))
 
 
 def render_report(data: ReportData) -> str:
@@ -78,6 +80,7 @@ def render_report(data: ReportData) -> str:
     evaluation = data.evaluation
     title = evaluation.display_name or short(evaluation.name)
     sections = (
+        partial_headline(evaluation, data.predictions),
         headline(evaluation),
         "".join(f'<p class="warning">{escaped_html(warning)}</p>' for warning in evaluation.warnings),
         _results(evaluation),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from luthier.client.drift import divergence_words, retained_words, skill_words, text_loss_words
 from luthier.client.escaping import escaped_html
 from luthier.client.graders import first_error, lost_words
 from luthier.client.judges import agreement_words, bias_words, cost_words, error_words, pair_words
+from luthier.client.partial_answers import partial_words
 from luthier.client.report_parts import estimate_cell, section, table
 from luthier.client.scores import (
     difference_words,
@@ -17,10 +20,18 @@ from luthier.client.scores import (
     verdict_word,
 )
 from luthier.client.verdicts import confidence_words, outcome_class, p_value_words
-from luthier.v1.evaluation_pb2 import Comparison, Evaluation
+from luthier.v1.evaluation_pb2 import Comparison, Evaluation, Prediction
 from luthier.v1.verdict_pb2 import GuardResult
 
 _STANDINGS = {GuardResult.STANDING_HELD: "better", GuardResult.STANDING_BROKEN: "worse"}
+
+
+def partial_headline(evaluation: Evaluation, predictions: Sequence[Prediction]) -> str:
+    """Return that an evaluation ended before it was scored, why, and what there is of it; nothing of every other."""
+    words = partial_words(evaluation, predictions)
+    return (
+        f'<section class="headline worse"><strong>{escaped_html(words)}</strong></section>\n' if words else ""
+    )
 
 
 def headline(evaluation: Evaluation) -> str:

@@ -431,8 +431,8 @@ class DataServiceServicer(object):
     def WatchDatasetVersion(self, request, context):
         """Stream a version's events from a number on; ends after the event of a final state.
 
-        Errors: NOT_FOUND: no version has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-        or that event is gone, as what ended long ago keeps its last event alone.
+        Errors: NOT_FOUND: no version has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+        beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
         RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -159,8 +159,8 @@ class DataServiceStub:
     WatchDatasetVersion: _grpc.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]
     """Stream a version's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no version has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no version has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListDatasetVersionErrors: _grpc.UnaryUnaryMultiCallable[_data_service_pb2.ListDatasetVersionErrorsRequest, _data_service_pb2.ListDatasetVersionErrorsResponse]
@@ -374,8 +374,8 @@ class DataServiceAsyncStub(DataServiceStub):
     WatchDatasetVersion: _aio.UnaryStreamMultiCallable[_data_service_pb2.WatchDatasetVersionRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a version's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no version has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no version has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListDatasetVersionErrors: _aio.UnaryUnaryMultiCallable[_data_service_pb2.ListDatasetVersionErrorsRequest, _data_service_pb2.ListDatasetVersionErrorsResponse]  # type: ignore[assignment]
@@ -718,8 +718,8 @@ class DataServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
         """Stream a version's events from a number on; ends after the event of a final state.
 
-        Errors: NOT_FOUND: no version has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-        or that event is gone, as what ended long ago keeps its last event alone.
+        Errors: NOT_FOUND: no version has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+        beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
         RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
         """
 

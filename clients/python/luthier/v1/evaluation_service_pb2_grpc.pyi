@@ -82,8 +82,8 @@ class EvaluationServiceStub:
     WatchEvaluation: _grpc.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no evaluation has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no evaluation has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _grpc.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]
@@ -212,8 +212,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     WatchEvaluation: _aio.UnaryStreamMultiCallable[_evaluation_service_pb2.WatchEvaluationRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream an evaluation's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no evaluation has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no evaluation has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListPredictions: _aio.UnaryUnaryMultiCallable[_evaluation_service_pb2.ListPredictionsRequest, _evaluation_service_pb2.ListPredictionsResponse]  # type: ignore[assignment]
@@ -387,8 +387,8 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
         """Stream an evaluation's events from a number on; ends after the event of a final state.
 
-        Errors: NOT_FOUND: no evaluation has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-        or that event is gone, as what ended long ago keeps its last event alone.
+        Errors: NOT_FOUND: no evaluation has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+        beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
         RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
         """
 

@@ -98,8 +98,8 @@ class ModelServiceStub:
     WatchModel: _grpc.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]
     """Stream a model's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no model has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no model has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListModelFiles: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelFilesRequest, _model_service_pb2.ListModelFilesResponse]
@@ -182,8 +182,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     WatchModel: _aio.UnaryStreamMultiCallable[_model_service_pb2.WatchModelRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a model's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no model has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no model has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListModelFiles: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelFilesRequest, _model_service_pb2.ListModelFilesResponse]  # type: ignore[assignment]
@@ -323,8 +323,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
         """Stream a model's events from a number on; ends after the event of a final state.
 
-        Errors: NOT_FOUND: no model has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-        or that event is gone, as what ended long ago keeps its last event alone.
+        Errors: NOT_FOUND: no model has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+        beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
         RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
         """
 

@@ -106,15 +106,15 @@ class TrainingServiceStub:
     WatchFineTuningJob: _grpc.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]
     """Stream a job's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no job has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListFineTuningJobEvents: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobEventsRequest, _training_service_pb2.ListFineTuningJobEventsResponse]
     """Page through a job's events in order of their numbers.
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid. OUT_OF_RANGE: the events of that
-    page are gone, as what ended long ago keeps its last event alone.
+    page are gone, as what ended long ago keeps its last event alone; without a page_token what is left is listed.
     """
     ReadFineTuningJobMetrics: _grpc.UnaryUnaryMultiCallable[_training_service_pb2.ReadFineTuningJobMetricsRequest, _training_service_pb2.ReadFineTuningJobMetricsResponse]
     """Page through a job's metrics by step. A step that was made twice shows its last attempt.
@@ -219,15 +219,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     WatchFineTuningJob: _aio.UnaryStreamMultiCallable[_training_service_pb2.WatchFineTuningJobRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Stream a job's events from a number on; ends after the event of a final state.
 
-    Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-    or that event is gone, as what ended long ago keeps its last event alone.
+    Errors: NOT_FOUND: no job has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+    beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
     RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
     """
     ListFineTuningJobEvents: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ListFineTuningJobEventsRequest, _training_service_pb2.ListFineTuningJobEventsResponse]  # type: ignore[assignment]
     """Page through a job's events in order of their numbers.
 
     Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid. OUT_OF_RANGE: the events of that
-    page are gone, as what ended long ago keeps its last event alone.
+    page are gone, as what ended long ago keeps its last event alone; without a page_token what is left is listed.
     """
     ReadFineTuningJobMetrics: _aio.UnaryUnaryMultiCallable[_training_service_pb2.ReadFineTuningJobMetricsRequest, _training_service_pb2.ReadFineTuningJobMetricsResponse]  # type: ignore[assignment]
     """Page through a job's metrics by step. A step that was made twice shows its last attempt.
@@ -395,8 +395,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
         """Stream a job's events from a number on; ends after the event of a final state.
 
-        Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-        or that event is gone, as what ended long ago keeps its last event alone.
+        Errors: NOT_FOUND: no job has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+        beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
         RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
         """
 
@@ -409,7 +409,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Page through a job's events in order of their numbers.
 
         Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid. OUT_OF_RANGE: the events of that
-        page are gone, as what ended long ago keeps its last event alone.
+        page are gone, as what ended long ago keeps its last event alone; without a page_token what is left is listed.
         """
 
     @_abc_1.abstractmethod

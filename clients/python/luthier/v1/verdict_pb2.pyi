@@ -224,7 +224,7 @@ class EvaluationVerdict(_message.Message):
     outcome: Global___EvaluationVerdict.Outcome.ValueType
     """What it shows."""
     sentence: _builtins.str
-    """The verdict in one sentence, with its numbers."""
+    """The verdict in one sentence, with its numbers. Where drift was measured it says what the candidate retains, with its interval."""
     score: _builtins.str
     """Score that it is about. Empty when there is no verdict."""
     candidate_arm_id: _builtins.str

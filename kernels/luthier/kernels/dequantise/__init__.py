@@ -19,6 +19,8 @@ FORMATS = {"Int8Tensor": "int8", "NF4Tensor": "nf4"}
 """Classes of torchao's tensors -> the class of their problems in the table."""
 NF4_BLOCK = 64
 """Weights of a block of NF4, as Triton's kernels read them."""
+FEW_ROWS = 64
+"""Most rows that Triton's products with codes hold in one tile, and of the class `few_rows` of their table."""
 
 
 def is_quantised(weight: "Tensor") -> bool:

@@ -9,11 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
+from luthier.kernels.dequantise import FEW_ROWS
 from luthier.kernels.dequantise.triton_kernels import (
     COLUMNS,
     FEW,
     FEW_GRADIENT,
-    FEW_ROWS,
     FINISH,
     MANY,
     MANY_GRADIENT,

@@ -17,10 +17,8 @@ from luthier.kernels.tiles import inner_tile, place, tile, turned_tile
 
 COLUMNS = NF4_BLOCK
 """Inputs of a tile of numbers: as many as share a scale in NF4, so that a tile has one for each of its rows."""
-FEW_ROWS = 64
-"""Most rows that a tile of `FEW` holds, as many as there are."""
 
-# Numbers are the left side, made in registers, where Hopper takes them from.
+# A tile of `FEW` holds all rows. Numbers are the left side, made in registers, where Hopper takes them from.
 FEW: Launches = {
     "*": Launch(tiles={"BLOCK_N": 64}, num_warps=4, num_stages=4),
     "gfx942": Launch(tiles={"BLOCK_N": 64}, num_warps=4, num_stages=2),
@@ -33,6 +31,8 @@ MANY: Launches = {
 }
 FEW_GRADIENT: Launches = {
     "*": Launch(tiles={"BLOCK_N": 64}, num_warps=4, num_stages=3),
+    # Four warps keep 16 bytes of INT8 in local memory there, with 80 of their 255 registers; no tile is another.
+    "sm_100": Launch(tiles={"BLOCK_N": 64}, num_warps=8, num_stages=3),
     "gfx942": Launch(tiles={"BLOCK_N": 64}, num_warps=4, num_stages=2),
     "float32": Launch(tiles={"BLOCK_N": 32}, num_warps=4, num_stages=2),
 }

@@ -5,7 +5,7 @@ Shape suffixes: M rows, K inputs, N outputs. Importing this package does not imp
 
 from typing import TYPE_CHECKING
 
-from luthier.kernels.dequantise import codes_refusal, format_of, is_quantised
+from luthier.kernels.dequantise import FEW_ROWS, codes_refusal, format_of, is_quantised
 from luthier.kernels.tables import Impl, forced, measured, resolve
 
 if TYPE_CHECKING:
@@ -96,10 +96,14 @@ def reads_codes(x: "Tensor", weight_NK: "Tensor") -> bool:
 
     The table of `linear` says so, for every operator whose base is such a product.
     """
-    if x.device.type != "cuda" or forced() == "eager" or _refusal("auto", x, weight_NK) is not None:
+    if x.device.type != "cuda":
         return False
-    shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
-    return forced() == "triton" or measured("linear", x, shape) == "triton"
+    wanted: str = forced()
+    if wanted == "auto":
+        shape = packed_shape_class(x.numel() // x.shape[-1], format_of(weight_NK))
+        wanted = measured("linear", x, shape) or "eager"
+    # Last: it takes several times as long as the table, and each projection asks, there and back.
+    return wanted == "triton" and _refusal("auto", x, weight_NK) is None
 
 
 def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:
@@ -112,7 +116,7 @@ def _refusal(impl: Impl, x: "Tensor", weight_NK: "Tensor") -> str | None:
 
 def packed_shape_class(rows: int, quantised: str) -> str:
     """The class on a GPU of a product of so many rows, there and back, with a weight of this format."""
-    return f"{'few' if rows <= 64 else 'some' if rows < 1024 else 'many'}_rows-{quantised}"
+    return f"{'few' if rows <= FEW_ROWS else 'some' if rows < 1024 else 'many'}_rows-{quantised}"
 
 
 def shape_class(rows: int, x: "Tensor", weight_NK: "Tensor") -> str:

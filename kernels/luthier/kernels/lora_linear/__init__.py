@@ -170,16 +170,22 @@ def _check(x: "Tensor", projections: Sequence[Projection], dropout: Dropout | No
         raise ValueError(f"places of dropout's restarts must rise from above 0, got {places[1:]}")
     for one in projections:
         require_same(x=x, weight=one.weight, **({} if one.bias is None else {"bias": one.bias}))
-        shapes = [tuple(tensor.shape) for tensor in (x, one.weight, one.a, one.b)]
-        fits = x.dim() >= 1 and [len(shape) for shape in shapes[1:]] == [2, 2, 2]
-        fits = fits and x.shape[-1] == one.weight.shape[1] == one.a.shape[1]
-        if not fits or one.b.shape != (one.weight.shape[0], one.a.shape[0]):
+        if not _fits(x, one):
+            shapes = [tuple(tensor.shape) for tensor in (x, one.weight, one.a, one.b)]
             raise ValueError(f"shapes must be x [..., K], weight [N, K], a [R, K], b [N, R], got {shapes}")
         for name, bias in (("bias", one.bias), ("lora_bias", one.lora_bias)):
             if bias is not None and bias.shape != one.weight.shape[:1]:
                 raise ValueError(f"{name} must have shape ({one.weight.shape[0]},), got {tuple(bias.shape)}")
         if len({x.device, one.a.device, one.b.device}) != 1:
             raise ValueError(f"tensors must share a device, got {x.device}, {one.a.device}, {one.b.device}")
+
+
+def _fits(x: "Tensor", projection: Projection) -> bool:
+    # Looked at in every layer of every pass, so that no shape is copied.
+    weight, a, b = projection.weight.shape, projection.a.shape, projection.b.shape
+    if x.dim() < 1 or not len(weight) == len(a) == len(b) == 2:
+        return False
+    return x.shape[-1] == weight[1] == a[1] and b == (weight[0], a[0])
 
 
 def _refusal(impl: Impl, x: "Tensor", projections: Sequence[Projection], dropout: Dropout) -> str | None:

@@ -50,7 +50,7 @@ class DatasetService:
         log: EventLog,
         tasks: Tasks,
         uploads: Uploads,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._uploads = uploads

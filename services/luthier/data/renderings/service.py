@@ -65,7 +65,7 @@ class RenderingService:
         versions: Versions,
         models: Models,
         elsewhere: Elsewhere,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._versions = versions

@@ -61,9 +61,7 @@ class Turn:
 class UploadService:
     """Use cases of uploads. One instance serves a database: it keeps writers of one upload apart."""
 
-    def __init__(
-        self, database: Database, staging: Staging, max_bytes: int, keeping: Keeping | None = None
-    ) -> None:
+    def __init__(self, database: Database, staging: Staging, max_bytes: int, keeping: Keeping) -> None:
         self._database = database
         self._staging = staging
         self._max_bytes = max_bytes

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from sqlite3 import SQLITE_FULL
 
 from luthier.data.worker.computing import built, rendered
 from luthier.data.worker.order import BuildOrder, BuiltVersion
 from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder
 from luthier.runtime.logs import configure
-from luthier.storage.disk import found_full
+from luthier.storage.disk import found_full, is_full
 from luthier.work.child import Line, serve
 from luthier.work.limited_child import Limits
 
@@ -30,9 +31,14 @@ def work(line: Line, order: BuildOrder | RenderOrder) -> BuiltVersion | Rendered
         return rendered(order, desk, Limits())
     except Exception as error:
         folder = order.folder if isinstance(order, BuildOrder) else Path(order.output_folder)
-        if full := found_full(error, folder):
+        if full := found_full(error, folder, _tells_full):
             raise full from error
         raise
+
+
+def _tells_full(error: BaseException) -> bool:
+    """Tell whether an error says that the disk is full: what is sorted here is sorted in files of SQLite's."""
+    return is_full(error) or getattr(error, "sqlite_errorcode", None) == SQLITE_FULL
 
 
 class ChildDesk:

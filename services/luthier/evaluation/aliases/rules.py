@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from luthier.errors import FailedPrecondition, FieldViolation, InvalidArgument, Reason
 from luthier.evaluation.amounts import reached
-from luthier.evaluation.completeness import lacks_answers, lacks_assessments, rival_losses
+from luthier.evaluation.completeness import lacks_answers, lacks_assessments, num_errors, rival_losses
 from luthier.evaluation.evaluations.verdicts import LEAST_RECORDS, verdict_now
 from luthier.grading.metrics.scores import find_score
 from luthier.runtime.field_limits import (
@@ -152,7 +152,7 @@ def _unless_lost(
     How far numbers go nobody knows. Of a score of the records alone that the model has not learnt from it is not known
     which of the failed ones are of these: all of them count.
     """
-    failed = sum(arm.num_errors for arm in evaluation.arm_results if arm.arm_id == arm_id)
+    failed = num_errors(evaluation, arm_id)
     rivals = rival_losses(evaluation, arm_id, found.score)
     sentence = _wanted(wanted, arm_id, found)
     if not (failed or rivals.total) or found.kind == SCORE_KIND_REAL:

@@ -18,6 +18,7 @@ from luthier.v1.evaluation_pb2 import (
     Evaluation,
     EvaluationArm,
     EvaluationMetric,
+    ScoreEstimate,
 )
 from luthier.v1.model_pb2 import Model
 from luthier.v1.verdict_pb2 import DriftGuard, GuardResult
@@ -161,30 +162,56 @@ def require_drift(evaluation: Evaluation, found: Iterable[DriftResult]) -> None:
 
 def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.ValueType, str]:
     """Return where a guard of drift stands for the judged arm, and that in a sentence."""
-    candidate = evaluation.candidate_arm_id
-    result = next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
+    candidate, result = evaluation.candidate_arm_id, _judged(evaluation)
+    if unknown := _unknown_words(evaluation, result):
+        return Standing.STANDING_UNDECIDED, unknown
     baseline, found = result.baseline_arm_id, result.retained
-    num_asked = sum(skill.num_asked for skill in result.skills)
-    if not num_asked:
-        words = "answered no question of the suite, so that nobody knows what there is to retain"
-        return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} {words}"
-    if not is_whole_enough(num_asked, result.num_unanswered):
-        asked = f"{result.num_unanswered:,} of {num_asked + result.num_unanswered:,} questions of the suite"
-        words = f"could not answer {asked}, and {LEAST_GIVEN:.0%} must be answered"
-        return Standing.STANDING_UNDECIDED, f"{baseline} {words}"
-    if found.count < LEAST_KNOWN:
-        words = f"{found.count} questions of the suite right, fewer than the {LEAST_KNOWN} that tell anything"
-        return Standing.STANDING_UNDECIDED, f"{evaluation.drift.baseline_arm_id} has {words}"
     limit = reached(guard.min_retained, is_share=True)
-    seen = (
-        f"of what {baseline} can do: {reached(found.value, is_share=True)} "
-        f"[{reached(found.lower, is_share=True)}, {reached(found.upper, is_share=True)}] of {found.count:,} questions"
-    )
+    seen = f"of what {baseline} can do: {_share_words(found)} of {found.count:,} questions"
     if found.upper < guard.min_retained:
         return Standing.STANDING_BROKEN, f"{candidate} retains less than {limit} {seen}"
     if found.lower >= guard.min_retained:
         return Standing.STANDING_HELD, f"{candidate} retains at least {limit} {seen}"
     return Standing.STANDING_UNDECIDED, f"{candidate} may retain less than {limit} {seen}"
+
+
+def retained_words(evaluation: Evaluation) -> str:
+    """Return in words what the judged arm retains, with its interval, or why nobody knows; empty without drift."""
+    if not evaluation.HasField("drift"):
+        return ""
+    candidate, result = evaluation.candidate_arm_id, _judged(evaluation)
+    if unknown := _unknown_words(evaluation, result):
+        return f"what {candidate} retains is not known: {unknown}"
+    found = result.retained
+    return (
+        f"{candidate} retains {_share_words(found)} of what {result.baseline_arm_id} can do "
+        f"({found.count:,} questions)"
+    )
+
+
+def _judged(evaluation: Evaluation) -> DriftResult:
+    candidate = evaluation.candidate_arm_id
+    return next((one for one in evaluation.drift_results if one.arm_id == candidate), DriftResult())
+
+
+def _unknown_words(evaluation: Evaluation, result: DriftResult) -> str:
+    """Return why nothing is known of what an arm retains; empty where something is."""
+    baseline = evaluation.drift.baseline_arm_id or result.baseline_arm_id
+    num_asked = sum(skill.num_asked for skill in result.skills)
+    if not num_asked:
+        return f"{baseline} answered no question of the suite, so that nobody knows what there is to retain"
+    if not is_whole_enough(num_asked, result.num_unanswered):
+        asked = f"{result.num_unanswered:,} of {num_asked + result.num_unanswered:,} questions of the suite"
+        return f"{baseline} could not answer {asked}, and {LEAST_GIVEN:.0%} must be answered"
+    if result.retained.count < LEAST_KNOWN:
+        words = f"{result.retained.count} questions of the suite right, fewer than the {LEAST_KNOWN} that tell anything"
+        return f"{baseline} has {words}"
+    return ""
+
+
+def _share_words(found: ScoreEstimate) -> str:
+    value, lower, upper = (reached(one, is_share=True) for one in (found.value, found.lower, found.upper))
+    return f"{value} [{lower}, {upper}]"
 
 
 def _refused(field: str, description: str) -> InvalidArgument:

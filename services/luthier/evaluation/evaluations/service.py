@@ -76,7 +76,7 @@ class EvaluationService:
         tasks: Tasks,
         blobs: BlobStore,
         outside: Outside,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._peers = outside.peers

@@ -23,7 +23,7 @@ from luthier.evaluation.completeness import (
     losses_for,
     with_former_losses,
 )
-from luthier.evaluation.evaluations.drift_rules import drift_guarded
+from luthier.evaluation.evaluations.drift_rules import drift_guarded, retained_words
 from luthier.evaluation.evaluations.telling import blind_scores, blind_words
 from luthier.v1.evaluation_pb2 import (
     SCORE_DIRECTION_LOWER_IS_BETTER,
@@ -135,7 +135,20 @@ class Advantage:
 
 
 def verdict_of(evaluation: Evaluation) -> EvaluationVerdict:
-    """Return the verdict of an evaluation that has its results."""
+    """Return the verdict of an evaluation that has its results.
+
+    Where drift was measured its sentence says what the candidate retains, guard or none: a win that forgot all else is
+    not told without it.
+    """
+    verdict = _decided(evaluation)
+    retained = retained_words(evaluation)
+    is_told = any(one.sentence in verdict.sentence for one in verdict.guards if one.guard.HasField("drift"))
+    if retained and not is_told:
+        verdict.sentence = f"{verdict.sentence[:-1]}; {retained}."
+    return verdict
+
+
+def _decided(evaluation: Evaluation) -> EvaluationVerdict:
     prompting = [arm.arm_id for arm in evaluation.arms if not arm.tuned]
     candidate = evaluation.candidate_arm_id
     if not candidate or not prompting:

@@ -12,7 +12,7 @@ from luthier.evaluation.worker.contamination import Learnt, clean_answers, score
 from luthier.evaluation.worker.questions import Question
 from luthier.evaluation.worker.references import Grading
 from luthier.evaluation.worker.scoring import Answer, estimates
-from luthier.evaluation.worker.uncompared import Lost, uncompared
+from luthier.evaluation.worker.uncompared import LeftOut, uncompared
 from luthier.grading.graded_scores import scores_of
 from luthier.text.records import ChatRecord
 from luthier.text.rendering import reference_text
@@ -45,8 +45,9 @@ def result_of(
     unread = [one for arm_id in arms for one in _unread(arm_id, answers[arm_id])] if grading.ratios else []
     unknown = [warning for arm_id in arms for warning in _unknown_ending(arm_id, answers[arm_id])]
     comparisons = comparisons_of(evaluation, clean_answers(scored, held))
-    lost = Lost(learnt=held.keys(), failed={arm_id: _failed_rows(answers[arm_id]) for arm_id in arms})
-    apart_from = uncompared(evaluation, comparisons, lost, len(questions))
+    failed = {arm_id: _failed_rows(answers[arm_id]) for arm_id in arms}
+    left_out = LeftOut(learnt=held.keys(), failed=failed)
+    apart_from = uncompared(evaluation, comparisons, left_out, len(questions))
     return task_pb2.EvaluateResult(
         arm_results=[
             _arm_result(arm_id, answers[arm_id], estimates(scored[arm_id], named)) for arm_id in arms

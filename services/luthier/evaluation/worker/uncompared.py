@@ -1,4 +1,4 @@
-"""Arms that the verdict needs side by side and that have no record in common: which records each lost, and why."""
+"""Arms that the verdict needs side by side and that have no record in common: which records are left out, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REST = "have no such score of both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class LeftOut:
     """Rows that count in no comparison.
 
     Attributes:
@@ -26,7 +26,7 @@ class Lost:
 
 
 def uncompared(
-    evaluation: Evaluation, comparisons: Sequence[Comparison], lost: Lost, num_records: int
+    evaluation: Evaluation, comparisons: Sequence[Comparison], left_out: LeftOut, num_records: int
 ) -> Iterator[str]:
     """Yield a warning for each prompting arm that the judged one was not compared with on the primary score."""
     judged, score = evaluation.candidate_arm_id, evaluation.primary_score
@@ -36,7 +36,7 @@ def uncompared(
     for arm in evaluation.arms:
         if not judged or arm.tuned or frozenset((judged, arm.arm_id)) in compared:
             continue
-        reasons = Counter(_why(row, (judged, arm.arm_id), lost) for row in range(num_records))
+        reasons = Counter(_why(row, (judged, arm.arm_id), left_out) for row in range(num_records))
         told = ", ".join(f"{count:,} {why}" for why, count in reasons.most_common())
         yield (
             f"{judged} and {arm.arm_id} cannot be compared on {score}: of {num_records:,} records {told}; "
@@ -44,10 +44,10 @@ def uncompared(
         )
 
 
-def _why(row: int, arms: tuple[str, str], lost: Lost) -> str:
-    if row in lost.learnt:
+def _why(row: int, arms: tuple[str, str], left_out: LeftOut) -> str:
+    if row in left_out.learnt:
         return _LEARNT
-    failed = [arm_id for arm_id in arms if row in lost.failed.get(arm_id, ())]
+    failed = [arm_id for arm_id in arms if row in left_out.failed.get(arm_id, ())]
     return f"{' and '.join(failed)} could not answer" if failed else _REST
 
 

@@ -9,6 +9,10 @@ zero out exactly where the p-value is at most alpha:
 | FRACTION | the largest p-value of Student's test, the empirical likelihood and the worst's, `paired_share` |
 | REAL | Student's test of differences, or of the jackknife's pseudo-values where the score is no mean of records |
 
+A ratio of sums rests on its long records: it has the degrees of freedom of as many records of one size as it is worth,
+(sum of sizes)^2 / sum of sizes^2 (L. Kish, "Survey Sampling", 1965), less one. With those of all records twelve of 5 to
+160 tokens are called better in 3.8 % where there is no difference, with these in 2.2 %.
+
 Numbers that do not scatter, or of which there is one, do not tell how sure their mean is: any mean of a number that was
 not seen is possible. Their bounds are infinite, and their p-value is 1.
 
@@ -30,6 +34,8 @@ from luthier.grading.metrics.intervals import Interval, perplexity_of
 Array = NDArray[np.float64]
 _ROUNDING = 1e-12
 """A standard error below this share of what was measured is rounding."""
+_LEAST_DEGREES = 0.1
+"""Of fewer, one record has all but a twentieth of the units, and is as one alone; SciPy's quantiles are inexact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +133,8 @@ def perplexity_difference(
             f"pairs must be complete, got {len(left[0])} candidates and {len(right[0])} baselines"
         )
     values, pseudo = zip(*(_jackknifed(perplexity_of, *side) for side in (left, right)), strict=True)
-    return _student(values[0] - values[1], pseudo[0] - pseudo[1], _largest(*pseudo))
+    degrees = min(_degrees(counts) for _, counts in (left, right))
+    return _student(values[0] - values[1], pseudo[0] - pseudo[1], _largest(*pseudo), degrees)
 
 
 def rate_difference(
@@ -144,7 +151,8 @@ def rate_difference(
     _, counts = _pairs(candidate, sizes)
     if not (counts > 0).all():
         raise ValueError(f"sizes must be above 0, got {counts.min():g}")
-    return _student(*_jackknifed(np.divide, left - right, counts), _largest(left / counts, right / counts))
+    measured = _largest(left / counts, right / counts)
+    return _student(*_jackknifed(np.divide, left - right, counts), measured, _degrees(counts))
 
 
 def _jackknifed(statistic: Callable[..., Any], amounts: Array, counts: Array) -> tuple[float, Array]:
@@ -161,21 +169,31 @@ def _largest(*sides: Array) -> float:
     return max(float(np.abs(side).max()) for side in sides)
 
 
-def _student(value: float, values: Array, measured: float) -> PairedDifference:
-    """Return Student's test of `values` around `value`; `measured` is the largest amount that they are made of."""
+def _degrees(sizes: Array) -> float:
+    """Return the degrees of freedom of a ratio of sums over records of these sizes."""
+    largest = sizes.max()
+    return float((sizes / largest).sum() ** 2 / ((sizes / largest) ** 2).sum()) - 1 if largest > 0 else 0.0
+
+
+def _student(value: float, values: Array, measured: float, degrees: float | None = None) -> PairedDifference:
+    """Return Student's test of `values` around `value`; `measured` is the largest amount that they are made of.
+
+    `degrees` of freedom are one less than the values unless it says fewer.
+    """
     count = len(values)
+    freedom = count - 1 if degrees is None else degrees
     centred = values - values.mean() + value
     error = float(centred.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    if error <= _ROUNDING * measured:
+    if error <= _ROUNDING * measured or freedom < _LEAST_DEGREES:
         return PairedDifference(value=value, count=count, p_value=1.0, bounds=lambda _: (-np.inf, np.inf))
 
     def bounds(confidence: float) -> tuple[float, float]:
         from scipy import special
 
-        half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
+        half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
         return value - half, value + half
 
-    p_value = float(paired_share.student_p_values(centred[None, :])[0])
+    p_value = float(paired_share.student_p_values(centred[None, :], degrees=freedom)[0])
     return PairedDifference(value=value, count=count, p_value=p_value, bounds=bounds)
 
 

@@ -41,8 +41,11 @@ def p_values(differences_RN: ArrayLike, null: ArrayLike = 0.0) -> Array:
     return cast("Array", np.maximum(np.maximum(by_student_R, by_likelihood_R), by_worst_R))
 
 
-def student_p_values(values_RN: Array, null_R: ArrayLike = 0.0) -> Array:
-    """Return the two-sided p-values of Student's test; 1 of a single value, and of values that are all `null`."""
+def student_p_values(values_RN: Array, null_R: ArrayLike = 0.0, degrees: float | None = None) -> Array:
+    """Return the two-sided p-values of Student's test; 1 of a single value, and of values that are all `null`.
+
+    `degrees` of freedom are one less than the values unless it says another number.
+    """
     from scipy import special
 
     count = values_RN.shape[-1]
@@ -53,7 +56,8 @@ def student_p_values(values_RN: Array, null_R: ArrayLike = 0.0) -> Array:
     sure_R = error_R == 0
     scaled_R = np.abs(distance_R) / np.where(sure_R, 1.0, error_R)
     certain_R = np.where(distance_R == 0, 1.0, 0.0)
-    return cast("Array", np.where(sure_R, certain_R, 2 * special.stdtr(count - 1, -scaled_R)))
+    freedom = count - 1 if degrees is None else degrees
+    return cast("Array", np.where(sure_R, certain_R, 2 * special.stdtr(freedom, -scaled_R)))
 
 
 def likelihood_ratio(differences_RN: Array, null_R: ArrayLike) -> Array:

@@ -27,7 +27,7 @@ from luthier.v1 import model_pb2 as luthier_dot_v1_dot_model__pb2
 from luthier.worker.v1 import task_pb2 as luthier_dot_worker_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n luthier/stored/v1/training.proto\x12\x11luthier.stored.v1\x1a\x1fluthier/v1/base_precision.proto\x1a\x16luthier/v1/model.proto\x1a\x1cluthier/worker/v1/task.proto\"\xc2\x02\n\x0cModelPrivate\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x05\x66iles\x12\x38\n\x0csource_files\x18\x02 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x0bsourceFiles\x12@\n\radapter_files\x18\x03 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0c\x61\x64\x61pterFiles\x12(\n\x10has_own_template\x18\x04 \x01(\x08R\x0ehasOwnTemplate\x12\x1d\n\nsource_uid\x18\x05 \x01(\tR\tsourceUid\x12@\n\x0e\x62\x61se_precision\x18\x06 \x01(\x0e\x32\x19.luthier.v1.BasePrecisionR\rbasePrecision\"\xec\x02\n\x14\x46ineTuningJobPrivate\x12*\n\x11\x62\x61se_model_digest\x18\x01 \x01(\tR\x0f\x62\x61seModelDigest\x12)\n\x10rendering_digest\x18\x02 \x01(\tR\x0frenderingDigest\x12*\n\x06taught\x18\x03 \x01(\x0b\x32\x12.luthier.v1.TaughtR\x06taught\x12<\n\x0bstart_files\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\nstartFiles\x12(\n\x10has_own_template\x18\x06 \x01(\x08R\x0ehasOwnTemplate\x12\"\n\nbest_value\x18\x05 \x01(\x01H\x00R\tbestValue\x88\x01\x01\x12\x36\n\x17mixed_rendering_digests\x18\t \x03(\tR\x15mixedRenderingDigestsB\r\n\x0b_best_value\"F\n\x11\x43heckpointPrivate\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66ilesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n luthier/stored/v1/training.proto\x12\x11luthier.stored.v1\x1a\x1fluthier/v1/base_precision.proto\x1a\x16luthier/v1/model.proto\x1a\x1cluthier/worker/v1/task.proto\"\x87\x03\n\x0cModelPrivate\x12+\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x05\x66iles\x12\x38\n\x0csource_files\x18\x02 \x03(\x0b\x32\x15.luthier.v1.ModelFileR\x0bsourceFiles\x12@\n\radapter_files\x18\x03 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x0c\x61\x64\x61pterFiles\x12(\n\x10has_own_template\x18\x04 \x01(\x08R\x0ehasOwnTemplate\x12\x1d\n\nsource_uid\x18\x05 \x01(\tR\tsourceUid\x12@\n\x0e\x62\x61se_precision\x18\x06 \x01(\x0e\x32\x19.luthier.v1.BasePrecisionR\rbasePrecision\x12\x43\n\x11generation_config\x18\xa2\x01 \x01(\x0b\x32\x15.luthier.v1.ModelFileR\x10generationConfig\"\xb1\x03\n\x14\x46ineTuningJobPrivate\x12*\n\x11\x62\x61se_model_digest\x18\x01 \x01(\tR\x0f\x62\x61seModelDigest\x12)\n\x10rendering_digest\x18\x02 \x01(\tR\x0frenderingDigest\x12*\n\x06taught\x18\x03 \x01(\x0b\x32\x12.luthier.v1.TaughtR\x06taught\x12<\n\x0bstart_files\x18\x04 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\nstartFiles\x12(\n\x10has_own_template\x18\x06 \x01(\x08R\x0ehasOwnTemplate\x12\"\n\nbest_value\x18\x05 \x01(\x01H\x00R\tbestValue\x88\x01\x01\x12\x36\n\x17mixed_rendering_digests\x18\t \x03(\tR\x15mixedRenderingDigests\x12\x43\n\x11generation_config\x18\xa2\x01 \x01(\x0b\x32\x15.luthier.v1.ModelFileR\x10generationConfigB\r\n\x0b_best_value\"F\n\x11\x43heckpointPrivate\x12\x31\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x1b.luthier.worker.v1.BlobFileR\x05\x66ilesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'luthier.stored.v1.training_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELPRIVATE']._serialized_start=143
-  _globals['_MODELPRIVATE']._serialized_end=465
-  _globals['_FINETUNINGJOBPRIVATE']._serialized_start=468
-  _globals['_FINETUNINGJOBPRIVATE']._serialized_end=832
-  _globals['_CHECKPOINTPRIVATE']._serialized_start=834
-  _globals['_CHECKPOINTPRIVATE']._serialized_end=904
+  _globals['_MODELPRIVATE']._serialized_end=534
+  _globals['_FINETUNINGJOBPRIVATE']._serialized_start=537
+  _globals['_FINETUNINGJOBPRIVATE']._serialized_end=970
+  _globals['_CHECKPOINTPRIVATE']._serialized_start=972
+  _globals['_CHECKPOINTPRIVATE']._serialized_end=1042
 # @@protoc_insertion_point(module_scope)

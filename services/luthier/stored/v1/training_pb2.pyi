@@ -35,6 +35,7 @@ class ModelPrivate(_message.Message):
     HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
     SOURCE_UID_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    GENERATION_CONFIG_FIELD_NUMBER: _builtins.int
     has_own_template: _builtins.bool
     """Whether the template that an adapter was taught by is its base model's own, as in FineTuningJobPrivate. False in adapters of
     before this was kept.
@@ -55,6 +56,12 @@ class ModelPrivate(_message.Message):
     def adapter_files(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.BlobFile]:
         """Files of the adapter that is added to those. Empty once it is READY, and where there is none."""
 
+    @_builtins.property
+    def generation_config(self) -> _model_pb2.ModelFile:
+        """generation_config.json of one that is merged: at which tokens its answers end. Unset once it is READY, in exports, and where the
+        adapter does not say how it was taught: then it has its base's.
+        """
+
     def __init__(
         self,
         *,
@@ -64,10 +71,11 @@ class ModelPrivate(_message.Message):
         has_own_template: _builtins.bool = ...,
         source_uid: _builtins.str = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        generation_config: _model_pb2.ModelFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["generation_config", b"generation_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "files", b"files", "has_own_template", b"has_own_template", "source_files", b"source_files", "source_uid", b"source_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "files", b"files", "generation_config", b"generation_config", "has_own_template", b"has_own_template", "source_files", b"source_files", "source_uid", b"source_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -86,6 +94,7 @@ class FineTuningJobPrivate(_message.Message):
     HAS_OWN_TEMPLATE_FIELD_NUMBER: _builtins.int
     BEST_VALUE_FIELD_NUMBER: _builtins.int
     MIXED_RENDERING_DIGESTS_FIELD_NUMBER: _builtins.int
+    GENERATION_CONFIG_FIELD_NUMBER: _builtins.int
     base_model_digest: _builtins.str
     """Digest of the base model when the job was created, in hex."""
     rendering_digest: _builtins.str
@@ -106,6 +115,12 @@ class FineTuningJobPrivate(_message.Message):
     def mixed_rendering_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of the renderings that are mixed in when the job was created, in hex, in their order in the job."""
 
+    @_builtins.property
+    def generation_config(self) -> _model_pb2.ModelFile:
+        """generation_config.json of the tuned model and of its checkpoints: at which tokens answers end. Unset for reward models, and in jobs
+        of before this was kept: all their weights have the base model's, adapters none.
+        """
+
     def __init__(
         self,
         *,
@@ -116,10 +131,11 @@ class FineTuningJobPrivate(_message.Message):
         has_own_template: _builtins.bool = ...,
         best_value: _builtins.float | None = ...,
         mixed_rendering_digests: _abc.Iterable[_builtins.str] | None = ...,
+        generation_config: _model_pb2.ModelFile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "best_value", b"best_value", "taught", b"taught"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "best_value", b"best_value", "generation_config", b"generation_config", "taught", b"taught"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "has_own_template", b"has_own_template", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "base_model_digest", b"base_model_digest", "best_value", b"best_value", "generation_config", b"generation_config", "has_own_template", b"has_own_template", "mixed_rendering_digests", b"mixed_rendering_digests", "rendering_digest", b"rendering_digest", "start_files", b"start_files", "taught", b"taught"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

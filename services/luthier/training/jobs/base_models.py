@@ -8,7 +8,7 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.training.weights import Origin, SeenModel, StoredModel
-from luthier.v1.model_pb2 import Model, Taught
+from luthier.v1.model_pb2 import Model, ModelFile, Taught
 from luthier.worker.v1.task_pb2 import BlobFile
 
 
@@ -37,6 +37,14 @@ class Models(Protocol):
 
     async def keep_template(self, taught: Taught) -> None:
         """Store the template file of a model that will be taught so."""
+        ...
+
+    async def keep_generation_config(self, base: StoredModel, taught: Taught) -> ModelFile | None:
+        """Store and return the generation config of a model that will be taught so on a base.
+
+        None: nobody names a token that ends answers. Raises InvalidArgument MODEL_INVALID where the base's own cannot
+        be read.
+        """
         ...
 
     async def tuned(

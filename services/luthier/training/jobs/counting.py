@@ -1,7 +1,7 @@
-"""A survey of a rendering's rows in a process of its own: minutes of counting must not hold up a service.
+"""A survey of a rendering's rows in a process of its own: seconds of counting must not hold up a service.
 
 `python -m luthier.training.jobs.counting` reads settings and packed lengths from its standard input and writes the
-survey as JSON. It imports nothing heavy: what reads JSON, and the recipes' plan.
+survey as JSON. It imports nothing heavy: what reads JSON, numpy, and the recipes' plan.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 from array import array
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import BinaryIO
 
@@ -17,8 +18,9 @@ import msgspec
 
 from luthier.errors import Internal
 from luthier.training.recipes.batches import BatchSettings
+from luthier.training.recipes.estimate import quick_survey
 from luthier.training.recipes.mixture import Mixture
-from luthier.training.recipes.survey import PackedLengths, Survey, survey
+from luthier.training.recipes.survey import PackedLengths, Survey
 
 _MODULE = "luthier.training.jobs.counting"
 _SHOWN_CHARACTERS = 500
@@ -31,7 +33,7 @@ async def survey_elsewhere(
     max_new_tokens: int = 0,
     mixture: Mixture | None = None,
 ) -> Survey:
-    """Return what `survey` finds, computed in a process that ends with the call.
+    """Return what `quick_survey` finds, computed in a process that ends with the call.
 
     With `max_new_tokens` rows are prompts, and have answers of so many tokens.
 
@@ -59,6 +61,16 @@ async def survey_elsewhere(
         said = errors.decode(errors="replace")[-_SHOWN_CHARACTERS:]
         raise Internal(f"counting the steps ended with code {process.returncode}: {said}")
     return msgspec.json.decode(output, type=Survey)
+
+
+def estimate_warnings(found: Survey) -> Iterator[str]:
+    """Yield that steps are an estimate, where they are."""
+    totals = found.totals
+    if totals is not None and totals.num_counted_steps:
+        yield (
+            f"{totals.num_steps} steps are an estimate from {totals.num_counted_steps} that were counted, as so many "
+            "rows pass that counting all would take too long for a plan; the job counts them before its first step"
+        )
 
 
 def _written(
@@ -93,7 +105,7 @@ def _read(stream: BinaryIO) -> Survey:
         splits.append(lengths.with_answers(answer_tokens) if answer_tokens else lengths)
     train, validation = splits
     mixture = msgspec.convert(head["mixture"], Mixture | None)
-    return survey(train, validation, BatchSettings(**head["batches"]), mixture)
+    return quick_survey(train, validation, BatchSettings(**head["batches"]), mixture)
 
 
 if __name__ == "__main__":

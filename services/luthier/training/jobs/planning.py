@@ -45,7 +45,7 @@ _ROLES_OF: Mapping[str, Sequence[str]] = {
 }
 """Of answers with a label: what a metric is measured on."""
 MAX_PASSED_ROWS = 20_000_000
-"""Most rows, counted anew in each epoch, that a plan looks at: somewhat over a minute of work."""
+"""Most rows, counted anew in each epoch, whose steps a run counts: somewhat over a minute of work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

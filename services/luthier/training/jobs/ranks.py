@@ -68,8 +68,11 @@ def fill_ranks(job: FineTuningJob) -> None:
 
 
 def require_work_for_ranks(job: FineTuningJob, found: Survey) -> None:
-    """Refuse a job whose least ranks have no work in any step. Raises FailedPrecondition, TOO_MANY_RANKS."""
-    if found.totals is not None and _has_known_passes(job):
+    """Refuse a job whose least ranks have no work in any step. Raises FailedPrecondition, TOO_MANY_RANKS.
+
+    Of steps that were estimated the largest may not have been counted: there it is left to the run.
+    """
+    if found.totals is not None and not found.totals.num_counted_steps and _has_known_passes(job):
         require_ranks(found.totals, ranks_of(job)[0])
 
 

@@ -16,7 +16,7 @@ from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs import repository, rules
 from luthier.training.jobs.base_models import Models
-from luthier.training.jobs.counting import survey_elsewhere
+from luthier.training.jobs.counting import estimate_warnings, survey_elsewhere
 from luthier.training.jobs.fits import add_fit, check_device, counted_rows, shape_in, trained_in
 from luthier.training.jobs.planning import (
     SplitLengths,
@@ -136,7 +136,7 @@ class JobService:
         models: Models,
         outside: Outside,
         blobs: BlobStore,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._log = log
@@ -203,7 +203,7 @@ class JobService:
         """Say what a job would do, having looked at the length of every row, and what it takes on a device.
 
         Raises as `check`, FailedPrecondition DOES_NOT_FIT where the device's memory is known and does not suffice.
-        Takes some 4 s for each pass over a million rows, in another process; one plan is counted at a time.
+        Takes some seconds, in another process, whatever the number of rows; one plan is counted at a time.
         More than `MAX_PLANS` at once are refused: ResourceExhausted OVERLOADED.
         """
         check_device(request.device)
@@ -214,6 +214,7 @@ class JobService:
             made = make_plan(checked.job, checked.renderings, found, context_length)
         except LuthierError as error:
             raise await placed(error, checked.job.rendering, self._renderings) from error
+        made.warnings.extend(estimate_warnings(found))
         made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
         trained = await self._trained(checked)
         if trained is not None and found.totals is not None:
@@ -286,11 +287,9 @@ class JobService:
         job.name = name
         job.state = State.STATE_QUEUED
         job.tuned_model_id = job.tuned_model_id or chosen_id
-        private = _private_of(checked)
-        # Before the transaction, and before the job that needs it: a blob that nobody needs is no harm.
-        await self._models.keep_template(private.taught)
-        tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
+        private = await self._kept(checked)
         base, start = checked.base_model, checked.start
+        tuned_model = f"{request.parent}/models/{job.tuned_model_id}"
         job.references.add(name=job.base_model, uid=base.uid, digest=base.message.digest)
         if start is not None and start.reference.name != job.base_model:
             job.references.add().CopyFrom(start.reference)
@@ -324,6 +323,20 @@ class JobService:
                     f"tuned_model_id must be new, {tuned_model} exists", metadata={"name": tuned_model}
                 )
         return stored.message
+
+    async def _kept(self, checked: CheckedJob) -> FineTuningJobPrivate:
+        """Return what only the service knows of a new job, once the files by which its model is asked are stored.
+
+        Before the transaction, and before the job that needs them: a blob that nobody needs is no harm.
+        """
+        private = _private_of(checked)
+        await self._models.keep_template(private.taught)
+        is_asked = not checked.job.HasField("reward_model")
+        if is_asked and (
+            kept := await self._models.keep_generation_config(checked.base_model, private.taught)
+        ):
+            private.generation_config.CopyFrom(kept)
+        return private
 
     async def delete(self, name: str, etag: str) -> FineTuningJob:
         """Delete a job that has ended, when nothing needs it or one of its checkpoints. Raises as `Family.delete`."""

@@ -40,4 +40,9 @@ def tuned_model(job: Stored[FineTuningJob, FineTuningJobPrivate], step: int) -> 
 def origin_of(job: Stored[FineTuningJob, FineTuningJobPrivate]) -> Origin:
     """Return what the files of a job's model are made of besides those that its worker brings."""
     base = referred(job.message, job.message.base_model)
-    return Origin(base_uid=base.uid, has_own_template=job.private.has_own_template)
+    private = job.private
+    return Origin(
+        base_uid=base.uid,
+        has_own_template=private.has_own_template,
+        generation_config=private.generation_config if private.HasField("generation_config") else None,
+    )

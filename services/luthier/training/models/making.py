@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from luthier.errors import FailedPrecondition, NotFound
 from luthier.runtime.names import child_name
 from luthier.storage.database import Database
+from luthier.storage.stored import require_uid
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import rules
 from luthier.training.models.rules import State
@@ -17,7 +18,7 @@ from luthier.training.models.service import ModelService
 from luthier.training.names import is_checkpoint
 from luthier.training.weights import Origin, SeenModel, StoredModel, weight_files
 from luthier.v1.fine_tuning_job_pb2 import HeldOutScores
-from luthier.v1.model_pb2 import Model
+from luthier.v1.model_pb2 import Model, ModelFile
 from luthier.v1.model_service_pb2 import ExportModelRequest, MergeModelRequest
 from luthier.work.families import Needs, Work, referred
 from luthier.work.tasks import TaskKind
@@ -59,8 +60,10 @@ class ModelMaking:
             ResourceExhausted: DISK_FULL.
         """
         self._database.disk.require_room()
+        seen, ends = await self._ends(request)
         async with self._database.transaction() as connection:
             source = await self._source(connection, request.name)
+            require_uid(source, seen)
             made = rules.merged_from(source.message, request)
             made.name = _name_of(request)
             base = await self._base(connection, source)
@@ -70,6 +73,7 @@ class ModelMaking:
                 has_own_template=source.private.has_own_template,
                 source_uid=base.uid,
                 base_precision=source.message.base_precision,
+                generation_config=ends,
             )
             work = Work(kind=TaskKind.MERGE)
             return await self._add(connection, made, private, work, (source.uid, base.uid))
@@ -102,7 +106,12 @@ class ModelMaking:
     async def merged(self, connection: AsyncConnection, uid: str, result: MergeResult) -> None:
         """The model is READY, with all its weights. Raises InvalidArgument MODEL_INVALID for other files."""
         stored = await self._models.family.of_uid(connection, uid)
-        origin = Origin(base_uid=stored.private.source_uid, has_own_template=stored.private.has_own_template)
+        private = stored.private
+        origin = Origin(
+            base_uid=private.source_uid,
+            has_own_template=private.has_own_template,
+            generation_config=private.generation_config if private.HasField("generation_config") else None,
+        )
         seen = await self._models.tuned(connection, stored.message, origin, result.files)
         changed = seen.message
         changed.state = stored.message.state
@@ -126,6 +135,16 @@ class ModelMaking:
         await self._models.family.move(
             connection, stored, State.STATE_READY, changed=changed, private=private
         )
+
+    async def _ends(self, request: MergeModelRequest) -> tuple[str, ModelFile | None]:
+        """Store what says where answers of a merge end; returns the uid of what is merged too. Raises as `merge`."""
+        async with self._database.reading() as connection:
+            source = await self._source(connection, request.name)
+            rules.merged_from(source.message, request)
+            base = await self._base(connection, source)
+        if not source.message.HasField("taught"):
+            return source.uid, None
+        return source.uid, await self._models.keep_generation_config(base, source.message.taught)
 
     async def _source(self, connection: AsyncConnection, name: str) -> SeenModel | StoredModel:
         if is_checkpoint(name):

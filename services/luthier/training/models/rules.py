@@ -227,12 +227,13 @@ def taught_bundle(
 
 
 def tuned_files(
-    wanted: Model, bundle: Sequence[ModelFile], base_files: Sequence[ModelFile], tuned: Sequence[BlobFile]
+    wanted: Model, asking: Sequence[ModelFile], base_files: Sequence[ModelFile], tuned: Sequence[BlobFile]
 ) -> list[ModelFile]:
     """Return the files of a tuned model, in order of paths.
 
-    What else is in a checkpoint is left out. One with all its weights has what its base has besides weights, such as
-    `generation_config.json`. Raises InvalidArgument MODEL_INVALID where a worker brought the files of another kind.
+    `asking` are those by which it is asked as it was taught. What else is in a checkpoint is left out. One with all its
+    weights has what else its base has besides weights. Raises InvalidArgument MODEL_INVALID where a worker brought the
+    files of another kind.
     """
     brought, own = {file.path for file in tuned}, _ADAPTER_FILES if wanted.base_model else _WEIGHTS_FILES
     if missing := own - brought:
@@ -240,9 +241,10 @@ def tuned_files(
             f"the result must have {', '.join(sorted(missing))}, got {', '.join(sorted(brought)) or 'no file'}",
             reason=Reason.MODEL_INVALID,
         )
-    files = {file.path: file for file in bundle}
+    files: dict[str, ModelFile] = {}
     if not wanted.base_model:
         files |= {file.path: file for file in base_files if not (file.tokenizer or _holds_weights(file.path))}
+    files |= {file.path: file for file in asking}
     for file in tuned:
         if file.path in own:
             files[file.path] = ModelFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
@@ -263,7 +265,9 @@ def tuned(wanted: Model, base: Model, files: Sequence[ModelFile]) -> Model:
             filled.architecture = base.architecture.replace("ForCausalLM", "ForSequenceClassification")
         filled.num_parameters = base.num_parameters
         filled.context_length = base.context_length
-        filled.eos_token_ids.extend(base.eos_token_ids)
+        # None of an old base: then its files say all of them, and a few would hide the others.
+        if base.eos_token_ids:
+            filled.eos_token_ids.extend(sorted({*base.eos_token_ids, *wanted.taught.stop_token_ids}))
     return filled
 
 

@@ -15,9 +15,10 @@ from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
+from luthier.training.models.ends import GENERATION_CONFIG, generation_config
 from luthier.training.models.rules import State
 from luthier.training.weights import Origin, SeenModel, StoredModel
-from luthier.v1.model_pb2 import Model, Taught
+from luthier.v1.model_pb2 import Model, ModelFile, Taught
 from luthier.v1.model_service_pb2 import RegisterBaseModelRequest
 from luthier.work.families import Family, Needs, Tasks, Work, referred, require_state
 from luthier.work.keeping import Keeping
@@ -39,7 +40,7 @@ class ModelService:
         log: EventLog,
         tasks: Tasks,
         blobs: BlobStore,
-        keeping: Keeping | None = None,
+        keeping: Keeping,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -127,6 +128,20 @@ class ModelService:
         if taught.chat_template:
             await self._blobs.put_bytes(taught.chat_template.encode())
 
+    async def keep_generation_config(self, base: StoredModel, taught: Taught) -> ModelFile | None:
+        """Store and return the generation config of a model that will be taught so on a base.
+
+        None: nobody names a token that ends answers. Raises InvalidArgument MODEL_INVALID where the base's own cannot
+        be read.
+        """
+        own = next((file for file in base.private.files if file.path == GENERATION_CONFIG), None)
+        settings = b"" if own is None else b"".join([part async for part in self._blobs.read(own.sha256)])
+        content = generation_config(base.message, taught, settings)
+        if not content:
+            return None
+        blob = await self._blobs.put_bytes(content)
+        return ModelFile(path=GENERATION_CONFIG, sha256=blob.digest, size_bytes=blob.size_bytes)
+
     async def tuned(
         self, connection: AsyncConnection, wanted: Model, origin: Origin, brought: Sequence[BlobFile]
     ) -> SeenModel:
@@ -137,6 +152,8 @@ class ModelService:
         base = await self.base(connection, origin.base_uid)
         keeps = origin.has_own_template and not wanted.base_model
         bundle = rules.taught_bundle(wanted, base.message, base.private.files, keeps_template=keeps)
+        if origin.generation_config is not None:
+            bundle.append(origin.generation_config)
         files = rules.tuned_files(wanted, bundle, base.private.files, brought)
         model = rules.tuned(wanted, base.message, files)
         private = ModelPrivate(files=files, has_own_template=origin.has_own_template)

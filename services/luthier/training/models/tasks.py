@@ -43,6 +43,7 @@ class MakingHandler(FamilyTasks[Model, ModelPrivate]):
                 title=_title(stored),
                 held_out=held_out,
                 base_precision=stored.private.base_precision,
+                stop_token_ids=stored.message.taught.stop_token_ids,
             )
             return task_pb2.Task(export=export)
         merge = task_pb2.MergeSpec(

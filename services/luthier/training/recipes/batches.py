@@ -143,6 +143,7 @@ class PlanTotals:
         passes: how many steps have so many forward passes, by that number, in ascending order.
         largest_step_tokens: tokens of the largest step.
         num_seen: for each token of all steps those of its row up to itself, added up.
+        num_counted_steps: steps that were counted, where all is estimated from them (`estimate`); 0: nothing is.
     """
 
     num_rows: int
@@ -155,6 +156,7 @@ class PlanTotals:
     passes: Mapping[int, int] = field(default_factory=dict)
     largest_step_tokens: int = 0
     num_seen: int = 0
+    num_counted_steps: int = 0
 
 
 def teaching_units(rows: Iterable[RowLength]) -> list[Unit]:

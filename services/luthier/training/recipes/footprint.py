@@ -294,21 +294,15 @@ def activation_bytes(trained: Trained, num_tokens: int, kept: Checkpointing, pla
         case "FULL":
             layer = _ELEMENT * E
             again = once - layer
-    of_once, of_gradients = _holes(trained, kept)
+    of_once, of_gradients = _HOLES[kept]
+    if kept == "FULL":
+        of_gradients += _PLAIN_HOLES * trained.keeps_gates
+        of_gradients += _QUANTISED_HOLES * (trained.precision != "BFLOAT16")
     holes = of_once * once + of_gradients * gradients if trained.num_parts == 1 else 0
     if place == "GPU":
         holes = (_OVERHEAD - 1) * layer
     ends = _ELEMENT * 3 * E
     return round(num_tokens * (shape.layers * (layer + holes) + again + gradients + ends))
-
-
-def _holes(trained: Trained, kept: Checkpointing) -> tuple[float, float]:
-    """Return the shares of what NONE keeps of a layer, and of what passes through one, that are left unused."""
-    of_once, of_gradients = _HOLES[kept]
-    if kept == "FULL":
-        of_gradients += _PLAIN_HOLES * trained.keeps_gates
-        of_gradients += _QUANTISED_HOLES * (trained.precision != "BFLOAT16")
-    return of_once, of_gradients
 
 
 def _widths(shape: ModelShape) -> tuple[int, int, int, int]:

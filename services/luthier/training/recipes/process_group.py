@@ -1,7 +1,7 @@
 """Ranks in processes of their own, which torch.distributed joins (gloo, NCCL, RCCL).
 
-Where each has all of the weights, there is no DDP around the model: gradients are summed once a step, in a flat tensor
-or a few, so that a step of many passes sends as much as one of a single pass. Ranks that have parts: `shards`.
+Where each has all of the weights, there is no DDP around the model: gradients are summed once a step, in flat tensors
+of at most 32 MiB, so that a step of many passes sends as much as one of a single pass. Ranks that have parts: `shards`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from luthier.errors import Reason, Unavailable
+from luthier.training.recipes.exchanges import buckets
 
 T = TypeVar("T")
 _BYTES_OF_OBJECT = 1 << 20
 """What is said of the size of an object, which is known only once it has come."""
-
-
-_BUCKET_BYTES = 64 << 20
 
 
 class Meetings(Protocol):
@@ -68,13 +66,13 @@ class Replicas:
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Put the sum over the ranks into each tensor, float32, in place, of small ones many at once.
 
-        Takes 64 MiB meanwhile.
+        Takes 32 MiB meanwhile, `exchanges.PIECE_BYTES`.
 
         Raises:
             Unavailable: RANK_LOST, a rank is gone.
         """
         assert all(one.dtype == torch.float32 for one in gradients), "sums are in float32"
-        for together in _buckets(gradients):
+        for together in buckets(gradients):
             is_alone = len(together) == 1 and together[0].is_contiguous()
             flat = together[0] if is_alone else torch.cat([one.reshape(-1) for one in together])
             with self.exchange(flat.nbytes):
@@ -105,11 +103,14 @@ class Replicas:
 
         Raises as `sum_gradients`.
         """
+        if is_awaited:
+            # What a GPU was given before is still being computed, which may take longer than any exchange.
+            self._await_device()
         self._meetings.enter(num_bytes)
         try:
             yield
-            if is_awaited and self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+            if is_awaited:
+                self._await_device()
         except torch.OutOfMemoryError:
             raise
         # Every backend has errors of its own, and gloo the plain one.
@@ -121,16 +122,6 @@ class Replicas:
             ) from error
         self._meetings.leave()
 
-
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the gradients in their order, in lists of at most 64 MiB; one that is larger is alone."""
-    together: list[Tensor] = []
-    held = 0
-    for gradient in gradients:
-        if together and held + gradient.nbytes > _BUCKET_BYTES:
-            yield together
-            together, held = [], 0
-        together.append(gradient)
-        held += gradient.nbytes
-    if together:
-        yield together
+    def _await_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

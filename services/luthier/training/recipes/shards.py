@@ -26,6 +26,7 @@ from luthier.lm.memory import FilePages, give_back
 from luthier.lm.packed import PackedBatch
 from luthier.lm.readouts import Readout, ReadT, read
 from luthier.training.recipes.collective import Collective
+from luthier.training.recipes.exchanges import gather_parts, sum_parts
 
 T = TypeVar("T")
 LARGEST_KEPT_BYTES = 1 << 19
@@ -126,9 +127,17 @@ class Shards:
         for name, tensor in tensors:
             found = tensor.detach()
             if isinstance(found, DTensor):
-                with self._collective.exchange(found.numel() * found.element_size()):
-                    found = found.full_tensor()
+                found = self._put_together(found)
             yield name, found.cpu()
+
+    def _put_together(self, tensor: DTensor) -> Tensor:
+        part, num_ranks = _local(tensor), self._collective.num_ranks
+        rows = -(-tensor.shape[0] // num_ranks)
+        if len(part) < rows:
+            part = torch.cat([part, part.new_zeros(rows - len(part), *part.shape[1:])])
+        found = part.new_empty(num_ranks * rows, *part.shape[1:])
+        gather_parts(self._collective, found.view(-1), part.reshape(-1), self._mesh.get_group())
+        return found[: tensor.shape[0]]
 
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
@@ -198,6 +207,10 @@ class _AllGather:
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> dist.Work | None:
         """Put the parts of all ranks together."""
+        if not async_op and output_tensor.device.type == "cpu":
+            gather_parts(self._collective, output_tensor, input_tensor, group)
+            return None
+        # Begun and not awaited: nobody sees how long it takes.
         with self._collective.exchange(output_tensor.nbytes, is_awaited=False):
             work: dist.Work | None = dist.all_gather_single(
                 output_tensor, input_tensor, group=group, async_op=async_op
@@ -224,6 +237,9 @@ class _ReduceScatter:
         async_op: bool = False,
     ) -> dist.Work | None:
         """Sum what all ranks have into the parts."""
+        if not async_op and output_tensor.device.type == "cpu":
+            sum_parts(self._collective, output_tensor, input_tensor, op, group)
+            return None
         with self._collective.exchange(input_tensor.nbytes, is_awaited=False):
             work: dist.Work | None = dist.reduce_scatter_single(
                 output_tensor, input_tensor, op=op, group=group, async_op=async_op

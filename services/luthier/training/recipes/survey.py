@@ -140,8 +140,8 @@ def survey(
     else:
         own, *mixed = map(_looked_at, _parted(rows, mixture), _parted(others, mixture))
         found = replace(own, mixed=tuple(mixed))
-    fits = all(_fits(part, batches) for part in (found, *found.mixed))
-    return replace(found, totals=count_steps(rows, batches, mixture) if fits else None)
+    can_be_counted = all(fits(part, batches) for part in (found, *found.mixed))
+    return replace(found, totals=count_steps(rows, batches, mixture) if can_be_counted else None)
 
 
 def _parted(rows: Iterable[RowLength], mixture: Mixture) -> list[list[RowLength]]:
@@ -168,7 +168,8 @@ def _looked_at(rows: Sequence[RowLength], others: Sequence[RowLength]) -> Survey
     )
 
 
-def _fits(part: Survey, batches: BatchSettings) -> bool:
+def fits(part: Survey, batches: BatchSettings) -> bool:
+    """Whether a rendering has something to learn, and each unit fits into a step and into a forward pass."""
     return part.longest_train is not None and not _too_small(batches, part.longest_train, part.longest)
 
 

@@ -49,6 +49,7 @@ def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
             title=order.title,
             held_out=order.held_out,
             precision=order.precision,
+            stop_token_ids=order.stop_token_ids,
         )
         return export_files(source, order.directory, check)
     except (MemoryError, RuntimeError) as error:
@@ -96,7 +97,13 @@ def run_export(context: TaskContext, make: Make) -> task_pb2.TaskResult:
     spec = context.task.export
     plain = _order(context, spec.model_files, spec.adapter_files, spec.held_out)
     precision = precision_of(spec.base_precision)
-    order = replace(plain, form=_FORMS[spec.format], title=spec.title, precision=precision)
+    order = replace(
+        plain,
+        form=_FORMS[spec.format],
+        title=spec.title,
+        precision=precision,
+        stop_token_ids=tuple(spec.stop_token_ids),
+    )
     made = _made(context, make, order, spec.model_files)
     result = task_pb2.ExportResult(
         files=_stored(context, made), check=_check(made, spec), warnings=made.warnings

@@ -84,6 +84,7 @@ class MakeOrder:
         scratch: a folder for whatever else it needs.
         held_out: tokens that the result is to score.
         precision: what the model was held in while the adapter was trained.
+        stop_token_ids: tokens that end an answer as it was taught, for a GGUF file.
     """
 
     model: Path
@@ -94,6 +95,7 @@ class MakeOrder:
     scratch: Path
     held_out: HeldOut = ()
     precision: Precision = "BFLOAT16"
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from luthier.runtime.keys import read_or_create_key
 from luthier.runtime.metrics import MetricsServer
 from luthier.storage.database import Database
 from luthier.work.host import Chore
+from luthier.work.keeping import Keeping
 from luthier.work.webhooks.config import WebhookConfig
 from luthier.work.webhooks.sender import SWEEP_SECONDS, Sender
 from luthier.work.webhooks.signing import SECRET_FILE, SECRET_KIND
@@ -49,9 +51,10 @@ def assemble(parts: Parts, home: Path, config: WebhookConfig, targets: Targets) 
     return sender
 
 
-def chores(sender: Sender) -> Sequence[Chore]:
-    """Return what a service that sends webhooks does beside its calls."""
+def chores(sender: Sender, keeping: Keeping) -> Sequence[Chore]:
+    """Return what a service that sends webhooks does beside its calls: a delivery is kept as a finished task is."""
+    forget = partial(sender.forget_ended, keeping.task_keep_seconds)
     return (
         Chore(work=sender.sweep, interval_seconds=SWEEP_SECONDS),
-        Chore(work=sender.forget_ended, interval_seconds=_FORGET_SECONDS),
+        Chore(work=forget, interval_seconds=_FORGET_SECONDS),
     )

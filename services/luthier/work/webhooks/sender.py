@@ -38,7 +38,6 @@ _LANES_OF_ORIGIN = 2
 _LANES_OF_HOST = 4
 # What cannot be noted would be sent again at once.
 _UNNOTED_SECONDS = 60.0
-_RETENTION_SECONDS = 30 * 86_400.0
 _FORGET_BATCH = 500
 _GONE = 410
 _logger = logging.getLogger(__name__)
@@ -148,12 +147,14 @@ class Sender:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    async def forget_ended(self) -> None:
-        """Delete deliveries that are over for a month, a batch a transaction."""
+    async def forget_ended(self, keep_seconds: float) -> None:
+        """Delete deliveries that were over longer ago, 0: none; a batch a transaction."""
+        if keep_seconds == 0:
+            return
         while True:
             # A disk that is full of them must not keep them.
             async with self._database.transaction(makes_room=True) as connection:
-                number = await outbox.forget_ended(connection, _RETENTION_SECONDS, _FORGET_BATCH)
+                number = await outbox.forget_ended(connection, keep_seconds, _FORGET_BATCH)
             if number < _FORGET_BATCH:
                 return
 

@@ -904,6 +904,7 @@ class ExportSpec(_message.Message):
     TITLE_FIELD_NUMBER: _builtins.int
     HELD_OUT_FIELD_NUMBER: _builtins.int
     BASE_PRECISION_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     format: _model_pb2.ExportFormat.ValueType
     """Form of the file."""
     title: _builtins.str
@@ -924,6 +925,10 @@ class ExportSpec(_message.Message):
     def held_out(self) -> _fine_tuning_job_pb2.HeldOutScores:
         """Tokens to score. Unset: none."""
 
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end an answer as it was taught, besides those that model_files name. Empty: none."""
+
     def __init__(
         self,
         *,
@@ -933,10 +938,11 @@ class ExportSpec(_message.Message):
         title: _builtins.str = ...,
         held_out: _fine_tuning_job_pb2.HeldOutScores | None = ...,
         base_precision: _base_precision_pb2.BasePrecision.ValueType = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held_out", b"held_out"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "format", b"format", "held_out", b"held_out", "model_files", b"model_files", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_files", b"adapter_files", "base_precision", b"base_precision", "format", b"format", "held_out", b"held_out", "model_files", b"model_files", "stop_token_ids", b"stop_token_ids", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,17 +20,20 @@ from tests.training.executors.ray.clusters import LocalCluster
 from tests.training.executors.test_torchrun import assert_close, texts, wanted
 from tests.training.worker.conftest import Site
 from tests.training.worker.test_in_child import assert_same, changes
+from tests.training.worker.test_reinforcement import prompts, reinforcement, rollouts_of
+from tests.training.worker.test_weights import ended
 
 from luthier.training.executors.pulse import shown
 from luthier.training.executors.ray.driver import OnRay, found_fleet
 from luthier.training.executors.ray.orders import Fleet
 from luthier.v1.event_pb2 import AttemptChange, Event
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.children import Children
 from luthier.work.requirements import Equipment
 from luthier.work.worker_config import WorkerConfig
 
+__all__ = ["prompts"]
 pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.slow
 EPOCHS = 8
@@ -149,6 +152,25 @@ async def test_a_job_runs_on_both_nodes_and_comes_to_the_same_bits_after_the_los
             _check_lost(found, words)
             assert found.job.run_record.num_ranks == 2
             await assert_same(site, whole.name, job.name)
+
+
+async def test_answers_that_ranks_of_two_nodes_draw_are_graded_and_kept(
+    prompts: Site, model_folder: Path, children: Children, cluster: LocalCluster
+) -> None:
+    """What the first rank leaves on its node is fetched from there by the driver."""
+    wanted = reinforcement(steers={"num_epochs": 2, "micro_batch_tokens": 80})
+    wanted.ranks.CopyFrom(RankRange(min_ranks=2))
+    async with working(prompts, model_folder, children, cluster):
+        job = await ended(prompts, "drawn", wanted)
+    assert (job.run_record.num_ranks, job.num_attempts) == (2, 1)
+    metrics = await prompts.metrics(job.name)
+    assert all("reward_mean" in one for one in metrics)
+    for step in range(1, len(metrics) + 1):
+        drawn = await rollouts_of(prompts, job, step)
+        places = {(one.group, one.sample) for one in drawn}
+        assert places == {(group, sample) for group in range(len(drawn) // 6) for sample in range(6)}
+        assert drawn
+        assert all(one.token_ids and len(one.logprobs) == len(one.token_ids) for one in drawn)
 
 
 async def test_a_job_goes_on_on_the_node_that_is_left(

@@ -156,7 +156,12 @@ def _across(session: Session, name: str, other: str, score: str) -> tuple[Contes
 @pass_session
 def export(session: Session, name: str, output: Path) -> None:
     """Write every answer of an evaluation to a file, a row for each record and arm."""
-    _write(session, session.client.evaluations.predictions(name, page_size=200), output)
+    from luthier.client.partial_answers import early_end
+
+    evaluation = session.client.evaluations.get(name)
+    _write(session, session.client.evaluations.predictions(evaluation.name, page_size=200), output)
+    if ended := early_end(evaluation):
+        session.note(f"only some of its answers, as it ended early: {ended}")
 
 
 def _write(session: Session, predictions: Iterator[Prediction], output: Path) -> None:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from importlib import import_module
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import click
 
+from luthier.errors import LuthierError
+
+ENDED = "luthier.client.cli.ended"
+"""Where the `meta` of contexts has the command that an error ended."""
+
 
 class SuggestingGroup(click.Group):
-    """A group that names the nearest commands when it does not know one."""
+    """A group that names the nearest commands when it does not know one, and remembers which one an error ended."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except LuthierError:
+            if ctx.invoked_subcommand is not None:
+                # The innermost group is the first that hears of it.
+                ctx.meta.setdefault(ENDED, self.get_command(ctx, ctx.invoked_subcommand))
+            raise
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -11,7 +11,8 @@ import click
 
 from luthier.client.cli.completing import complete_profiles
 from luthier.client.cli.forms import output_options
-from luthier.client.cli.groups import LazyGroup
+from luthier.client.cli.groups import ENDED, LazyGroup
+from luthier.client.cli.hints import hint_of
 from luthier.client.cli.session import Session, choose_form
 from luthier.client.config import silence_grpc
 from luthier.client.escaping import escaped, escaped_line
@@ -19,7 +20,6 @@ from luthier.errors import (
     LuthierError,
     NotFound,
     PermissionDenied,
-    Reason,
     ResourceExhausted,
     Unauthenticated,
     Unavailable,
@@ -83,6 +83,14 @@ class _Root(LazyGroup):
             sys.exit(code)
         return code
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and show the error that ends it."""
+        try:
+            return super().invoke(ctx)
+        except LuthierError as error:
+            show_error(error, ctx.meta.get(ENDED))
+            raise click.exceptions.Exit(exit_code(error)) from error
+
     def _run(
         self, args: Sequence[str] | None, prog_name: str, complete_var: str | None, extra: Mapping[str, Any]
     ) -> int:
@@ -124,8 +132,11 @@ def exit_code(error: LuthierError) -> int:
     return EXIT_ERROR
 
 
-def show_error(error: LuthierError) -> None:
-    """Write an error to stderr: message and reason in one line, then fields, request id and what to do."""
+def show_error(error: LuthierError, command: click.Command | None = None) -> None:
+    """Write an error to stderr: message and reason in one line, then fields, request id and what to do.
+
+    `command` is the one that it ended; None: it came before any began.
+    """
     label = click.style("error:", fg="red", bold=True)
     reason = click.style(f"[{escaped_line(error.reason)}]", dim=True)
     click.echo(f"{label} {escaped(error.message)} {reason}", err=True)
@@ -135,21 +146,8 @@ def show_error(error: LuthierError) -> None:
             click.echo(f"  {field}: {escaped(violation.description)}", err=True)
     if "request_id" in error.metadata:
         click.secho(f"  request id {escaped_line(error.metadata['request_id'])}", err=True, dim=True)
-    hint = _UNREADABLE_HINT if error.metadata.get("skippable") == "false" else _HINTS.get(error.reason)
-    if hint is not None:
+    if (hint := hint_of(error, command)) is not None:
         click.echo(f"hint: {hint}", err=True)
-
-
-_UNREADABLE_HINT = "mend the file first: --policy skip cannot leave out what cannot be read"
-_HINTS: Mapping[str, str] = {
-    Reason.SERVICE_UNAVAILABLE: "is `luthierd up` running? --data-address, --training-address and"
-    " --evaluation-address say where, and `luthier doctor` looks at each",
-    Reason.INVALID_RECORDS: "`luthier datasets errors VERSION` lists them; --policy skip leaves them out",
-    Reason.CHAT_TEMPLATE_MISSING: "continue plain text with --raw, or give a chat template with --template",
-    Reason.CREDENTIALS_INVALID: "the key must be the one in the api-key file of the services' home, or one that"
-    " `luthierd grant-key` printed: services know that one once they have started again; `luthier doctor` says which"
-    " key is sent",
-}
 
 
 @click.group(

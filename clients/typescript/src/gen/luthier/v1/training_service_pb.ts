@@ -956,8 +956,8 @@ export const TrainingService: GenService<{
   /**
    * Stream a job's events from a number on; ends after the event of a final state.
    *
-   * Errors: NOT_FOUND: no job has this name. OUT_OF_RANGE: start_sequence is beyond the next event,
-   * or that event is gone, as what ended long ago keeps its last event alone.
+   * Errors: NOT_FOUND: no job has this name, or it was purged before its last event was read. OUT_OF_RANGE: start_sequence is
+   * beyond the next event, or that event is gone, as what ended long ago keeps its last event alone.
    * RESOURCE_EXHAUSTED: the reader is too slow; watch again from the last number seen.
    *
    * @generated from rpc luthier.v1.TrainingService.WatchFineTuningJob
@@ -971,7 +971,7 @@ export const TrainingService: GenService<{
    * Page through a job's events in order of their numbers.
    *
    * Errors: NOT_FOUND: no job has this name. INVALID_ARGUMENT: page_size or page_token is not valid. OUT_OF_RANGE: the events of that
-   * page are gone, as what ended long ago keeps its last event alone.
+   * page are gone, as what ended long ago keeps its last event alone; without a page_token what is left is listed.
    *
    * @generated from rpc luthier.v1.TrainingService.ListFineTuningJobEvents
    */

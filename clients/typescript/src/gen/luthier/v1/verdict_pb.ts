@@ -198,7 +198,7 @@ export type EvaluationVerdict = Message<"luthier.v1.EvaluationVerdict"> & {
   outcome: EvaluationVerdict_Outcome;
 
   /**
-   * The verdict in one sentence, with its numbers.
+   * The verdict in one sentence, with its numbers. Where drift was measured it says what the candidate retains, with its interval.
    *
    * @generated from field: string sentence = 2;
    */
