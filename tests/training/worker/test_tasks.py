@@ -54,7 +54,7 @@ async def test_a_job_is_planned_trained_and_gives_a_model(site: Site, model_fold
         model_service_pb2.ListModelFilesRequest(parent=job.tuned_model), metadata=site.metadata
     )
     adapter = [file.path for file in listed.files if not file.tokenizer]
-    assert adapter == ["adapter_config.json", "adapter_model.safetensors"]
+    assert adapter == ["adapter_config.json", "adapter_model.safetensors", "generation_config.json"]
     download = model_service_pb2.DownloadModelFileRequest(name=job.tuned_model, path="adapter_config.json")
     pieces = site.models.DownloadModelFile(download, metadata=site.metadata)
     config = json.loads(b"".join([piece.data async for piece in pieces]))
