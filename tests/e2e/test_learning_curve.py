@@ -29,16 +29,6 @@ def wanted() -> Evaluation:
     )
 
 
-# What decides first: scores, what it cost, whether more data would help; then how it came about, and answers.
-PARTS_OF_REPORT = (
-    "Results",
-    "What it cost",
-    "Would more data help?",
-    "Training:",
-    "Answers side by side",
-)
-
-
 def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path) -> None:
     cluster = whole.cluster
     with cluster.client() as client:
@@ -67,7 +57,7 @@ def test_three_jobs_and_an_evaluation_make_a_curve(whole: Shared, tmp_path: Path
         assert again == found
         assert [one.name for one in client.jobs.list()] == jobs_before
         report = render_report(collect_report(client, found.evaluation.name))
-    places = [report.index(f"<h2>{one}") for one in PARTS_OF_REPORT]
+    places = [report.index(f"<h2>{one}") for one in SECTIONS]
     assert places == sorted(places)
 
     path = tmp_path / "job.json"
