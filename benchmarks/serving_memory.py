@@ -29,12 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_check import make_model
 from gpu_check_job import prepare
 from service_processes import Stack, running
 from serving_first_token import FAST, SIZE, Size, begun_evaluation, beside, first_token, prompt_of
-from sft_step import surroundings
-from sft_step_task import demo_model
+from sft_step import made_up_records, surroundings
+from sft_step_task import demo_model, tiny_model
 
 from luthier.client import Client
 
@@ -201,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if arguments.fast:
-            found = in_turns(make_model(folder / "tiny"), folder / "home", FAST, 1)
+            found = in_turns(tiny_model(folder / "tiny", made_up_records(24)), folder / "home", FAST, 1)
         else:
             model = arguments.model or demo_model()
             found = in_turns(model, folder / "home", SIZE, arguments.rounds)

@@ -206,6 +206,18 @@ def _compiled_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _unsynced() -> Iterator[None]:
+    """Have what tests write not wait for the disk."""
+    if "luthier.storage.dialect" not in sys.modules:
+        yield
+        return
+    from tests.unsynced import unsynced
+
+    with unsynced():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _hosted_quickly() -> Iterator[None]:
     """Have services that tests host do without what no test of them is about."""
     if "luthier.work.host" not in sys.modules:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tests.compiled_once import compiling_once
 from tests.conftest import Scheduling
 from tests.kept_processes import keeping_processes
 from tests.stores import open_database
+from tests.unsynced import unsynced
 
 from luthier.storage.database import Database
 from luthier.work import host
@@ -85,6 +86,27 @@ def test_a_service_stops_without_a_pause_and_shares_no_certificates_of_its_own(
         own = [trusting(tmp_path / "ca.pem") for _ in "ab"]
         assert own[0] is not own[1]
     assert asked == [None, tmp_path / "ca.pem", tmp_path / "ca.pem"]
+
+
+@pytest.mark.parametrize(
+    ("module", "is_real"), [("tests/work/test_log.py", False), ("tests/storage/test_files.py", True)]
+)
+def test_what_is_not_about_disks_waits_for_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, is_real: bool
+) -> None:
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", f"{module}::test_x (call)")
+
+    async def synchronous() -> int:
+        database = open_database(tmp_path / "one")
+        async with database.reading() as connection:
+            [(found,)] = await connection.exec_driver_sql("PRAGMA synchronous")
+        await database.close()
+        return int(found)
+
+    with unsynced():
+        assert asyncio.run(synchronous()) == (2 if is_real else 0)
+        with pytest.raises(OSError, match="Bad file") if is_real else nullcontext():
+            os.fsync(999_999)
 
 
 def pid_of(pool: LimitedPool) -> int:

@@ -110,6 +110,18 @@ def test_tests_that_show_nothing_are_a_fault(plan: Plan, told: str, code: int, f
     assert gpu_check._read_kernels(plan, ended(told, code))["faults"] == faults
 
 
+@pytest.mark.parametrize(
+    ("told", "code", "found"),
+    [
+        ("tests/a.py::b\ntests/a.py::c\n\n2 tests collected", 0, {"collected": 2, "faults": []}),
+        ("", 5, {"collected": 0, "faults": ["pytest ended with 5, and collected 0 tests"]}),
+    ],
+)
+def test_in_small_tests_are_only_collected(plan: Plan, told: str, code: int, found: dict[str, Any]) -> None:
+    in_small = Plan(device="cpu", model=plan.model, folder=plan.folder)
+    assert gpu_check._read_kernels(in_small, ended(told, code)) == found
+
+
 def test_real_tests_are_told_of_as_they_are_read(plan: Plan, tmp_path: Path) -> None:
     """What pytest writes is its own affair, and another version's may be other."""
     tests = tmp_path / "tests"
