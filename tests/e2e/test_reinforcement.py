@@ -95,7 +95,8 @@ def test_a_model_that_rewards_tuned_is_evaluated_beside_its_base_and_a_checkpoin
     with cluster.client() as client:
         client.jobs.create(reinforced(prompts, LETTERS), job_id="rewarded-judged")
         model = client.jobs.wait("rewarded-judged", timeout_seconds=WAIT).tuned_model
-        models = {"base": "tiny", "early": f"rewarded-judged/step-{INTERVAL}", "tuned": model}
+        early = next(iter(client.jobs.checkpoints("rewarded-judged"))).name
+        models = {"base": "tiny", "early": early, "tuned": model}
         wanted = Evaluation(
             dataset_version=client.renderings.get(prompts).dataset_version,
             arms=[EvaluationArm(arm_id=arm_id, model=name) for arm_id, name in models.items()],
