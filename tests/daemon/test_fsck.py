@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete
 from sqlalchemy.ext.asyncio import AsyncConnection
+from tests import stores
 from tests.daemon.copies import Copies
 from tests.daemon.test_luthierd import environment
 from tests.storage.test_reading import state_of
@@ -314,9 +315,13 @@ Fsck = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def fsck(programs: Copies) -> Fsck:
-    return lambda home, *options: programs.run(
-        "luthier.daemon", "fsck", *options, environment=environment(home)
-    )
+    def run(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        # Where a home's stores are by themselves, whatever those of this run are.
+        chosen = stores.environment(home)
+        by_itself = {name: value for name, value in environment(home).items() if name not in chosen}
+        return programs.run("luthier.daemon", "fsck", *options, environment=by_itself)
+
+    return run
 
 
 async def test_the_command_tells_people_and_programs_and_ends_with_a_status(data: State, fsck: Fsck) -> None:

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests import stores
 from tests.daemon.copies import Copies
 from tests.daemon.test_luthierd import environment
 
@@ -78,7 +79,7 @@ def home_that_is_a_file(home: Path, settings: dict[str, str]) -> str:
 
 
 def newer_schema(home: Path, _: dict[str, str]) -> str:
-    path = home / "data" / "data.db"
+    path = stores.service_file(home, "data")
     upgrade(f"sqlite+aiosqlite:///{path}", [work_schema.MIGRATIONS, data_schema.MIGRATIONS])
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO alembic_version VALUES ('data_9999')")
@@ -86,8 +87,8 @@ def newer_schema(home: Path, _: dict[str, str]) -> str:
 
 
 def no_database(home: Path, _: dict[str, str]) -> str:
-    path = home / "data" / "data.db"
-    path.parent.mkdir()
+    path = stores.service_file(home, "data")
+    path.parent.mkdir(exist_ok=True)
     path.write_text("this is a letter, and long enough to be looked at as a file of SQLite" * 20)
     return f"{path} must be a database of ours that user .*: file is not a database"
 
