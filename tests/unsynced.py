@@ -27,6 +27,8 @@ def unsynced() -> Iterator[None]:
     def sync_where_real(descriptor: int) -> None:
         if is_about_disks():
             sync(descriptor)
+        else:
+            os.fstat(descriptor)  # as an error of a closed file must be seen
 
     def configure_where_real(engine: Engine, pragmas: Sequence[str]) -> None:
         chosen = [one if is_about_disks() else one.replace("=FULL", "=OFF") for one in pragmas]

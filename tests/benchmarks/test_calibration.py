@@ -12,7 +12,8 @@ from calibration import CONFIGURATIONS, Configuration, Found, summary_of
 # How much memory glibc leaves unused differs by processor and by what else runs: of 120 MiB that are planned with FULL
 # and tiles, 111 to 138 were held on busy machines.
 MEMORY_ERROR = 0.15
-MEMORY_ERROR_IN_COMPANY = 0.3
+MEMORY_SPARED = 0.25
+IN_COMPANY = 0.05
 TIME_ERROR = 0.4
 
 
@@ -23,8 +24,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_memory_holds(found: Found, error: float) -> None:
-    assert abs(found.memory / found.expected_memory - 1) <= error, asdict(found)
+def assert_memory_holds(found: Found, in_company: float = 0.0) -> None:
+    """A run must not take more than it was told; what a plan says too much only refuses early."""
+    taken_more = found.memory / found.expected_memory - 1
+    assert -MEMORY_SPARED - in_company <= taken_more <= MEMORY_ERROR + in_company, asdict(found)
 
 
 @pytest.mark.slow
@@ -33,7 +36,7 @@ def assert_memory_holds(found: Found, error: float) -> None:
 def test_a_plan_holds_for_a_real_run(model: Path, configuration: Configuration) -> None:
     found = calibration.measured(configuration, model)
     assert found.memory > 100 << 20, "libraries are not what is measured"
-    assert_memory_holds(found, MEMORY_ERROR)
+    assert_memory_holds(found)
     assert found.time_error <= TIME_ERROR, asdict(found)
 
 
@@ -41,7 +44,7 @@ def test_a_run_that_keeps_its_inputs_alone_takes_what_the_plan_says(model: Path)
     """The one of all configurations that is quick enough for every day; time is not looked at."""
     (configuration,) = [one for one in CONFIGURATIONS if one.name == "adapter, long rows, FULL"]
     found = calibration.measured(replace(configuration, row_tokens=64), model)
-    assert_memory_holds(found, MEMORY_ERROR_IN_COMPANY)
+    assert_memory_holds(found, IN_COMPANY)
     assert found.expected_seconds > 0 < found.seconds
 
 

@@ -35,7 +35,7 @@ ARMS = ("zero", "tuned")
 
 
 async def evaluation_life(site: Site) -> None:
-    """An evaluation is dealt to two workers, who keep answers and bring predictions; a third ends it; and it goes."""
+    """An evaluation is dealt in two shares, of which answers and predictions are brought; it ends; and it goes."""
     keeper = MemoryKeeper()
     elsewhere = Elsewhere(site.database, {"versions": keeper, "models": keeper})
     outside = Outside(

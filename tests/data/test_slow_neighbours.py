@@ -47,7 +47,7 @@ async def begun(
 
 async def cancel(service: Any, name: str) -> None:
     """Ask a rendering to stop, again where a busy machine's service says so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await service.call("CancelRendering", data_service_pb2.CancelRenderingRequest(name=name))

@@ -291,6 +291,7 @@ def test_projects_are_looked_at_by_the_one_stage_alone() -> None:
     assert of(r"\bconfine\(|\bpermit\(") == stage
     assert of(r"\bPrincipal\b") == stage | handing_on
     assert not handing_on & of(r"\.(projects|roles|resources)\b")
+    assert of(r"\.caller\b") == {"runtime/interceptors.py"}
     assert of(r"\bPermissionDenied\(") == {"runtime/auth.py"}
     # Who asks only who calls: to keep answers apart, and to share out room.
     who = {"runtime/auth.py", "runtime/idempotency.py", "runtime/admission.py", "data/shard_files.py"}

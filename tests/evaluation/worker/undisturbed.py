@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.evaluation import shares
 from luthier.v1.evaluation_pb2 import Evaluation
 
 
@@ -24,16 +25,16 @@ class Undisturbed:
     texts: Mapping[tuple[int, str], str]
 
 
-_MADE: dict[str, Undisturbed] = {}
+_MADE: dict[tuple[int, str], Undisturbed] = {}
 
 
 async def undisturbed(site: Any, **wanted: Any) -> Undisturbed:
-    """Return what an evaluation says, of models of this session.
+    """Return what an evaluation says, of models of this session, asked in batches of the size of now.
 
     The first test of this process that asks for it makes it on its own site; what the others say on theirs must be the
     same.
     """
-    key = repr(wanted)
+    key = shares.ROWS_A_BATCH, repr(wanted)
     if key not in _MADE:
         async with site.worker():
             done = await site.ended((await site.evaluate(**wanted)).name)

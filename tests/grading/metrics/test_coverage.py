@@ -40,8 +40,8 @@ from luthier.grading.metrics import paired_binary
 LEAST, MOST = 0.935, 0.965
 MANY, MANY_SMALL = 14, 50
 STATED = ALPHA / 2
-LOPSIDED_STATED = 0.03
-"""As docs/evaluations.md says: with 10,000 data sets 2.98 % at 200 records of which 30 % gain 0.2 or lose 1."""
+HARDEST, OF_HARDEST = Lopsided(count=200, discordance=0.3, gain=0.2, loss=1.0), 0.03
+"""Of it alone more false wins are stated than of all others (docs/evaluations.md): of 10,000 data sets 2.98 % are."""
 FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOSTLY_SMALL = (0.2, 0.2, 0.2, 0.2, 1.0)
 BESIDE_THE_BAND = {
@@ -102,7 +102,8 @@ def test_few_heavy_losses_that_were_not_seen_make_no_win(chosen: list[Lopsided],
     """Without the test of the worst 5.5 % of the data sets of 48 records that gain 0.1 and lose 0.9 are wins."""
     for case in chosen:
         found = measured(case, num_sets)
-        assert found.wins <= LOPSIDED_STATED + slack(num_sets, STATED), (case, found)
+        stated = OF_HARDEST if case == HARDEST else STATED
+        assert found.wins <= stated + slack(num_sets, STATED), (case, found)
         assert found.losses <= STATED + slack(num_sets, STATED), (case, found)
         assert found.coverage >= LEAST - slack(num_sets, 0.95), (case, found)
 

@@ -189,8 +189,8 @@ def test_ranks_that_do_not_reach_one_another_are_lost_in_ten_seconds_whatever_th
         while len(list(tmp_path.glob("came-*"))) < 2:
             time.sleep(0.01)
         assert cut_off(os.getpid()) > 0
-        began = time.monotonic()
         gradients = [torch.ones(num_elements)]
+        began = time.monotonic()
         threading.Thread(target=ranks.sum_gradients, args=(gradients,), daemon=True).start()
         vigil = Vigil([partial(shown, pulse_path(tmp_path, rank)) for rank in (0, 1)])
         try:

@@ -22,6 +22,7 @@ from tests.text.conftest import (
 )
 
 from luthier.lm.generate import FinishReason
+from luthier.runtime.digests import contents_digest
 from luthier.text.lengths import LengthLimit, LengthPolicy
 from luthier.text.records import (
     ChatPair,
@@ -78,7 +79,7 @@ def asking(pool: TextPool, kind: str = "byte-level") -> AskText:
         CONFIG_FILE: json.dumps(settings).encode(),
         TEMPLATE_FILE: b"{{ 'the base model has another one' }}",
     }
-    bundle = Bundle(key=kind, read=lambda: files)
+    bundle = Bundle(key=contents_digest(files), read=lambda: files)
     return lambda request: pool.ask(bundle, request)
 
 

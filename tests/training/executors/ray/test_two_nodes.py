@@ -164,6 +164,7 @@ async def test_answers_that_ranks_of_two_nodes_draw_are_graded_and_kept(
         job = await ended(prompts, "drawn", wanted)
     assert (job.run_record.num_ranks, job.num_attempts) == (2, 1)
     metrics = await prompts.metrics(job.name)
+    assert metrics
     assert all("reward_mean" in one for one in metrics)
     for step in range(1, len(metrics) + 1):
         drawn = await rollouts_of(prompts, job, step)
