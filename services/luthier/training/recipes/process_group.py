@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,7 @@ class Replicas:
         self.passes_together = passes_together
         self._device = device
         self._meetings = meetings
+        self._begun: list[_Begun] = []
 
     def sum_counts(self, values: Sequence[float]) -> list[float]:
         """Return the sum of each number over the ranks, added in float64. Raises as `sum_gradients`."""
@@ -101,16 +102,38 @@ class Replicas:
     def exchange(self, num_bytes: int, *, is_awaited: bool = True) -> Iterator[None]:
         """Give a block in which ranks exchange so many bytes; at its end they have, on a GPU where it is awaited.
 
+        An awaited one awaits those first that were begun before it and not awaited, each as a meeting of its own.
+
         Raises as `sum_gradients`.
         """
+        before = None
         if is_awaited:
+            self._await_begun()
             # What a GPU was given before is still being computed, which may take longer than any exchange.
             self._await_device()
-        self._meetings.enter(num_bytes)
-        try:
+        else:
+            before = self._mark()
+        with self._meeting(num_bytes):
             yield
             if is_awaited:
                 self._await_device()
+        after = None if is_awaited else self._mark()
+        if before is not None and after is not None:
+            self._begun.append(_Begun(num_bytes, before, after))
+
+    def _await_begun(self) -> None:
+        """Await what was begun, also where a look would show that it is done: all ranks count the same meetings."""
+        begun, self._begun = self._begun, []
+        for one in begun:
+            one.before.synchronize()
+            with self._meeting(one.num_bytes):
+                one.after.synchronize()
+
+    @contextmanager
+    def _meeting(self, num_bytes: int) -> Iterator[None]:
+        self._meetings.enter(num_bytes)
+        try:
+            yield
         except torch.OutOfMemoryError:
             raise
         # Every backend has errors of its own, and gloo the plain one.
@@ -122,6 +145,22 @@ class Replicas:
             ) from error
         self._meetings.leave()
 
+    def _mark(self) -> torch.cuda.Event | None:
+        """Return an event behind all that the current stream of a GPU was given; None elsewhere."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
     def _await_device(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+class _Begun(NamedTuple):
+    """An exchange that was begun and not awaited, between two events of the stream that it is in."""
+
+    num_bytes: int
+    before: torch.cuda.Event
+    after: torch.cuda.Event
