@@ -198,6 +198,31 @@ def test_as_many_records_as_it_says_settle_it_four_times_in_five(gained: float, 
     assert 0.77 <= settled <= 0.83
 
 
+@pytest.mark.parametrize(
+    ("long", "is_bounded"), [(1, True), (400, True), (600, False), (2_000, False), (50_000, False)]
+)
+def test_one_long_record_among_many_asks_for_no_absurd_number_of_others(long: int, is_bounded: bool) -> None:
+    """Of so few degrees of freedom an interval is thousands of errors wide, which more records do not make up for."""
+    from luthier.grading.metrics.paired import rate_difference
+
+    generator = np.random.Generator(np.random.Philox(3))
+    sizes = [1] * 199 + [long]
+    mine = [size * float(generator.normal(1.0, 1.0)) for size in sizes]
+    told = rate_difference(mine, [0.0] * 200, sizes).interval(0.95).told()
+    advantage = Advantage(
+        rival="zero",
+        value=told.value,
+        lower=told.lower,
+        upper=told.upper,
+        count=told.count,
+        confidence=0.95,
+        is_share=False,
+        tells=told.lower < told.upper,
+    )
+    assert advantage.is_bounded == is_bounded
+    assert records_to_settle(advantage, 0.0) < 50 * 200
+
+
 def test_nobody_can_say_how_many_records_show_a_difference_that_was_not_seen() -> None:
     equal = evaluated({"zero": 20}, tuned=20, count=48)
     verdict = verdict_of(equal)
@@ -247,7 +272,7 @@ def test_differences_without_an_interval_settle_no_verdict_and_no_guard(
     assert verdict.num_records_to_settle == 0
     assert (
         f"48 records do not tell tuned from zero on grader.fair: {difference:+.4g} (interval not known); they differ "
-        "by as much on each, which does not tell how far others lie" in verdict.sentence
+        "by as much on each or rest on one alone, which does not tell how far others lie" in verdict.sentence
     )
     (result,) = verdict.guards
     assert result.standing == GuardResult.STANDING_UNDECIDED

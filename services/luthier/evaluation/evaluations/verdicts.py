@@ -314,7 +314,7 @@ def _needed_words(hardest: Advantage, num_records: int) -> str:
     if num_records:
         return f"about {num_records:,} would"
     if not hardest.is_bounded:
-        return "they differ by as much on each, which does not tell how far others lie"
+        return "they differ by as much on each or rest on one alone, which does not tell how far others lie"
     return "how many would depends on the smallest difference that matters, which is not given"
 
 
