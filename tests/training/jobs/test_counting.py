@@ -10,6 +10,7 @@ import pytest
 
 from luthier.training.jobs.counting import estimate_warnings, survey_elsewhere
 from luthier.training.recipes.batches import BatchSettings, RowLength
+from luthier.training.recipes.estimate import quick_survey
 from luthier.training.recipes.survey import PackedLengths, survey
 
 
@@ -100,14 +101,23 @@ async def test_a_hundred_epochs_of_a_hundred_thousand_rows_are_planned_in_second
     assert found.totals is not None
     assert found.totals.num_tokens == 100 * sum(rows(100_000).num_tokens)
     assert found.totals.num_counted_steps < found.totals.num_steps / 20
-    (warning,) = estimate_warnings(found)
+    (warning,) = estimate_warnings(found, 0)
     assert warning.startswith(
         f"{found.totals.num_steps} steps are an estimate from {found.totals.num_counted_steps} that were counted"
     )
 
 
 async def test_what_was_counted_is_no_estimate() -> None:
-    assert list(estimate_warnings(await survey_elsewhere(rows(50), rows(0), batches()))) == []
+    assert list(estimate_warnings(await survey_elsewhere(rows(50), rows(0), batches()), 0)) == []
+
+
+def test_steps_that_the_most_of_them_end_are_no_estimate_but_what_they_come_to() -> None:
+    found = quick_survey(rows(2000), rows(0), batches(max_steps=2), most_counted=500)
+    assert found.totals is not None
+    (warning,) = estimate_warnings(found, 2)
+    assert warning.startswith(
+        f"what 2 steps come to is an estimate from {found.totals.num_counted_steps} that were counted, as putting"
+    )
 
 
 async def test_survey_elsewhere_ends_its_process_when_nobody_waits_any_more() -> None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.training.recipes.batches import BatchSettings, PlanTotals, RowLength
+from luthier.training.recipes import estimate
+from luthier.training.recipes.batches import BatchSettings, PlanTotals, RowLength, count_steps
 from luthier.training.recipes.estimate import quick_survey
 from luthier.training.recipes.mixture import Measure, Mixture
 from luthier.training.recipes.survey import PackedLengths, survey
@@ -101,6 +102,7 @@ def both(
     assert estimated is not None
     assert counted is not None
     assert sum(estimated.passes.values()) == estimated.num_steps
+    assert 0 not in estimated.passes.values()
     return estimated, counted
 
 
@@ -160,3 +162,66 @@ def test_the_most_steps_end_an_estimate_too(max_steps: int, most_counted: int, i
     check_near(estimated, counted, 0.02)
     if max_steps < counted.num_steps + 1:
         assert estimated.num_steps == counted.num_steps == max_steps
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 7])
+def test_fewer_steps_than_were_counted_have_no_more_passes_than_there_are(max_steps: int) -> None:
+    estimated, _ = both(drawn(4000, 1), replace(SETTINGS, max_steps=max_steps), 1_500)
+    assert estimated.num_counted_steps > estimated.num_steps == max_steps
+
+
+def test_a_sample_is_drawn_by_any_seed() -> None:
+    settings = replace(SETTINGS, seed=-1)
+    check_near(*both(drawn(4000, 1), settings, 1_500), 0.04)
+
+
+@pytest.mark.parametrize("most_counted", [9_000, 1_500], ids=["some epochs", "a part of one"])
+@pytest.mark.parametrize("changes", [{}, {"batch_tokens": 0, "batch_rows": 7}], ids=["tokens", "rows"])
+@pytest.mark.parametrize("mixture", [True, False])
+def test_no_step_is_larger_than_an_estimate_says(
+    mixture: bool, changes: dict[str, int], most_counted: int
+) -> None:
+    shape = SHAPES["a mixture by units" if mixture else "rows"]
+    train, mixed_by = shape()
+    settings = replace(SETTINGS, num_epochs=6, **changes)
+    estimated, counted = both(train, settings, most_counted, mixed_by)
+    assert estimated.num_counted_steps > 0
+    assert estimated.largest_step_tokens >= counted.largest_step_tokens
+    assert estimated.largest_step_tokens <= 7 * 2 * 30 or not changes
+
+
+class Counted:
+    """Notes how many rows are put in order."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, rows: PackedLengths, settings: BatchSettings, mixture: Mixture | None) -> PlanTotals:
+        self.rows.append(len(rows))
+        return count_steps(rows, settings, mixture)
+
+
+@pytest.mark.parametrize("measure", ["UNITS", "TOKENS"])
+@pytest.mark.parametrize("max_steps", [0, 20])
+@pytest.mark.parametrize(("own", "most_counted"), [(300, 1_500), (3000, 1_500), (300, 12_000)])
+def test_of_a_large_rendering_that_is_mixed_in_no_more_is_counted_than_passes(
+    own: int, most_counted: int, max_steps: int, measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows it has: all of them would be put in order for the few that pass."""
+    train, _, mixture = mixed((own, 20_000), measure)
+    found = Counted()
+    monkeypatch.setattr(estimate, "count_steps", found)
+    settings = replace(SETTINGS, num_epochs=2, max_steps=max_steps)
+    estimated, counted = both(train, settings, most_counted, mixture)
+    assert max(found.rows) <= 1.2 * most_counted
+    assert estimated.num_counted_steps > 0
+    check_near(estimated, counted, 0.05)
+
+
+def test_rows_that_teach_nothing_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = drawn(20_000, 1, idle=0.95)
+    found = Counted()
+    monkeypatch.setattr(estimate, "count_steps", found)
+    estimated, counted = both(train, SETTINGS, 20_000)
+    assert max(found.rows) < 1_500
+    assert estimated == counted

@@ -63,13 +63,15 @@ async def survey_elsewhere(
     return msgspec.json.decode(output, type=Survey)
 
 
-def estimate_warnings(found: Survey) -> Iterator[str]:
-    """Yield that steps are an estimate, where they are."""
+def estimate_warnings(found: Survey, max_steps: int) -> Iterator[str]:
+    """Yield what is an estimate: steps, or what they come to where `max_steps` ends them."""
     totals = found.totals
     if totals is not None and totals.num_counted_steps:
+        steps = f"{totals.num_steps} steps"
+        what = f"what {steps} come to is" if totals.num_steps == max_steps else f"{steps} are"
         yield (
-            f"{totals.num_steps} steps are an estimate from {totals.num_counted_steps} that were counted, as so many "
-            "rows pass that counting all would take too long for a plan; the job counts them before its first step"
+            f"{what} an estimate from {totals.num_counted_steps} that were counted, as putting so many rows in order "
+            "would take too long for a plan; the job counts them before its first step"
         )
 
 

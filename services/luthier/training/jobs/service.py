@@ -214,7 +214,7 @@ class JobService:
             made = make_plan(checked.job, checked.renderings, found, context_length)
         except LuthierError as error:
             raise await placed(error, checked.job.rendering, self._renderings) from error
-        made.warnings.extend(estimate_warnings(found))
+        made.warnings.extend(estimate_warnings(found, checked.job.hyperparameters.max_steps))
         made.warnings.extend(reward_warnings(checked.reward_models, checked.renderings[0]))
         trained = await self._trained(checked)
         if trained is not None and found.totals is not None:

@@ -141,7 +141,7 @@ class PlanTotals:
             because nothing is padded.
         drawn: what all steps take of each rendering of a mixture; empty without one.
         passes: how many steps have so many forward passes, by that number, in ascending order.
-        largest_step_tokens: tokens of the largest step.
+        largest_step_tokens: tokens of the largest step; of an estimate the most that any may have.
         num_seen: for each token of all steps those of its row up to itself, added up.
         num_counted_steps: steps that were counted, where all is estimated from them (`estimate`); 0: nothing is.
     """

@@ -2,7 +2,8 @@
 
 The order of an epoch takes a hash of each unit, so that counting all steps exactly takes some 4 s for each million rows
 that pass. A run does that once, before its first step. A plan is asked for while somebody waits: it counts whole epochs
-up to a number of rows, of an epoch that has more a sample of its units, and takes the others to be like them.
+up to a number of rows, of an epoch that has more a sample of its units, and takes the others to be like them. Of a
+rendering that is mixed in it keeps about what passes, where all of it are too many rows to be put in order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from luthier.training.recipes.survey import Longest, PackedLengths, Survey, fits
 
 MOST_COUNTED = 400_000
 """Rows, counted anew in each epoch, whose steps are counted: some two seconds of work."""
+_SPARE = 1.1
+"""Kept of a rendering that is mixed in, over what passes of it: units that were drawn may be smaller than others."""
 
 
 def quick_survey(
@@ -31,7 +34,10 @@ def quick_survey(
     mixture: Mixture | None = None,
     most_counted: int = MOST_COUNTED,
 ) -> Survey:
-    """Return what `survey` finds of the same rows; totals are an estimate where more rows pass than `most_counted`."""
+    """Return what `survey` finds of the same rows.
+
+    Totals are an estimate where more rows pass than `most_counted`, or teach in a mixture.
+    """
     firsts = mixture.first_rows if mixture else (0,)
     trained, validated = _parts(train, firsts), _parts(validation, firsts)
     own, *mixed = map(_looked_at, trained, validated)
@@ -152,16 +158,18 @@ def _totals(
     mixture: Mixture | None,
     most_counted: int,
 ) -> PlanTotals:
-    rows = _rows_of_an_epoch(parts, mixture)
+    passing = _passes_of_an_epoch(parts, mixture)
+    rows = sum(times * part.num_teaching for times, part in zip(passing, parts, strict=True))
     epochs = int(min(batches.num_epochs, max(1, most_counted // rows)))
     share = min(1.0, most_counted / rows)
-    if share == 1 and epochs == batches.num_epochs:
-        return count_steps(train, batches, mixture)
     whole = share == 1
-    some = train if whole else _sample(train, parts, share, batches.seed)
+    kept = [share] * len(parts)
+    if mixture is not None and share * sum(part.num_teaching for part in parts) > most_counted:
+        kept[1:] = [share * min(1.0, _SPARE * epochs * times) for times in passing[1:]]
     settings = replace(batches, num_epochs=epochs, max_steps=batches.max_steps if whole else 0)
-    counted = count_steps(some, settings, mixture)
-    if whole and counted.num_steps == batches.max_steps:
+    counted = count_steps(_sample(train, parts, kept, batches.seed), settings, mixture)
+    has_all = all(one == 1 for one in kept)
+    if has_all and (epochs == batches.num_epochs or counted.num_steps == batches.max_steps):
         return counted
     if whole:
         return _scaled(counted, counted.num_steps / epochs, parts, batches, mixture)
@@ -170,30 +178,30 @@ def _totals(
     return _scaled(counted, steps_per_epoch, parts, batches, mixture)
 
 
-def _rows_of_an_epoch(parts: Sequence[_Part], mixture: Mixture | None) -> float:
-    """Return about how many rows pass in an epoch, those that are mixed in among them."""
+def _passes_of_an_epoch(parts: Sequence[_Part], mixture: Mixture | None) -> list[float]:
+    """Return about how often each rendering passes in an epoch, which is one pass over the run's own."""
     if mixture is None:
-        return parts[0].num_teaching
+        return [1.0]
     weights = [
         int(part.teaches.sum()) if mixture.measure == "UNITS" else int(part.unit_supervised.sum())
         for part in parts
     ]
-    passes = [
+    return [
         weights[0] * share / mixture.shares[0] / weight
         for share, weight in zip(mixture.shares, weights, strict=True)
     ]
-    return sum(times * part.num_teaching for times, part in zip(passes, parts, strict=True))
 
 
-def _sample(train: PackedLengths, parts: Sequence[_Part], share: float, seed: int) -> PackedLengths:
+def _sample(train: PackedLengths, parts: Sequence[_Part], kept: Sequence[float], seed: int) -> PackedLengths:
     """Return the rows of so large a share of each rendering's units that teach, drawn without order."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(seed % 2**64)
     chosen = []
-    for part in parts:
-        units = np.flatnonzero(part.teaches)
-        count = max(1, math.ceil(share * len(units)))
-        mask = np.zeros(len(part.sizes), dtype=bool)
-        mask[draw.choice(units, count, replace=False)] = True
+    for part, share in zip(parts, kept, strict=True):
+        mask = part.teaches
+        if share < 1:
+            units = np.flatnonzero(mask)
+            mask = np.zeros(len(part.sizes), dtype=bool)
+            mask[draw.choice(units, max(1, math.ceil(share * len(units))), replace=False)] = True
         chosen.append(part.places[np.repeat(mask, part.sizes)])
     places = np.concatenate(chosen)
 
@@ -244,6 +252,7 @@ def _scaled(
         num_rows=sum(part.num_teaching for part in parts),
         num_steps=num_steps,
         **sums,
+        largest_step_tokens=_most_of_a_step(parts, batches, mixture),
         drawn=tuple(_times(one, factor) for one in counted.drawn),
         passes=_counts(counted, num_steps),
         num_counted_steps=counted.num_steps,
@@ -256,10 +265,21 @@ def _times(drawn: Drawn, factor: float) -> Drawn:
 
 
 def _counts(counted: PlanTotals, num_steps: int) -> dict[int, int]:
-    """Return how many of all steps have so many passes; they add up."""
-    found = {
-        passes: max(1, count * num_steps // counted.num_steps) for passes, count in counted.passes.items()
-    }
-    most = max(found, key=found.__getitem__)
-    found[most] = max(1, found[most] + num_steps - sum(found.values()))
-    return found
+    """Return how many of all steps have so many passes; they add up, and what none is left of is not named."""
+    parts = {passes: divmod(count * num_steps, counted.num_steps) for passes, count in counted.passes.items()}
+    found = {passes: whole for passes, (whole, _) in parts.items()}
+    left = num_steps - sum(found.values())
+    for passes in sorted(parts, key=lambda one: -parts[one][1])[:left]:
+        found[passes] += 1
+    assert sum(found.values()) == num_steps, f"{found} are not {num_steps} steps"
+    return {passes: count for passes, count in found.items() if count}
+
+
+def _most_of_a_step(parts: Sequence[_Part], batches: BatchSettings, mixture: Mixture | None) -> int:
+    """Return the most tokens that any step may have, counted or not."""
+    if not batches.batch_rows:
+        return batches.batch_tokens
+    tokens = np.concatenate([part.unit_tokens[part.teaches] for part in parts])
+    if mixture is not None:  # an epoch of a small rendering may end within a step, which has a unit again
+        return batches.batch_rows * int(tokens.max())
+    return int(np.sort(tokens)[-batches.batch_rows :].sum())

@@ -1,7 +1,7 @@
 """What a run would make of its rows, from their lengths alone: what fits, what teaches, how many steps.
 
-A plan says it and the worker checks it before the first step, by the same functions. Nothing but the standard
-library and the error tree is used.
+The worker finds it before the first step. A plan finds the same by columns, of many rows within seconds (`estimate`);
+both are held to what is found by the same functions. Nothing but the standard library and the error tree is used.
 """
 
 from __future__ import annotations
