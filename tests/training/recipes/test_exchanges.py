@@ -128,14 +128,12 @@ def test_an_exchange_begins_when_a_gpu_has_computed_what_it_was_given(tmp_path: 
 
         vars(torch.cuda)["synchronize"] = lambda device: told.append(f"await {device}")
         ranks = Replicas(torch.device("cuda", 0), Meetings())
-        for is_awaited in (True, False):
-            with ranks.exchange(3, is_awaited=is_awaited):
-                told.append("exchange")
+        with ranks.exchange(3):
+            told.append("exchange")
         return told
 
     (told,) = on_ranks(1, tmp_path, work)
-    assert told[:5] == ["await cuda:0", "enter 3", "exchange", "await cuda:0", "leave"]
-    assert told[5:] == ["enter 3", "exchange", "leave"]
+    assert told == ["await cuda:0", "enter 3", "exchange", "await cuda:0", "leave"]
 
 
 def test_pieces_change_no_bit_of_a_divided_model_on_two_ranks(

@@ -1551,8 +1551,8 @@ class FineTuningPlan(_message.Message):
     num_validation_rows: _builtins.int
     """Validation rows that have something to learn; with reinforcement prompts."""
     num_steps: _builtins.int
-    """Optimiser steps. Where more than 400,000 rows pass over all epochs they, and what follows from them, are an estimate from some of
-    them, which a warning says: a job counts them all before its first step.
+    """Optimiser steps. Where more than 400,000 rows pass over all epochs, or teach in a mixture, they, and what follows from them, are an
+    estimate from some of them, which a warning says: a job counts them all before its first step.
     """
     num_steps_per_epoch: _builtins.int
     """Optimiser steps in one pass over the training rows."""

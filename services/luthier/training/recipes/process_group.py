@@ -149,7 +149,7 @@ class Replicas:
         """Return an event behind all that the current stream of a GPU was given; None elsewhere."""
         if self._device.type != "cuda":
             return None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch gives it no types
         event.record()
         return event
 

@@ -1627,8 +1627,8 @@ export type FineTuningPlan = Message<"luthier.v1.FineTuningPlan"> & {
   numValidationRows: bigint;
 
   /**
-   * Optimiser steps. Where more than 400,000 rows pass over all epochs they, and what follows from them, are an estimate from some of
-   * them, which a warning says: a job counts them all before its first step.
+   * Optimiser steps. Where more than 400,000 rows pass over all epochs, or teach in a mixture, they, and what follows from them, are an
+   * estimate from some of them, which a warning says: a job counts them all before its first step.
    *
    * @generated from field: int64 num_steps = 3;
    */
