@@ -25,7 +25,6 @@ from tests.e2e.fuzz_calls import Site, told
 from tests.e2e.fuzzing import Fuzzer
 from tests.golden.answers import read_answers
 from tests.golden.home_files import unpack_home
-from tests.stores import service_urls
 
 from luthier.data import __main__ as data
 from luthier.data.config import Config as DataConfig
@@ -104,12 +103,10 @@ async def served(home: Path) -> AsyncIterator[Sites]:
         "metrics_address": "127.0.0.1:0",
     }
     rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
-    data_config = DataConfig(**shared, **service_urls(home, "data"))
-    training_config = TrainingConfig(**rewarded, **service_urls(home, "training"))
+    # A golden home has its stores in itself, wherever those of other tests are.
+    data_config, training_config = DataConfig(**shared), TrainingConfig(**rewarded)
     judged = {**rewarded, "judge_addresses": ("127.0.0.1",), "judge_keys": ()}
-    evaluation_config = EvaluationConfig(
-        **judged, evaluation_address=addresses[2], **service_urls(home, "evaluation")
-    )
+    evaluation_config = EvaluationConfig(**judged, evaluation_address=addresses[2])
     async with AsyncExitStack() as stack:
         for settings, build in (
             (data.settings_of(data_config), lambda parts: data.build(parts, data_config)),

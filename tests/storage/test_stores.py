@@ -35,7 +35,10 @@ OF_ADAPTERS = {
 """Tests of one adapter, or of what others made of it; so are those of `storage`."""
 
 
-def test_stores_are_where_services_have_them_unless_templates_say_otherwise(tmp_path: Path) -> None:
+def test_stores_are_where_services_have_them_unless_templates_say_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.Chosen, "templates", stores.Templates())
     urls = store_urls(tmp_path / "data")
     assert stores.service_urls(tmp_path, "data") == {"database_url": urls.database, "blobs_url": urls.blobs}
     assert stores.environment(tmp_path)["LUTHIER_DATA_DATABASE_URL"] == urls.database

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.text.conftest import KINDS, make_bundle
 
@@ -29,6 +29,7 @@ def decoded(bundle: TokenizerBundle, ids: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("kind", EXACT)
 @settings(max_examples=150, deadline=None)
 @given(parts=st.lists(pieces, min_size=2, max_size=4))
+@example(parts=["the", " user"])
 def test_the_tokens_up_to_a_cut_are_those_of_the_text_up_to_it(kind: str, parts: list[str]) -> None:
     bundle = make_bundle(None, kind)
     encoder = BoundaryEncoder(bundle)
@@ -44,7 +45,9 @@ def test_the_tokens_up_to_a_cut_are_those_of_the_text_up_to_it(kind: str, parts:
     if not whole.joined:
         assert whole.encoding.ids == plain.ids
     if not whole.inexact:
-        assert decoded(bundle, whole.encoding.ids) == decoded(bundle, plain.ids)
+        # Of one token "▁the▁user" at a text's beginning the Metaspace decoder of `tokenizers` drops both spaces.
+        written = unicodedata.normalize("NFC", text)
+        assert decoded(bundle, whole.encoding.ids) in (decoded(bundle, plain.ids), written)
 
 
 @pytest.mark.parametrize("kind", EXACT)
