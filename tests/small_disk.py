@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests import stores
 
 SIZE_MIB = 16
 
@@ -22,7 +23,10 @@ def mounted(folder: Path, size_mib: int = SIZE_MIB) -> Iterator[Path]:
     if tried.returncode != 0:
         pytest.skip(f"needs to mount a tmpfs, which is refused here: {tried.stderr.strip()}")
     try:
-        yield folder
+        # What is on it has its stores on it, wherever those of other tests are.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(stores.Chosen, "templates", stores.Templates())
+            yield folder
     finally:
         # Lazily: a worker's thread may still hold a file.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)

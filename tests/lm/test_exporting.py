@@ -188,9 +188,28 @@ def test_a_file_whose_ends_are_no_tokens_is_refused(
     monkeypatch.setattr(gguf.GGUFWriter, "add_eot_token_id", lie)
     source = ExportSource(model=base, adapter=None, form="F16", title="tiny", stop_token_ids=(0,))
     ((_, path),) = export_files(source, tmp_path / "out").files
-    with pytest.raises(InvalidArgument, match="eom_token_id must be tokens' ids, got str") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"eot_token_id .* must be a token's id, got a value of kind 8"
+    ) as caught:
         register_source(GgufSource(path=path), tmp_path / "again", scratch=tmp_path / "scratch")
     assert caught.value.reason == Reason.MODEL_INVALID
+
+
+def test_an_end_that_is_no_token_of_the_model_is_told_and_not_handed_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(writer: Any, _: int) -> None:
+        writer.add_uint32("tokenizer.ggml.eot_token_id", 0xFFFFFFFF)
+        writer.add_uint32("tokenizer.ggml.eom_token_id", 1)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_eot_token_id", lie)
+    source = ExportSource(model=base, adapter=None, form="F16", title="tiny", stop_token_ids=(0,))
+    ((_, path),) = export_files(source, tmp_path / "out").files
+    registered = register_source(GgufSource(path=path), tmp_path / "again", scratch=tmp_path / "scratch")
+    assert registered.eos_token_ids == (1, 2)
+    assert any("the model names [4294967295]" in one for one in registered.warnings)
+    settings = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [1, 2]
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_16_bits_and_that_is_said(base: Path, tmp_path: Path) -> None:

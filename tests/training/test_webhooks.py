@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from standardwebhooks import Webhook as Verifier
-from tests.stores import environment
+from tests.stores import database_file, environment, service_file
 from tests.training.conftest import Bench, adapter_files
 from tests.work.webhooks.ends import check_end_is_one
 from tests.work.webhooks.receiver import Receiver, headers_of, receiving
@@ -177,10 +177,11 @@ def moved_home(folder: Path, home: Path) -> None:
     """Put the bench's database where a service finds it."""
     (home / "training").mkdir(parents=True, mode=0o700)
     home.chmod(0o700)
+    made, found = database_file(folder / "training"), service_file(home, "training")
     for suffix in ("", "-wal", "-shm"):
-        path = folder / f"training.db{suffix}"
+        path = made.with_name(made.name + suffix)
         if path.exists():
-            path.rename(home / "training" / path.name)
+            path.rename(found.with_name(found.name + suffix))
 
 
 def delivered(service: Service) -> WebhookDelivery:

@@ -124,6 +124,40 @@ async def test_who_waits_to_begin_while_it_is_purged_is_told(things: Things) -> 
     assert (log._watchers, log._purged) == ({}, set())
 
 
+async def test_who_begins_while_it_is_purged_is_told(things: Things, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row was found before it was deleted, and nobody watched it when its events began to go."""
+    monkeypatch.setattr(purging, "PURGE_BATCH", 10)
+    made = await ended(things)
+    log = things.family._log
+    await give_up(things)
+    sweeping = asyncio.create_task(purging_of(things).sweep())
+    while await number_told(things, made.uid) > LINES - 20:
+        pass
+    for start in (0, 3):
+        with pytest.raises(NotFound, match="was purged while it was watched"):
+            await anext(aiter(log.watch(made.uid, NAME, start)))
+    assert not sweeping.done()
+    await sweeping
+    assert (log._watchers, log._purging, log._purged) == ({}, set(), set())
+
+
+async def test_who_begins_when_it_has_been_purged_is_told(
+    things: Things, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row was found before it was deleted, and it was gone altogether when its events were looked for."""
+    found = await ended(things)
+    await give_up(things)
+    await purging_of(things).sweep()
+
+    async def read(_: str, __: str = "") -> Thing:
+        return found
+
+    monkeypatch.setattr(things.family, "read", read)
+    with pytest.raises(NotFound) as caught:
+        await asyncio.wait_for(anext(aiter(things.family.watch(NAME, 0))), 5.0)
+    assert caught.value.reason == Reason.RESOURCE_NOT_FOUND
+
+
 async def test_who_has_read_the_end_is_told_nothing(things: Things) -> None:
     await ended(things)
     async with aclosing(things.family.watch(NAME, LINES)) as watching:  # type: ignore[type-var]

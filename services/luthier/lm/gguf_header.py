@@ -1,13 +1,15 @@
 """What a GGUF file says that it holds, compared with its size before a library believes it.
 
 The `gguf` package (up to 0.19) counts an array's elements by what the file says and reads past its end without an
-error: forty bytes that promise 2^63 numbers keep it busy for ever, and take all memory.
+error: forty bytes that promise 2^63 numbers keep it busy for ever, and take all memory. Of what is there it makes an
+object of some 700 bytes for each number and two for each text, so that a byte may cost it 700.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -15,29 +17,51 @@ from luthier.errors import InvalidArgument, Reason
 
 _BYTES: Mapping[int, int] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of a value of each kind of number."""
+_WHOLE: Mapping[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10: "Q", 11: "q"}
+"""How `struct` names each kind of whole number."""
+_END_KEYS = (b"tokenizer.ggml.eot_token_id", b"tokenizer.ggml.eom_token_id")
 _STRING, _ARRAY = 8, 9
 _MAGIC_BYTES = 4
 _LEAST_PAIR, _LEAST_TENSOR, _LEAST_STRING, _LEAST_ARRAY = 8 + 4 + 1, 8 + 4 + 4 + 8, 8, 4 + 8
 """Bytes that each takes at least."""
 _DEEPEST = 4
-_MOST_ELEMENTS = 1 << 24
-"""Of an array of texts: some hundred times a vocabulary."""
+_MOST_OBJECTS = 10_000_000
+"""Of all that a file says, 7 GB of them: a million tokens with scores, kinds and two merges each are 8 million."""
+_TEXT_OBJECTS, _ARRAY_OBJECTS, _PAIR_OBJECTS, _TENSOR_OBJECTS = 2, 2, 4, 8
+"""What the package makes of each; of a number one."""
 
 
-def require_sound_header(path: Path) -> None:
-    """Return if all that the metadata of a GGUF file announces can lie in the file. Its tensors are not looked at.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """What is taken from the metadata of a GGUF file without the package.
+
+    Attributes:
+        end_ids: tokens by which an answer ends, besides the end of sequence; the file may name what it has not.
+    """
+
+    end_ids: tuple[int, ...]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read the metadata of a GGUF file, if all that it announces can lie in the file. Its tensors are not looked at.
 
     Raises:
-        InvalidArgument: MODEL_INVALID; the first thing that cannot, with the number that it has.
+        InvalidArgument: MODEL_INVALID; the first thing that cannot, with the number that it has; or there is more than
+            the package can make objects of in some gigabytes; or an end of answers is no whole number.
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         metadata = _Metadata(data)
         num_tensors, num_pairs = metadata.number(8), metadata.number(8)
-        metadata.require(num_tensors, _LEAST_TENSOR, "tensors")
-        metadata.require(num_pairs, _LEAST_PAIR, "key-value pairs")
+        metadata.announce(num_tensors, _LEAST_TENSOR, "tensors", _TENSOR_OBJECTS)
+        metadata.announce(num_pairs, _LEAST_PAIR, "key-value pairs", _PAIR_OBJECTS)
+        ends: dict[bytes, int] = {}
         for _ in range(num_pairs):
-            metadata.skip(metadata.number(8), 1, "bytes of a key")
-            metadata.skip_value(metadata.number(4), 0)
+            key, kind = metadata.text("bytes of a key"), metadata.number(4)
+            if key in _END_KEYS:
+                ends.setdefault(key, metadata.whole_number(kind, key))
+            else:
+                metadata.skip_value(kind, 0)
+    return GgufHeader(end_ids=tuple(ends[key] for key in _END_KEYS if key in ends))
 
 
 class _Metadata:
@@ -47,16 +71,41 @@ class _Metadata:
         self._data = data
         self._place = _MAGIC_BYTES
         self._order = "<"
+        self._num_objects = 0
         version = self.number(4)
         if version and not version & 0xFFFF:  # written by a machine of the other byte order
             self._order = ">"
 
     def number(self, size: int) -> int:
         """Read a whole number of 4 or 8 bytes."""
-        place = self._place
+        return self._unpacked("I" if size == 4 else "Q", size)
+
+    def whole_number(self, kind: int, key: bytes) -> int:
+        """Read a value that must be a whole number, whatever its size."""
+        if kind not in _WHOLE:
+            raise _invalid(f"{key.decode()} of a GGUF file must be a token's id, got a value of kind {kind}")
+        return self._unpacked(_WHOLE[kind], _BYTES[kind])
+
+    def text(self, what: str) -> bytes:
+        """Read a text."""
+        size = self.number(8)
+        self.skip(size, 1, what)
+        return self._data[self._place - size : self._place]
+
+    def _unpacked(self, code: str, size: int) -> int:
         self.skip(1, size, "number")
-        (found,) = struct.unpack_from(f"{self._order}{'I' if size == 4 else 'Q'}", self._data, place)
+        (found,) = struct.unpack_from(self._order + code, self._data, self._place - size)
         return int(found)
+
+    def announce(self, count: int, size: int, what: str, num_objects: int) -> None:
+        """Refuse more of something than the file can hold, or than the package can make `num_objects` each of."""
+        self.require(count, size, what)
+        self._num_objects += count * num_objects
+        if self._num_objects > _MOST_OBJECTS:
+            raise _invalid(
+                f"a GGUF file must say at most {_MOST_OBJECTS} things besides its weights, a text counted as "
+                f"{_TEXT_OBJECTS}, got {self._num_objects} with {count} {what}"
+            )
 
     def require(self, count: int, size: int, what: str) -> None:
         """Refuse more of something, of at least `size` bytes each, than what is left of the file can hold."""
@@ -86,12 +135,15 @@ class _Metadata:
             )
 
     def _skip_array(self, kind: int, count: int, depth: int) -> None:
+        what = "elements of an array"
         if kind in _BYTES:
-            self.skip(count, _BYTES[kind], "elements of an array")
+            self.announce(count, _BYTES[kind], what, 1)
+            self.skip(count, _BYTES[kind], what)
             return
-        self.require(count, _LEAST_STRING if kind == _STRING else _LEAST_ARRAY, "elements of an array")
-        if count > _MOST_ELEMENTS:
-            raise _invalid(f"an array of a GGUF file must have at most {_MOST_ELEMENTS} texts, got {count}")
+        if kind == _STRING:
+            self.announce(count, _LEAST_STRING, what, _TEXT_OBJECTS)
+        else:
+            self.announce(count, _LEAST_ARRAY, what, _ARRAY_OBJECTS)
         for _ in range(count):
             self.skip_value(kind, depth + 1)
 

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, Keys, TokenType
+from gguf import TokenType
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from luthier.errors import InvalidArgument, Reason
@@ -16,7 +15,6 @@ from luthier.text.tokenizer import TokenizerBundle
 _BY_EXPRESSION = {
     GGUF_PRE_TOKENIZER_SPLITS[name]: name for name in ("tekken", "gpt-4o", "qwen2", "llama-bpe")
 }
-_END_KEYS = (Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -104,23 +102,6 @@ def gguf_tokenizer(
         adds_eos=bool(bundle.suffix_ids),
         chat_template=bundle.chat_template or "",
     )
-
-
-def gguf_end_ids(path: Path) -> list[int]:
-    """Return the tokens by which a GGUF file says that an answer ends, besides its end of sequence.
-
-    Raises:
-        InvalidArgument: MODEL_INVALID; one of them is no token's id.
-    """
-    reader = GGUFReader(path)
-    fields = [reader.get_field(name) for name in _END_KEYS]
-    ids = [field.contents() for field in fields if field is not None]
-    if wrong := [one for one in ids if not isinstance(one, int) or isinstance(one, bool)]:
-        raise InvalidArgument(
-            f"{' and '.join(_END_KEYS)} must be tokens' ids, got {type(wrong[0]).__name__}",
-            reason=Reason.MODEL_INVALID,
-        )
-    return ids
 
 
 def _kind(number: int, texts: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> TokenType:

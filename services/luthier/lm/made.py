@@ -1,4 +1,4 @@
-"""What merging and exporting are told and what they make. Imports no torch: who orders it needs none."""
+"""What merging and exporting are told and what is made, by name. Imports no torch: who orders it needs none."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,9 @@ GgufType = Literal["F16", "Q8_0"]
 
 EXPORTABLE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures whose GGUF files can be written here, and read again to be compared."""
+
+GENERATION_CONFIG = "generation_config.json"
+"""Where other programs read at which tokens a model's answers end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

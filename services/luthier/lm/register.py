@@ -5,27 +5,29 @@ same source gives the same bytes.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub import errors as hub_errors
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
-from luthier.lm.gguf_header import require_sound_header
-from luthier.lm.gguf_tokenizer import gguf_end_ids
+from luthier.lm.gguf_header import read_header
 from luthier.lm.load import eos_token_ids, load_weights, open_gguf
+from luthier.lm.made import GENERATION_CONFIG
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
 from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, RegisteredFiles, Source
 from luthier.lm.tokenizer_files import WrittenTokenizer, open_gguf_tokenizer, write_converted, write_tokenizer
 from luthier.text.tokenizer import TokenizerBundle
 
-WEIGHT_FILES = ("model.safetensors", "config.json", "generation_config.json")
+_generation_class: Any = GenerationConfig
+WEIGHT_FILES = ("model.safetensors", "config.json", GENERATION_CONFIG)
 _HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
 _END_OF_TURN_TOKENS = (
     "<|im_end|>",
@@ -58,9 +60,10 @@ def register_source(source: Source, directory: Path, *, scratch: Path) -> Regist
         raise InvalidArgument(f"the directory to write must be empty, {directory.name} is not")
     if isinstance(source, GgufSource):
         with staged_file(source.path, scratch) as file:
-            plain = _write_weights(_open_gguf(file), directory)
+            model, end_ids = _open_gguf(file)
+            plain = _write_weights(model, directory)
             written = write_converted(open_gguf_tokenizer(file), directory, _num_rows(plain))
-        return _describe(plain, written, directory)
+        return _describe(plain, written, directory, end_ids)
     commit = _commit(source) if isinstance(source, HubSource) else ""
     path = _download(source, commit, scratch) if isinstance(source, HubSource) else source.path
     with staged_folder(path, scratch) as folder:
@@ -82,7 +85,8 @@ def _num_rows(model: PreTrainedModel) -> int:
     return embedding.num_embeddings
 
 
-def _open_gguf(path: Path) -> PreTrainedModel:
+def _open_gguf(path: Path) -> tuple[PreTrainedModel, tuple[int, ...]]:
+    """Return the model, and the ends of answers that the file names and transformers does not read."""
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -90,18 +94,22 @@ def _open_gguf(path: Path) -> PreTrainedModel:
         raise InvalidArgument(
             f"a GGUF file must begin with the bytes GGUF, {path.name} does not", reason=Reason.MODEL_INVALID
         )
-    require_sound_header(path)
+    end_ids = read_header(path).end_ids
     model = open_gguf(path, torch.bfloat16)
-    if (ends := gguf_end_ids(path)) and model.generation_config is not None:
-        model.generation_config.eos_token_id = sorted({*eos_token_ids(model), *ends})
-    return model
+    rows = _num_rows(model)
+    # What the model has no token for is told of, and is not handed on with its files.
+    if any(token in range(rows) for token in end_ids):
+        generation = model.generation_config or _generation_class()
+        generation.eos_token_id = sorted({*eos_token_ids(model), *end_ids}.intersection(range(rows)))
+        model.generation_config = generation
+    return model, end_ids
 
 
 def _open_directory(path: Path) -> PreTrainedModel:
     for index in sorted(path.glob(f"*{INDEX_SUFFIX}")):
         _check_index(index)
-    if (path / "generation_config.json").is_file():
-        read_object(path / "generation_config.json")
+    if (path / GENERATION_CONFIG).is_file():
+        read_object(path / GENERATION_CONFIG)
     check_config(read_config(path))
     return load_weights(path, dtype=torch.bfloat16)
 
@@ -183,7 +191,9 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _describe(model: PreTrainedModel, written: WrittenTokenizer, directory: Path) -> RegisteredFiles:
+def _describe(
+    model: PreTrainedModel, written: WrittenTokenizer, directory: Path, end_ids: Iterable[int] = ()
+) -> RegisteredFiles:
     names = [name for name in (*WEIGHT_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
     for path in directory.iterdir():
         if path.is_dir():
@@ -194,7 +204,7 @@ def _describe(model: PreTrainedModel, written: WrittenTokenizer, directory: Path
     config = model.config
     text = written.bundle.chat_template or ""
     endings = {written.bundle.token_id(token) for token in _END_OF_TURN_TOKENS if token in text}
-    eos_ids, warnings = _eos_token_ids(model, written.bundle)
+    eos_ids, warnings = _eos_token_ids(model, written.bundle, end_ids)
     return RegisteredFiles(
         files=tuple((name, directory / name) for name in sorted(names)),
         architecture=type(model).__name__,
@@ -210,10 +220,10 @@ def _describe(model: PreTrainedModel, written: WrittenTokenizer, directory: Path
 
 
 def _eos_token_ids(
-    model: PreTrainedModel, bundle: TokenizerBundle
+    model: PreTrainedModel, bundle: TokenizerBundle, end_ids: Iterable[int]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Every end-of-sequence id that the model's files name, and which of them it has not."""
-    stated = set(eos_token_ids(model))
+    stated = {*eos_token_ids(model), *end_ids}
     if (token := bundle.special_id("eos_token")) is not None:
         stated.add(token)
     rows = _num_rows(model)

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
+from luthier.lm.made import GENERATION_CONFIG
 
 MIB = 1 << 20
 COPIED_FILES = {
     "config.json": MIB,
-    "generation_config.json": MIB,
+    GENERATION_CONFIG: MIB,
     "tokenizer.json": 256 * MIB,
     "tokenizer_config.json": 16 * MIB,
     "special_tokens_map.json": 16 * MIB,

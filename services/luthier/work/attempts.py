@@ -15,6 +15,7 @@ from luthier.work.events import AttemptKind, attempt_changed
 from luthier.work.faults import GIVEN_BACK
 from luthier.work.handlers import TaskHandler
 from luthier.work.leases import Leases
+from luthier.work.limits import KEPT_SLOTS
 from luthier.work.log import EventLog
 from luthier.work.metrics import WorkMetrics
 from luthier.work.repository import Tasks
@@ -114,7 +115,7 @@ class Attempts:
         It ends with WORKER_LOST then, or with `reason` where the worker is well. One that was to pause is paused.
         """
         losses = task.losses + counts
-        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        self._end_lease(task)
         await self.record(connection, task, "LOST", why, reason)
         if reason == Reason.WORKER_LOST:
             self.database.after_commit(partial(_note_lost, task))
@@ -157,7 +158,7 @@ class Attempts:
 
         A task that was cancelled since ends, and one that was not asked goes on.
         """
-        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        self._end_lease(task)
         await self.record(connection, task, "PAUSED")
         if task.cancel_requested:
             await self._close(connection, task, Outcome(cancelled=True))
@@ -183,7 +184,7 @@ class Attempts:
         """
         if outcome.result is not None:
             require_kind(task, outcome.result)
-        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        self._end_lease(task)
         # The last attempt of one that is paused has ended as such.
         if task.attempt > 0 and task.state is not TaskState.PAUSED:
             kind: AttemptKind = "SUCCEEDED"
@@ -194,6 +195,12 @@ class Attempts:
                 kind = "CANCELLED"
             await self.record(connection, task, kind, reason=reason)
         await self._close(connection, task, outcome)
+
+    def _end_lease(self, task: Task) -> None:
+        self.database.after_commit(lambda: self.leases.end(task.task_id))
+        if task.state is TaskState.LEASED and task.kind in KEPT_SLOTS:
+            # Another of its project may be given a slot now.
+            self.database.after_commit(lambda: self.announce_after(0.0))
 
     def _retry_seconds(self, losses: int) -> float:
         # One lost worker says nothing of the task, and another one takes over at once; two in a row may.

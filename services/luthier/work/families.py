@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -190,7 +191,8 @@ class Family(Generic[M, P]):
     async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncIterator[Event]:
         """Yield the events of a resource from a number on, until its final one. Raises as `read`, and OutOfRange."""
         stored = await self.read(name, uid)
-        async for event in self._log.watch(stored.uid, name, start_sequence):
+        require = partial(self._rows.of_uid, uid=stored.uid)
+        async for event in self._log.watch(stored.uid, name, start_sequence, require):
             yield event
 
     async def events(self, uid: str, after: int, limit: int) -> Sequence[Event]:

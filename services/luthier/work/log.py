@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ SLOW_READER_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
 _WOKEN_TOGETHER = 32
 _ENDED_LONG_AGO = "of what ended long ago the last event alone is kept"
+_Require = Callable[[AsyncConnection], Awaitable[object]]
 _logger = logging.getLogger(__name__)
 
 
@@ -48,6 +49,7 @@ class EventLog:
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._trimming: dict[str, asyncio.Event] = {}
+        self._purging: set[str] = set()
         self._purged: set[str] = set()
         self._feed = Feed(self._load)
 
@@ -128,10 +130,13 @@ class EventLog:
             for row in await connection.execute(statement)
         ]
 
-    async def watch(self, uid: str, name: str, start_sequence: int = 0) -> AsyncIterator[Event]:
+    async def watch(
+        self, uid: str, name: str, start_sequence: int = 0, require: _Require | None = None
+    ) -> AsyncIterator[Event]:
         """Yield the events of a resource from `start_sequence` (0: the first there is) on, with heartbeats while quiet.
 
-        Ends after a final state change; at once when that one is already read.
+        Ends after a final state change; at once when that one is already read. `require` raises where the resource is
+        not there; asked where nothing is told of it, as it may be purged since it was found.
 
         Raises:
             OutOfRange: start_sequence lies beyond the next event, or that event is gone.
@@ -144,7 +149,7 @@ class EventLog:
             # None is let go from here on, as it is watched.
             while (trimming := self._trimming.get(uid)) is not None:
                 await trimming.wait()
-            wanted = await self._place(uid, name, max(start_sequence, 0))
+            wanted = await self._place(uid, name, max(start_sequence, 0), require)
             if wanted is None:
                 return
             async for message in self._follow(uid, name, wanted, woken):
@@ -156,15 +161,17 @@ class EventLog:
                 self._purged.discard(uid)
                 self._feed.forget(uid)
 
-    async def _place(self, uid: str, name: str, start_sequence: int) -> int | None:
+    async def _place(self, uid: str, name: str, start_sequence: int, require: _Require | None) -> int | None:
         """Return the number of the first event that a watcher wants; None when the final one is read already."""
         async with self._database.reading() as connection:
             first = await self._end_of(connection, func.min, uid) or 1
             last = await self._last_sequence(connection, uid)
             newest = select(events.c.final).where(events.c.uid == uid, events.c.sequence == last)
             has_ended = (await connection.execute(newest)).scalar()
+            if require is not None and last == 0:
+                await require(connection)
         wanted = start_sequence or first
-        if uid in self._purged:
+        if self._is_purged(uid):
             raise _purged(name, wanted)
         if wanted > last + 1:
             raise OutOfRange(
@@ -189,19 +196,27 @@ class EventLog:
             del self._trimming[uid]
             done.set()
 
-    def purge(self, uids: Iterable[str]) -> None:
-        """Have who watches resources told that they are gone; said before their events go, so that none sees a gap."""
+    @contextmanager
+    def purging(self, uids: Collection[str]) -> Iterator[None]:
+        """Have who watches resources, or begins to, told that they are gone: in the block, in which their events go."""
+        self._purging.update(uids)
         for uid in uids:
-            if uid in self._watchers:
-                self._purged.add(uid)
-                self._wake(uid)
+            self._wake(uid)
+        try:
+            yield
+        finally:
+            self._purging.difference_update(uids)
+            self._purged.update(uid for uid in uids if uid in self._watchers)
+
+    def _is_purged(self, uid: str) -> bool:
+        return uid in self._purging or uid in self._purged
 
     async def _follow(self, uid: str, name: str, wanted: int, woken: asyncio.Event) -> AsyncIterator[Event]:
         while True:
             woken.clear()
             batch = await self._feed.events(uid, wanted)
             # After it was read: what was said before that went may be whole no longer.
-            if uid in self._purged:
+            if self._is_purged(uid):
                 raise _purged(name, wanted)
             for event in batch:
                 assert event.sequence == wanted, f"{name}: event {event.sequence} follows {wanted - 1}"

@@ -117,29 +117,32 @@ class Purging:
     async def _purge(self, family: Purged, uids: Sequence[str]) -> None:
         """Purge some resources: a transaction for a step with all of them, as each costs more than what it deletes."""
         rows = family.rows
-        deleted = DeletedRows(rows)
         async with self._database.transaction(makes_room=True) as connection:
             # Less what was brought back meanwhile, or is needed by what was.
             still = self._due_statement(family).where(rows.table.c.uid.in_(uids))
             due = (await connection.execute(still)).scalars().all()
-            await deleted.give_up(connection, *due)
+            await DeletedRows(rows).give_up(connection, *due)
         if not due:
             return
-        self._log.purge(due)
+        with self._log.purging(due):
+            await self._delete(family, due)
+        for uid in due:
+            self._metrics.purged(rows.table.name)
+            _logger.info("purged", extra={"family": rows.table.name, "uid": uid})
+
+    async def _delete(self, family: Purged, due: Sequence[str]) -> None:
         # What they refer to before the rows that say so: whoever looks in between finds no row that nothing explains.
         while await self._let_some_go(due):
             pass
         for owner in (*family.parts, events.c.uid, deliveries.c.uid):
             while await self._delete_some(owner, due):
                 pass
+        deleted = DeletedRows(family.rows)
         async with self._database.transaction(makes_room=True) as connection:
             await _delete_tasks(connection, due)
             await self._holds.drop(connection, *due)
             for uid in due:
                 await deleted.purge(connection, uid)
-        for uid in due:
-            self._metrics.purged(rows.table.name)
-            _logger.info("purged", extra={"family": rows.table.name, "uid": uid})
 
     async def _let_some_go(self, uids: Sequence[str]) -> bool:
         """Let go some of the blobs that resources and their parts refer to; returns whether there may be more."""

@@ -310,7 +310,6 @@ class Queue:
             task = await self._tasks.held(connection, task_id, epoch)
             await require_blobs()
             await self._attempts.conclude(connection, task, outcome)
-            self._database.after_commit(self._announce)  # another of its project may be given a slot now
 
     async def leases_of(self, worker_id: str) -> dict[str, float]:
         """Return by holder the seconds left of the leases that processes of a worker id hold."""

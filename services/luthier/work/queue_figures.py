@@ -27,8 +27,8 @@ NO_WORKER = "NO_WORKER"
 PUT_OFF = "PUT_OFF"
 """It is kept back for a while: an attempt was lost, or could not be handed out."""
 REASONS = (TURN, BUSY, NO_WORKER, str(Reason.NO_FITTING_WORKER), PUT_OFF, str(Reason.DISK_FULL))
-_Held = Mapping[str, Sequence[TaskKind]]
-"""What each holder of leases has: the kind of each task."""
+_Held = Mapping[str, Sequence[tuple[TaskKind, str]]]
+"""What each holder of leases has: the kind and the project of each task."""
 _Idle = Mapping[TaskKind, Sequence[Worker]]
 """Who has room for a task of a kind."""
 _UNFINISHED = (TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED)
@@ -116,11 +116,17 @@ class QueueFigures:
 
 
 def _with_room(present: Sequence[Worker], held: _Held) -> _Idle:
-    """Return who may take one more task of a kind, beside what it holds; a slot that is kept is no room for all."""
+    """Return who may take one more task of a kind, beside what it holds, of any project.
+
+    A slot that is kept from a project is no room for all.
+    """
     idle: defaultdict[TaskKind, list[Worker]] = defaultdict(list)
     for worker in present:
-        for kind in kinds_with_room(worker.kinds, held.get(worker.holder, ()), PROJECT_SLOTS):
-            idle[kind].append(worker)
+        has = held.get(worker.holder, ())
+        kept = {kind for (kind, _), number in Counter(has).items() if number >= PROJECT_SLOTS[kind]}
+        for kind in kinds_with_room(worker.kinds, [kind for kind, _ in has]):
+            if kind not in kept:
+                idle[kind].append(worker)
     return idle
 
 

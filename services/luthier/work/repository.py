@@ -337,12 +337,13 @@ class Tasks:
             for row in await connection.execute(statement)
         ]
 
-    async def held_by(self, connection: AsyncConnection) -> dict[str, list[TaskKind]]:
-        """Return the tasks that each holder of a lease has: the kind of each."""
-        statement = select(tasks.c.worker, tasks.c.kind).where(tasks.c.state == TaskState.LEASED)
-        held: defaultdict[str, list[TaskKind]] = defaultdict(list)
+    async def held_by(self, connection: AsyncConnection) -> dict[str, list[tuple[TaskKind, str]]]:
+        """Return the tasks that each holder of a lease has: the kind and the project of each."""
+        columns = (tasks.c.worker, tasks.c.kind, tasks.c.project)
+        statement = select(*columns).where(tasks.c.state == TaskState.LEASED)
+        held: defaultdict[str, list[tuple[TaskKind, str]]] = defaultdict(list)
         for row in await connection.execute(statement):
-            held[row.worker].append(TaskKind(row.kind))
+            held[row.worker].append((TaskKind(row.kind), row.project))
         return dict(held)
 
 

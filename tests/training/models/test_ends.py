@@ -12,9 +12,10 @@ from tests.training.models.test_making import ADAPTER, JOB, NEW, finish, merge, 
 from tests.training.models.test_making import CHECK as CLOSE
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.lm.made import GENERATION_CONFIG
 from luthier.training.jobs import repository as job_repository
 from luthier.training.models import repository
-from luthier.training.models.ends import GENERATION_CONFIG, generation_config
+from luthier.training.models.ends import generation_config
 from luthier.v1.fine_tuning_job_pb2 import FullConfig
 from luthier.v1.model_pb2 import Model, ModelFile, Taught
 from luthier.work.tasks import Outcome, TaskKind
@@ -61,6 +62,31 @@ def test_without_a_file_of_the_base_there_is_one_where_somebody_names_an_end() -
 
 
 @pytest.mark.parametrize(
+    ("settings", "config", "expected"),
+    [(b"{}", 2, [2, 7]), (b"", 2, [2, 7]), (b'{"eos_token_id": 3}', [2, 3], [3, 2, 7]), (b"{}", None, [7])],
+)
+def test_a_base_that_never_said_its_ends_is_asked_for_them_in_both_files(
+    settings: bytes, config: Any, expected: list[int]
+) -> None:
+    """What is named in the one file hides what is named in the other, for all who read them."""
+    made = generation_config(
+        Model(), Taught(stop_token_ids=[7]), settings, json.dumps({"eos_token_id": config}).encode()
+    )
+    assert json.loads(made) == {"eos_token_id": expected}
+
+
+def test_a_base_that_says_its_ends_is_not_asked_for_them_in_its_config() -> None:
+    assert json.loads(generation_config(BASE, Taught(), b"", b'{"eos_token_id": 9}')) == {
+        "eos_token_id": [2, 5]
+    }
+
+
+def test_a_config_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(InvalidArgument, match=r"config\.json of m must be JSON"):
+        generation_config(Model(name="m"), Taught(), b"", b"{")
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (b"{", "must be JSON"),
@@ -92,6 +118,23 @@ async def test_all_weights_of_a_base_that_never_said_its_ends_leave_them_to_thei
     model = await tuned(bench, full=FullConfig())
     assert list(model.eos_token_ids) == []
     assert await settings_of(bench, await bench.models.ready(ADAPTER)) == SETTINGS | {"eos_token_id": [2, 7]}
+
+
+async def test_an_end_that_only_the_config_of_an_old_base_names_is_not_lost(bench: Any) -> None:
+    await with_settings(bench, {"temperature": 0.5}, eos=())
+    blob = await conftest.stored(bench, json.dumps({"eos_token_id": 2}), "config.json")
+    async with bench.database.transaction() as connection:
+        stored = await bench.models.family.get(connection, bench.MODEL)
+        private, changed = stored.copy_private(), stored.copy()
+        kept = [file for file in private.files if file.path != "config.json"]
+        del private.files[:]
+        private.files.extend(kept)
+        private.files.append(ModelFile(path=blob.path, sha256=blob.sha256, size_bytes=blob.size_bytes))
+        changed.display_name = "old"
+        await repository.models().update(connection, stored, changed, private)
+    await tuned(bench)
+    settings = await settings_of(bench, await bench.models.ready(ADAPTER))
+    assert settings == {"temperature": 0.5, "eos_token_id": [2, 7]}
 
 
 async def test_a_checkpoint_and_what_is_merged_of_it_end_there_too(bench: Any) -> None:

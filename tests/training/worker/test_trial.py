@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
+from tests.stores import service_urls
 from tests.training.recipes.prompt_runs import Run
 from tests.training.recipes.test_preference import CPU, OPTIMISER
 from tests.training.recipes.test_sft import corpus_of, settings_for
@@ -303,7 +305,7 @@ async def test_what_is_chosen_is_no_part_of_a_run(registered: Site, memory: Memo
     async with registered.worker():
         ended = await registered.ended((await registered.create("one", max_steps=3)).name)
         (point,) = await registered.checkpoints(ended.name)
-    states = [path for path in registered.home.rglob("*") if path.is_file() and _is_state(path)]
+    states = _states(registered.home)
     assert states
     state = json.loads(states[0].read_text())
     corpus = corpus_of(registered.data.rows)
@@ -312,6 +314,11 @@ async def test_what_is_chosen_is_no_part_of_a_run(registered: Site, memory: Memo
     assert state["settings"]["batches"]["micro_batch_tokens"] == 0
     assert state["plan_digest"] == plan_digest(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches)
     assert point.step == 3
+
+
+def _states(home: Path) -> list[Path]:
+    blobs = Path(unquote(urlsplit(service_urls(home, "training")["blobs_url"]).path))
+    return [path for path in blobs.rglob("*") if path.is_file() and _is_state(path)]
 
 
 def _is_state(path: Path) -> bool:

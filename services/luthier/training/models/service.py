@@ -9,13 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from luthier.errors import AlreadyExists, Failure, NotFound, OutOfRange
 from luthier.errors.status import failure_to_status
+from luthier.lm.made import GENERATION_CONFIG
 from luthier.runtime.names import child_name, new_id
 from luthier.runtime.paging import PageTokens
 from luthier.storage.blobs import BlobStore
 from luthier.storage.database import Database
 from luthier.stored.v1.training_pb2 import ModelPrivate
 from luthier.training.models import repository, rules
-from luthier.training.models.ends import GENERATION_CONFIG, generation_config
+from luthier.training.models.ends import CONFIG, generation_config
 from luthier.training.models.rules import State
 from luthier.training.weights import Origin, SeenModel, StoredModel
 from luthier.v1.model_pb2 import Model, ModelFile, Taught
@@ -131,12 +132,15 @@ class ModelService:
     async def keep_generation_config(self, base: StoredModel, taught: Taught) -> ModelFile | None:
         """Store and return the generation config of a model that will be taught so on a base.
 
-        None: nobody names a token that ends answers. Raises InvalidArgument MODEL_INVALID where the base's own cannot
-        be read.
+        None: nobody names a token that ends answers. Raises InvalidArgument MODEL_INVALID where the base's own files
+        cannot be read.
         """
-        own = next((file for file in base.private.files if file.path == GENERATION_CONFIG), None)
-        settings = b"" if own is None else b"".join([part async for part in self._blobs.read(own.sha256)])
-        content = generation_config(base.message, taught, settings)
+        own = {file.path: file.sha256 for file in base.private.files}
+        settings, config = [
+            b"".join([part async for part in self._blobs.read(own[path])]) if path in own else b""
+            for path in (GENERATION_CONFIG, CONFIG)
+        ]
+        content = generation_config(base.message, taught, settings, config)
         if not content:
             return None
         blob = await self._blobs.put_bytes(content)
