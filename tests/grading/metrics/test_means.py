@@ -61,12 +61,14 @@ def test_a_number_has_students_interval_where_it_scatters(values: list[float]) -
 
 
 def test_a_perplexity_weights_records_by_their_tokens_and_is_never_below_one() -> None:
-    # Two records of ln 2 and ln 8 nats a token, the second with three times the tokens: exp(mean) = 2 ** 2.5.
-    found = perplexity([10 * math.log(2), 30 * math.log(8)], [10, 30])
+    # Records of ln 2 and ln 8 nats a token, these with three times the tokens: exp(mean) = 2 ** 2.5.
+    found = perplexity([10 * math.log(2), 10 * math.log(8), 20 * math.log(8)], [10, 10, 20])
     assert found.value == pytest.approx(2**2.5)
     assert 1.0 <= found.lower < 2
     assert found.upper > 8
-    assert found.count == 2
+    assert found.count == 3
+    of_two = perplexity([10 * math.log(2), 30 * math.log(8)], [10, 30])
+    assert of_two.lower == of_two.upper == pytest.approx(of_two.value), "one is most of it"
 
 
 def test_perplexities_and_rates_are_held_as_often_as_they_say() -> None:
