@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from luthier.v1.model_pb2 import (
     EXPORT_FORMAT_GGUF_Q8_0,
     HubSource,
     Model,
+    Taught,
     WeightsCheck,
 )
 
@@ -140,3 +142,13 @@ def test_an_adapter_of_a_base_from_the_hub_needs_no_word(services: Any, run: Run
     adapter_store(services, Model(name=f"{PARENT}/models/base", hub=HubSource(repo_id="org/base")))
     result = run("models", "download", "tuned", str(tmp_path / "out"))
     assert (result.exit_code, "--base" in result.stderr) == (0, False)
+
+
+def test_models_show_says_what_a_model_was_taught_by_and_on_which_day(services: Any, run: Run) -> None:
+    taught = Taught(rendering=f"{PARENT}/renderings/songs", template_date="2026-03-14")
+    services.answers["GetModel"] = lambda request, context: Model(
+        name=request.name, state=Model.STATE_READY, taught=taught
+    )
+    shown = run("models", "show", "tuned")
+    assert re.search(r"^ *taught by +songs *$", shown.stdout, re.MULTILINE), shown.output
+    assert re.search(r"^ *taught on +2026-03-14 *$", shown.stdout, re.MULTILINE), shown.output

@@ -140,3 +140,11 @@ def test_renderings_preview_shows_both_sides_of_a_pair_and_the_prompt_once(servi
     assert "row 1  rejected    a.jsonl:1  2 tokens, 1 learnt, the first 1 as in row 0" in result.stdout
     assert (result.stdout.count("asked"), "good" in result.stdout, "bad" in result.stdout) == (1, True, True)
     assert "better" not in result.stdout
+
+
+def test_renderings_show_says_which_day_the_template_saw(services: Any, run: Run) -> None:
+    services.answers["GetRendering"] = lambda request, context: Rendering(
+        name=request.name, state=Rendering.STATE_READY, template_date="2026-03-14"
+    )
+    shown = run("renderings", "show", "r")
+    assert re.search(r"^ *today is +2026-03-14 *$", shown.stdout, re.MULTILINE), shown.output

@@ -11,6 +11,35 @@ from luthier.errors import Reason
 from luthier.runtime.catalogue import ALL, FAMILIES, metrics_of
 from luthier.runtime.metric import NONE, OTHER, Metric, Shown, largest, reason_label
 
+LABELS = {
+    "device",
+    "device_name",
+    "fault",
+    "fine_tuning_job",
+    "finish_reason",
+    "grpc_code",
+    "grpc_method",
+    "grpc_service",
+    "grpc_type",
+    "kind",
+    "kinds",
+    "operation",
+    "outcome",
+    "phase",
+    "pool",
+    "project",
+    "reason",
+    "result",
+    "stage",
+    "state",
+    "table",
+    "version",
+    "worker",
+}
+"""Of each of these somebody has said how many values it has, and what keeps them from becoming more."""
+NAMED_BY_CALLERS = {"project", "fine_tuning_job", "worker"}
+"""Those whose values somebody outside chooses: as many are shown as the catalogue has a limit for."""
+
 
 def test_names_are_told_apart_and_every_family_has_some() -> None:
     assert len({metric.name for metric in ALL}) == len(ALL)
@@ -40,6 +69,13 @@ def test_a_metric_is_declared_whole(metric: Metric) -> None:
         assert metric.bound != "one" or metric.name == "luthier_build_info"
     assert "job" not in metric.labels, "that is the label of Prometheus's own"
     assert "|" not in metric.help + metric.question + metric.bound, "they stand in a table"
+
+
+def test_no_label_names_a_model_a_dataset_or_whoever_calls() -> None:
+    assert {label for metric in ALL for label in metric.labels} == LABELS
+    for metric in ALL:
+        if NAMED_BY_CALLERS & set(metric.labels):
+            assert re.search(r"at most \d+|\d+ projects", metric.bound), metric.name
 
 
 def test_reasons_that_are_none_of_ours_are_one_series() -> None:

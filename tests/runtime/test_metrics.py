@@ -1,4 +1,4 @@
-"""The port for metrics ends with its service, not half a second later."""
+"""The port for metrics: it ends with its service at once, and says how late the event loop is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
+from luthier.runtime.catalogue import process
 from luthier.runtime.metrics import MetricsServer
 
 
@@ -66,3 +67,22 @@ async def test_a_page_is_formed_while_the_event_loop_goes_on() -> None:
         slow.may_end.set()
         assert "luthier_build_info" in await asked
     assert slow.waited_well
+
+
+async def test_an_event_loop_that_is_kept_from_its_work_shows_a_lag() -> None:
+    server = MetricsServer("127.0.0.1:0")
+
+    def lag(part: str) -> float:
+        return server.registry.get_sample_value(f"{process.LAG.name}_{part}") or 0.0
+
+    began = time.monotonic()
+    async with server.serving():
+        await asyncio.sleep(0.05)
+        before = lag("sum")
+        time.sleep(0.6)  # noqa: ASYNC251 - it is what the lag tells of
+        async with asyncio.timeout(10):
+            while not lag("count"):  # noqa: ASYNC110 - a timer brings it about
+                await asyncio.sleep(0.01)
+        assert lag("sum") - before >= 0.3, "the timer was due a quarter of a second after it was set"
+        # Each time took its quarter of a second, which is no lag, and what it was late.
+        assert lag("sum") <= time.monotonic() - began - 0.25 * lag("count")

@@ -21,6 +21,7 @@ from luthier.runtime.logs import JsonFormatter
 
 CREATE, STREAM = f"{SERVICE}/Create", f"{SERVICE}/Stream"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 KEPT = f"00-{TRACE}-{PARENT}-01"
 
 
@@ -152,16 +153,33 @@ async def test_a_line_says_why_a_call_failed_and_of_which_trace(
     assert {name: line.get(name) for name in wanted} == wanted
 
 
+def page(site: Site, accept: str) -> str:
+    """The page of metrics as a scraper gets it that takes such a form."""
+    url = f"http://127.0.0.1:{site.running.metrics_port}/metrics"
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    return str(urllib.request.urlopen(request).read().decode())
+
+
+async def led_there(site: Site) -> list[str]:
+    """Names of the series that lead to the trace of KEPT, in order."""
+    text = await asyncio.to_thread(page, site, OPENMETRICS)
+    return sorted(line.split("{")[0] for line in text.splitlines() if f'trace_id="{TRACE}"' in line)
+
+
 async def test_series_lead_to_traces_where_a_scraper_takes_openmetrics(traced: Site, kept: Kept) -> None:
     await traced.create(metadata=(*traced.metadata(), ("traceparent", KEPT)))
     await ended(kept, CREATE)
+    assert await led_there(traced) == ["grpc_server_handling_seconds_bucket"]
+    assert "trace_id" not in await asyncio.to_thread(page, traced, "text/plain")
 
-    def page(accept: str) -> str:
-        url = f"http://127.0.0.1:{traced.running.metrics_port}/metrics"
-        request = urllib.request.Request(url, headers={"Accept": accept})
-        return str(urllib.request.urlopen(request).read().decode())
 
-    text = await asyncio.to_thread(page, "application/openmetrics-text; version=1.0.0")
-    examples = [line for line in text.splitlines() if f'trace_id="{TRACE}"' in line]
-    assert [line.split("{")[0] for line in examples] == ["grpc_server_handling_seconds_bucket"]
-    assert "trace_id" not in await asyncio.to_thread(page, "text/plain")
+async def test_failures_lead_to_the_trace_of_the_last_of_them(traced: Site, kept: Kept) -> None:
+    def refuse() -> None:
+        raise NotFound("no such thing as x", reason=Reason.RESOURCE_NOT_FOUND)
+
+    traced.echo.behave = refuse
+    with pytest.raises(grpc.aio.AioRpcError):
+        await traced.create(metadata=(*traced.metadata(), ("traceparent", KEPT)))
+    await ended(kept, CREATE)
+    assert await led_there(traced) == ["grpc_server_handling_seconds_bucket", "luthier_grpc_failed_total"]
+    assert "trace_id" not in await asyncio.to_thread(page, traced, "text/plain")

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from tests.training.worker.conftest import Site
 
+from luthier.runtime.catalogue import training
+from luthier.training.jobs.series import JobSeries
 from luthier.training.recipes.phases import PhaseClock
+from luthier.training.worker import measuring as measuring_module
 from luthier.training.worker.measuring import Measuring
+from luthier.v1.event_pb2 import Event
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.work.context import TaskContext
+from luthier.work.tasks import Task
 from luthier.worker.v1.worker_service_pb2 import TaskFigures
 
 
@@ -57,3 +68,32 @@ def test_steps_that_are_quick_tell_once_a_second() -> None:
     seconds = time.perf_counter() - began
     assert len(desk.told) <= 1 + seconds
     assert seconds / 10_000 < 1e-4
+
+
+async def test_a_job_shows_what_its_checkpoints_take_of_its_time(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, float] = {}
+    reported, begin = JobSeries.reported, TaskContext.begin_checkpoint
+
+    def noted(series: JobSeries, task: Task, events: Sequence[Event], figures: TaskFigures | None) -> None:
+        reported(series, task, events, figures)
+        for family in series.collect():
+            for sample in family.samples:
+                if sample.name == training.PHASE_SECONDS.name:
+                    shown[sample.labels["phase"]] = sample.value
+
+    def slow(context: TaskContext, *arguments: Any) -> None:
+        time.sleep(0.5)
+        begin(context, *arguments)
+
+    monkeypatch.setattr(measuring_module, "_APART_SECONDS", 0.0)
+    monkeypatch.setattr(JobSeries, "reported", noted)
+    monkeypatch.setattr(TaskContext, "begin_checkpoint", slow)
+    async with site.worker():
+        site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
+        job = await site.ended((await site.create("one", max_steps=5)).name)
+    assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
+    assert set(shown) == {"data", "compute", "validation", "checkpoint", "waiting"}
+    assert shown["checkpoint"] >= 0.5, "one was due before the last step"
+    assert shown["checkpoint"] > shown["waiting"]
