@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,15 @@ def test_what_is_not_about_disks_waits_for_none(
         await database.close()
         return int(found)
 
-    with unsynced():
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with unsynced(), (tmp_path / "file").open("wb") as file:
         assert asyncio.run(synchronous()) == (2 if is_real else 0)
-        with pytest.raises(OSError, match="Bad file") if is_real else nullcontext():
+        synced.clear()
+        os.fsync(file.fileno())
+        assert synced == ([file.fileno()] if is_real else [])
+    if not is_real:
+        with unsynced(), pytest.raises(OSError, match="Bad file"):
             os.fsync(999_999)
 
 
