@@ -34,5 +34,5 @@ async def test_no_rank_outlives_a_driver_that_is_killed_by_a_second(site: Site, 
         driver.kill()
         killed_at = time.monotonic()
         while any(map(is_running, ranks)):
-            assert time.monotonic() - killed_at < 5.0, "a second on a machine that does nothing else"
+            assert time.monotonic() - killed_at < 1.0
             await asyncio.sleep(0.02)

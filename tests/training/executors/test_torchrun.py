@@ -120,7 +120,7 @@ async def test_the_loss_of_a_rank_loses_the_attempt_within_ten_seconds_and_no_bi
                 hurt.why
             )
             assert 0 < hurt.seconds < 10.0
-            assert 0 < hurt.again_seconds < 15.0, "from the loss on, the queue and the service are part of it"
+            assert 0 < hurt.again_seconds < 15.0, "the queue and the service are part of it"
             assert len(hurt.pids) == 2
             assert not any(map(is_running, hurt.pids)), "one rank's end is the end of all"
             await assert_same(site, whole.name, hurt.job.name)
@@ -185,7 +185,7 @@ async def disturbed(site: Site, job_id: str, hurt: Hurting, asked: FineTuningJob
         if event.attempt_change.kind == AttemptChange.KIND_LOST:
             seconds, why = time.monotonic() - hurt_at, event.attempt_change.message
         if why and not again_seconds and event.HasField("metrics"):
-            again_seconds = time.monotonic() - hurt_at - seconds
+            again_seconds = time.monotonic() - hurt_at
     return Hurt(
         job=await site.ended(job.name),
         events=events,
