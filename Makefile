@@ -59,7 +59,7 @@ landed: setup ## take the protos as they are for what must stay readable from no
 
 .venv/done: pyproject.toml clients/python/pyproject.toml constraints-dev.txt CMakeLists.txt $(wildcard kernels/csrc/*.cpp kernels/csrc/src/* kernels/csrc/include/luthier/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints-dev.txt "scikit-build-core>=1.0" "pybind11>=3" cmake ninja hatchling editables
+	$(BIN)/pip install -q -c constraints-dev.txt "scikit-build-core>=1.0" "pybind11>=3" "setuptools>=70.1" cmake ninja hatchling editables
 	$(BIN)/pip install -q --no-build-isolation -c constraints-dev.txt -e clients/python -e ".[worker,ray,dev]"
 	touch $@
 
