@@ -59,6 +59,7 @@ TOGETHER = {
     "tests/golden/test_deletion.py": "deletion",
     "tests/golden/test_forgetting.py": "forgetting",
     "tests/golden/test_homes.py": "homes",
+    "tests/daemon/test_up.py": "up",
     "tests/daemon/test_luthierd.py": "luthierd",
     "tests/daemon/test_fsck.py": "programs",
     "tests/daemon/test_grant_key.py": "programs",
