@@ -23,18 +23,107 @@ def render(source: str) -> str:
     "source",
     [
         "{{ ''.__class__.__mro__ }}",
+        "{{ messages['__class__'].x }}",
+        "{{ messages | attr('__cla' ~ 'ss__') | attr('x') }}",
+        "{{ ().__class__.__base__.__subclasses__() }}",
+        "{{ dict.__base__.__subclasses__() }}",
+        "{{ dict.mro() }}",
+        "{{ (strftime_now | attr('__globals__'))['__builtins__'] }}",
+        "{{ lipsum.__globals__['os'] }}",
+        "{{ raise_exception.__code__.co_consts }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ joiner.__init__.__globals__ }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ namespace(a=1)._Namespace__attrs.x }}",
+        "{{ nothing.__init__.__globals__ }}",
+        "{{ nothing._fail_with_undefined_error() }}",
+        "{{ self._TemplateReference__context.environment }}",
+        "{{ self.__init__.__globals__ }}",
+        "{% for x in messages %}{{ loop._undefined.__globals__ }}{% endfor %}",
+        "{% macro f() %}{% endmacro %}{{ f._func.__globals__ }}",
+        "{{ (messages | map('upper')).gi_frame.f_globals }}",
+        "{{ messages | map(attribute='content.__class__.__mro__') | list }}",
+        "{{ messages | sum(attribute='__class__') }}",
+        "{{ [1] | map('__class__') | list }}",
+        "{{ 'x' is filter('attr') }}",
+        "{{ ('{0[0][role].__class__.y}' | safe).format(messages) }}",
         "{{ raise_exception.__globals__['json'] }}",
         "{{ messages.append(1) }}",
+        "{{ messages.pop() }}",
+        "{{ messages.sort() }}",
+        "{{ messages[0].setdefault('x', 1) }}",
+        "{{ messages[0].popitem() }}",
         "{{ messages[0].update(role='x') }}",
         "{{ '{0.__class__.__init__}'.format(1).x.y }}",
         "{{ ''|attr('__class__')|attr('x')|attr('y') ~ ''.__class__() }}",
         "{% for i in range(10 ** 9) %}{% endfor %}",
         "{% include '/etc/passwd' %}",
+        "{% include ['a', 'b'] ignore missing %}",
+        "{% extends '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% from 'os' import system %}",
     ],
 )
 def test_the_sandbox_holds(source: str) -> None:
     with pytest.raises(TemplateError, match=r"the chat template fails: .* \(line 2\)"):
         render("\n" + source)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("{{ messages | map(attribute='__class__') | list }}", "[Undefined]"),
+        ("{{ messages | map('attr', 'append') | list }}", "[Undefined]"),
+        ("{{ messages | selectattr('__class__') | list }}", "[]"),
+        ("{{ messages | join(',', attribute='__class__') }}", ""),
+        ("{{ messages | groupby('role.__class__') | map(attribute='grouper') | list }}", "[Undefined]"),
+        ("{{ ''.__class__ }}{{ ''['__class__'] }}{{ '' | attr('__class__') }}", ""),
+        ("{{ raise_exception.__code__ }}{{ (messages | map('upper')).gi_code }}", ""),
+        ("{{ '{m[0].__class__}'.format_map({'m': messages}) }}{{ ('{0.__class__}' | e).format('') }}", ""),
+        ("{% macro f() %}{% endmacro %}{{ f._environment }}{{ cycler('a').__class__ }}", ""),
+        ("{% set n = namespace() %}{% set n.__class__ = 1 %}{{ n.__class__ }}", ""),
+    ],
+)
+def test_what_is_hidden_is_as_if_it_were_not_there(source: str, shown: str) -> None:
+    assert render(source) == shown
+
+
+NESTED = (
+    "{% set n = namespace(s=[], t=[]) %}"
+    "{% for i in range(2000) %}{% set n.s = [n.s] %}{% set n.t = [n.t] %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
+        "{{ " + "[" * 2000 + "]" * 2000 + " }}",
+        "{{ " + "{1:" * 2000 + "1" + "}" * 2000 + " }}",
+        "{{ f" + "(f" * 2000 + ")" * 2000 + " }}",
+        "{{ " + "not " * 2000 + "1 }}",
+        "{{ " + "-" * 2000 + "1 }}",
+        "{{ 1" + " + 1" * 2000 + " }}",
+        "{{ 1" + " if 1 else 1" * 2000 + " }}",
+        "{{ 'a'" + "|upper" * 2000 + " }}",
+        "{{ a" + ".b" * 2000 + " }}",
+        "{{ a" + "[0]" * 2000 + " }}",
+        "{{" * 2000,
+        "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
+        "{% with %}" * 2000 + "{% endwith %}" * 2000,
+        "{% set a %}" * 2000 + "{% endset %}" * 2000,
+        "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% block a %}{{ self.a() }}{% endblock %}",
+        "{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}",
+        NESTED + "{{ n.s }}",
+        NESTED + "{{ n.s | tojson }}",
+        NESTED + "{{ n.s | pprint }}",
+        NESTED + "{{ n.s == n.t }}",
+    ],
+)
+def test_what_is_nested_too_deep_is_refused_by_name(source: str) -> None:
+    with pytest.raises(TemplateError, match=r"the chat template fails: RecursionError"):
+        render(source)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +140,24 @@ def test_a_failing_template_names_its_line(source: str, said: str) -> None:
         render(source)
 
 
-def test_a_template_that_does_not_compile_names_its_line() -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        "{% do messages.append(1) %}",
+        "{% debug %}",
+        "{% generation %}x",
+        "{#" * 1000,
+        "{% raw %}" * 1000,
+        "{{ '" + "\\'" * 5000,
+        "{{ messages\x00 }}",
+        "{{ '\\N{nope}' }}",
+        "{{ '\\x' }}",
+    ],
+)
+def test_a_template_that_does_not_compile_names_its_line(source: str) -> None:
     with pytest.raises(TemplateError, match=r"does not compile: .* \(line 2\)"):
-        ChatTemplate("a\n{% if %}", TODAY)
+        ChatTemplate("a\n" + source, TODAY)
 
 
 def test_the_clock_stands_at_the_given_date() -> None:
@@ -88,6 +192,21 @@ def test_generation_blocks_give_the_ranges_they_rendered() -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}",
+        "{% macro f() %}{% generation %}a{% endgeneration %}{% endmacro %}{% generation %}{{ f() }}{% endgeneration %}",
+        "{% filter upper %}{% generation %}abc{% endgeneration %}{% endfilter %}",
+        "{% set x %}{% generation %}abc{% endgeneration %}{% endset %}{{ x[:-5] }}",
+        "{% set x %}{% generation %}abc{% endgeneration %}{% endset %}{{ x[:68] }}",
+    ],
+)
+def test_generation_blocks_whose_ranges_would_be_lost_are_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="a generation block must lie in no other one"):
+        render(source)
+
+
+@pytest.mark.parametrize(
     ("source", "said"),
     [
         ("{{ [1, 2, 3] | random }}", "filter random"),
@@ -97,6 +216,9 @@ def test_generation_blocks_give_the_ranges_they_rendered() -> None:
         ("{{ messages | map(attribute='role') }}", "address of an object"),
         ("{{ cycler('a') ~ '' }}", "address of an object"),
         ("{{ messages[0].get | string }}", "address of an object"),
+        ("{{ messages[0].get | e }}", "address of an object"),
+        ("{{ ('%s' | safe) % messages[0].get }}", "address of an object"),
+        ("{{ messages[0].get | urlencode }}", "address of an object"),
     ],
 )
 def test_nothing_random_reaches_a_template(source: str, said: str) -> None:
@@ -153,6 +275,30 @@ def test_what_a_template_raises_can_be_sent() -> None:
         ("{{ loop.cycle() }}", "loop"),
         ("{% for x in messages %}{{ loop.cycle() }}{% endfor %}", "TypeError"),
         ("{% for x in range(3).__iter__() %}{% endfor %}", "__iter__"),
+        ("{% if 1 %}" * 150 + "{% endif %}" * 150, "IndentationError"),
+        ("{{ range(10 ** 400) }}", "OverflowError"),
+        ("{{ 10 ** 100000 }}", "ValueError: Exceeds the limit"),
+        ("{{ 0x" + "f" * 90_000 + " }}", "ValueError: Exceeds the limit"),
+        ("{{ '%d' % (10 ** 5000) }}", "ValueError: Exceeds the limit"),
+        ("{{ 1e999 | int }}", "NameError"),
+        ("{{ 'x'[::0] }}", "ValueError: slice step"),
+        ("{{ '%(a)s' % messages }}", "TypeError"),
+        ("{{ '{:{}}'.format('a', messages) }}", "ValueError: Invalid format"),
+        ("{{ '{!z}'.format(1) }}", "ValueError: Unknown conversion"),
+        ("{{ 'a'.encode().decode('zlib_codec') }}", "LookupError"),
+        ("{{ raise_exception | tojson }}", "TypeError"),
+        ("{{ {(1, 2): 3} | tojson }}", "TypeError"),
+        ("{% set n = namespace() %}{% set n.me = n %}{{ n | tojson }}", "TypeError"),
+        ("{{ 'a' | slice(0) | list }}", "ZeroDivisionError"),
+        ("{{ 'a' | wordwrap(0) }}", "ValueError: invalid width"),
+        ("{{ 'a' | truncate(-1) }}", "AssertionError"),
+        ("{{ 'a' | dictsort }}", "AttributeError"),
+        ("{{ {'a b': 1} | xmlattr }}", "ValueError"),
+        ("{{ strftime_now('\\ud800') }}", "UnicodeEncodeError"),
+        ("{{ strftime_now(messages) }}", "TypeError"),
+        ("{{ raise_exception() }}", "TypeError"),
+        ("{% block a %}{{ super() }}{% endblock %}", "no parent block"),
+        ("{% macro f() %}{{ caller() }}{% endmacro %}{{ f() }}", "No caller defined"),
     ],
 )
 def test_whatever_python_says_to_a_template_is_the_templates(source: str, said: str) -> None:

@@ -77,6 +77,26 @@ def connect(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
         return {"connected": True}
 
 
+def fail_with(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Fail, with much memory in frames that the failure leads back to."""
+    held = "x" * request["size_bytes"]
+    try:
+        raise InvalidArgument("full", reason=Reason.TEMPLATE_INVALID)
+    except InvalidArgument as error:
+        told = error
+        assert held
+        raise told from None
+
+
+KEPT: list[str] = []
+
+
+def keep(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Take memory and never give it back."""
+    KEPT.append("x" * request["size_bytes"])
+    return {"pid": os.getpid()}
+
+
 _DOINGS: Mapping[str, Callable[[Mapping[str, Any], Note], Mapping[str, Any]]] = {
     "echo": lambda request, _: {"said": request["text"], "pid": os.getpid()},
     "spin": spin,
@@ -84,6 +104,8 @@ _DOINGS: Mapping[str, Callable[[Mapping[str, Any], Note], Mapping[str, Any]]] = 
     "notes": notes,
     "allocate": lambda request, _: {"size": len("x" * request["size_bytes"])},
     "answer": lambda request, _: {"text": "x" * request["size_bytes"]},
+    "fail_with": fail_with,
+    "keep": keep,
     "refuse": refuse,
     "panic": panic,
     "exit": leave,

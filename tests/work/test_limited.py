@@ -166,6 +166,16 @@ def test_process_outlives_the_thread_that_started_it() -> None:
             assert process.call({"do": "echo", "text": text})["said"] == text
 
 
+def test_what_a_failed_request_had_taken_is_there_for_the_next(process: LimitedProcess) -> None:
+    """A failure holds the frames that it passed, and they hold it: no count of references lets go of them."""
+    first = process.call({"do": "echo", "text": ""})["pid"]
+    for _ in range(3):
+        with pytest.raises(InvalidArgument, match="full"):
+            process.call({"do": "fail_with", "size_bytes": 150 << 20})
+        assert process.call({"do": "allocate", "size_bytes": 200 << 20}) == {"size": 200 << 20}
+    assert process.call({"do": "echo", "text": ""})["pid"] == first
+
+
 @pytest.fixture
 def pool() -> Iterator[LimitedPool]:
     with closing(LimitedPool(PROBE, replace(LIMITS, cpu_seconds=30), size=3)) as made:
@@ -215,6 +225,15 @@ def test_pool_starts_anew_after_a_process_that_died(pool: LimitedPool) -> None:
     second = pool.call("a", {"do": "echo", "text": ""})["pid"]
     assert second != first
     assert pool.call("a", {"do": "echo", "text": ""})["pid"] == second
+
+
+def test_pool_has_nobody_refused_for_the_memory_that_somebody_keeps(pool: LimitedPool) -> None:
+    keeping = pool.call("a", {"do": "keep", "size_bytes": 100 << 20})["pid"]
+    assert pool.call("b", {"do": "echo", "text": ""})["pid"] == keeping
+    # What is kept is more than half now: this is the last that the process answers.
+    assert pool.call("a", {"do": "keep", "size_bytes": 100 << 20})["pid"] == keeping
+    assert gone(keeping)
+    assert pool.call("b", {"do": "allocate", "size_bytes": 200 << 20}) == {"size": 200 << 20}
 
 
 def test_pool_that_is_closed_ends_its_processes_and_refuses() -> None:

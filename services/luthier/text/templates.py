@@ -28,7 +28,8 @@ _FILENAME = "<template>"  # what jinja2 calls a template made of a string, in co
 _MARK = "_generation_mark"
 _MAX_PROBLEM = 500
 _SHOWN_CHARACTERS = 60
-_ADDRESS = re.compile(r" at (0x[0-9a-f]{4,16})>", re.IGNORECASE)
+# As Python writes it, as HTML escapes it and as URLs quote it.
+_ADDRESS = re.compile(r"(?: |%20)at(?: |%20)(0x[0-9a-f]{4,16})(?:>|&gt;|%3e)", re.IGNORECASE)
 
 
 class TemplateError(ValueError):
@@ -217,7 +218,13 @@ def _without_marks(marked: str, name: str) -> RenderedText:
             started = -1
         elif found:
             started = length
-    return RenderedText(text="".join(parts), generated=tuple(ranges))
+    text = "".join(parts)
+    if started >= 0 or name in text.lower():
+        raise TemplateError(
+            "the chat template fails: a generation block must lie in no other one, and its text be written as it is, "
+            "by no filter that changes it: what is learnt would not be known"
+        )
+    return RenderedText(text=text, generated=tuple(ranges))
 
 
 @contextmanager

@@ -126,6 +126,8 @@ class LimitedProcess:
         return answer
 
     def _result(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        if answer.get("ends"):
+            self.close()
         if "failure" in answer:
             raise Failure(**answer["failure"]).to_error()
         if "limit" in answer:

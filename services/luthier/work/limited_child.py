@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -31,6 +32,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
+_LEFT_SHARE = 2
+"""A process of which requests have left half of its memory taken is ended: the next finds as much as that."""
 
 Note = Callable[[Mapping[str, Any]], None]
 Handle = Callable[[Mapping[str, Any], Note], Mapping[str, Any]]
@@ -39,7 +42,10 @@ Handle = Callable[[Mapping[str, Any], Note], Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a request may take, from its beginning or its last note on; memory: all of them, beside the program."""
+    """What a request may take, from its beginning or its last note on.
+
+    Memory is counted beside the program, with what requests before it left there: less than half of it.
+    """
 
     cpu_seconds: int = 30
     memory_bytes: int = 2 << 30
@@ -118,7 +124,9 @@ def serve(handle: Handle, *, writes_files: bool) -> None:
     quiet = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(quiet, standard)
-    _limit_size(limits.memory_bytes, writes_files=writes_files)
+    started_bytes = _size_bytes()
+    _limit_size(started_bytes + limits.memory_bytes, writes_files=writes_files)
+    most_left_bytes = started_bytes + limits.memory_bytes // _LEFT_SHARE
 
     def note(message: Mapping[str, Any]) -> None:
         _limit_cpu(limits.cpu_seconds)
@@ -131,14 +139,23 @@ def serve(handle: Handle, *, writes_files: bool) -> None:
     while (request := frames.receive()) is not None:
         _limit_cpu(limits.cpu_seconds)
         answer = _answer(handle, request, note)
+        # What took the memory may still hold it, and another's request must not be refused for that.
+        ends = "limit" in answer or _is_left_large(most_left_bytes)
         try:
-            frames.send(answer)
+            frames.send({**answer, "ends": ends})
         except MemoryError:
             frames.send({"limit": "memory"})
             return
-        if "limit" in answer:
-            # What took the memory may still hold it.
+        if ends:
             return
+
+
+def _is_left_large(most_bytes: int) -> bool:
+    """Tell whether more memory is taken, less what is garbage: a failure's frames, with all that they hold, are."""
+    if _size_bytes() <= most_bytes:
+        return False
+    gc.collect()
+    return _size_bytes() > most_bytes
 
 
 def _answer(handle: Handle, request: Mapping[str, Any], note: Note) -> dict[str, Any]:
@@ -180,10 +197,13 @@ def _limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
-def _limit_size(memory_bytes: int, *, writes_files: bool) -> None:
+def _size_bytes() -> int:
+    """Return the address space of this process, which is what its limit counts."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _limit_size(size_bytes: int, *, writes_files: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not writes_files:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (size_bytes, size_bytes))
