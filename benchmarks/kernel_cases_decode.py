@@ -11,6 +11,7 @@ from kernel_cases import Case, Model, Run
 from torch import Tensor
 
 from luthier.kernels.attention_decode import Cached, NewTokens, attention_decode, shape_class
+from luthier.kernels.tables import Impl
 
 
 class Setting(NamedTuple):
@@ -65,8 +66,8 @@ def _decoding(model: Model, dtype: torch.dtype, setting: Setting) -> dict[str, R
     )
     held, first = [setting.held] * len(caches), [row % 9 for row in range(num_rows)]
 
-    def run(impl: str) -> None:
+    def run(impl: Impl) -> None:
         with torch.inference_mode():
-            attention_decode(new, caches, held, first, scale=heads[1] ** -0.5, impl=impl)  # type: ignore[arg-type]
+            attention_decode(new, caches, held, first, scale=heads[1] ** -0.5, impl=impl)
 
     return {"cpu": partial(run, "cpu"), "eager": partial(run, "eager")}

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from boundaries.labels import Remark, conversations, records, remarks
+from boundaries.labels import Remark, Side, conversations, records, remarks
 from chats import write
 from stack import (
     MODEL,
@@ -47,7 +47,8 @@ OWN = (
     "{% for message in messages %}({{ message['role'] }}) {{ message['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}(assistant) {% endif %}"
 )
-WAYS = ("prompt", "answer", "template")
+Way = Side | Literal["template"]
+WAYS: tuple[Way, ...] = ("prompt", "answer", "template")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ def run(stage: Stage) -> bool:
     budget = FAST if stage.is_fast else FULL
     drawn = remarks(budget.train + budget.test, seed=0)
     splits = {"train": drawn[: budget.train], "test": drawn[budget.train :]}
-    found: dict[str, Found] = {}
+    found: dict[Way, Found] = {}
     for number, way in enumerate(WAYS, 2):
         say(f"\n{number}  {_described(way)}")
         found[way] = taught_and_asked(stage, way, write_files(stage.home, way, splits), budget.epochs)
@@ -118,18 +119,20 @@ def run(stage: Stage) -> bool:
     return is_shown(found, tokens)
 
 
-def is_shown(found: Mapping[str, Found], tokens: Tokens) -> bool:
+def is_shown(found: Mapping[Way, Found], tokens: Tokens) -> bool:
     """Whether every way of teaching won, the two sides of a space are alike, and prompts are what was taught."""
     alike = abs(found["prompt"].tuned - found["answer"].tuned) <= NEAR
     learnt = all(one.is_proven and one.tuned >= LEARNT for one in found.values())
     return alike and learnt and tokens.are_the_same
 
 
-def write_files(home: Path, way: str, splits: Mapping[str, Sequence[Remark]]) -> dict[str, Path]:
+def write_files(home: Path, way: Way, splits: Mapping[str, Sequence[Remark]]) -> dict[str, Path]:
     """Write the remarks of each split as they are taught."""
     files = {}
     for split, part in splits.items():
-        made: Any = conversations(part) if way == "template" else records(part, way)  # type: ignore[arg-type]
+        made: Iterator[Mapping[str, object]] = (
+            conversations(part) if way == "template" else records(part, way)
+        )
         files[split] = write(home / "boundaries" / f"{way}-{split}.jsonl", made)
     return files
 

@@ -115,7 +115,8 @@ class RmsNorm(nn.Module):
         weight, epsilon = norm.weight, getattr(norm, "variance_epsilon", None)
         assert isinstance(weight, nn.Parameter)
         self.weight = weight
-        self.epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
+        told: Any = norm.eps if epsilon is None else epsilon
+        self.epsilon = float(told)
         self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:

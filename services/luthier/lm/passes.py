@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from luthier.kernels.linear import wide_linear
 from luthier.kernels.tables import rows_apart
-from luthier.lm.attention import head_weight
 from luthier.lm.blocks import final_softcap
 from luthier.lm.cache import BatchCache, Prefix
 from luthier.lm.decode_program import decode
+from luthier.lm.head import head_weight, output_head
 from luthier.lm.joint_rows import CachedRows, JointRows
 
 Head = Callable[[PreTrainedModel, Tensor], Tensor]
@@ -24,7 +24,8 @@ Head = Callable[[PreTrainedModel, Tensor], Tensor]
 
 def plain_logits(model: PreTrainedModel, hidden_BE: Tensor) -> Tensor:
     """Logits as the model's own head makes them, in its type."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
+    assert head is not None, "a language model makes logits"
     logits: Tensor = head(hidden_BE).float()
     cap = final_softcap(model)
     return torch.tanh(logits / cap) * cap if cap else logits
