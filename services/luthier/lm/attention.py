@@ -6,7 +6,7 @@ arguments:
 
 - `packed_bounds`: the batch is one row of sequences; each attends causally to itself alone;
 - `shared_prefix`: every row of the batch also attends to the keys and values of one common prefix;
-- `joint_rows`: the batch is the rows of several caches, each of which takes keys and values of its own rows;
+- `joint_rows`: the batch is new tokens of the rows of several caches, each of which takes keys and values of its own;
 - neither: what transformers' own `sdpa` does, with its masks.
 
 Shape suffixes: B rows, T tokens of a packed row, Q queries, K keys, P prefix keys, H query heads, G
@@ -70,9 +70,11 @@ def attention(
     scale: float = options.get("scaling") or query.shape[3] ** -0.5
     window: int | None = options.get("sliding_window")
     if joint is not None and joint.is_one_call:
-        new = NewTokens(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        # A token a row: each has one query.
+        new = NewTokens(query[:, :, 0], key[:, :, 0], value[:, :, 0])
         capped: float = options.get("softcap") or 0.0
-        return joint.attend(new, _layer_of(module), scale=scale, softcap=capped, window=window), None
+        output_THD = joint.attend(new, _layer_of(module), scale=scale, softcap=capped, window=window)
+        return output_THD[:, None], None
     if joint is not None:
         return _attend_apart(module, (query, key, value), joint, options), None
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
@@ -115,10 +117,9 @@ def _attend_apart(
 ) -> Tensor:
     """Let each part's rows attend to what its cache holds, as if there were no other part."""
     outputs, start = [], 0
-    for part in joint.parts:
+    for part, mask in zip(joint.parts, joint.masks, strict=True):
         query, key, value = (one[start : start + part.num_rows] for one in heads)
         key, value = part.cache.update(key, value, _layer_of(module))
-        mask = part.visible[:, None]
         output, _ = attention(module, query, key, value, mask, **options, shared_prefix=part.prefix)
         outputs.append(output)
         start += part.num_rows
