@@ -37,7 +37,7 @@ def test_generation_and_a_plain_pass_find_what_scoring_finds(tiny_model: ModelMa
 def test_the_prompt_is_read_at_once_and_each_token_after_it_by_itself(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths = []
+    widths: list[int] = []
 
     def counted_together(model: Any, wanted: list[Pass]) -> Any:
         widths.extend(one.ids.shape[1] for one in wanted)
