@@ -39,7 +39,7 @@ from luthier.lm.cache import BatchCache
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import load_model
-from luthier.lm.passes import Pass, forward, forward_together, plain_logits
+from luthier.lm.passes import Pass, forward_together, plain_logits
 
 KINDS = ("product", "attend", "rms_norm", "gated")
 """Operators of a program, by its methods."""
@@ -140,16 +140,14 @@ def pass_seconds(model: PreTrainedModel, work: Work, kind: str = "") -> float:
     length = work.context + _WARM_STEPS + work.steps
     cache = BatchCache(model.config.num_hidden_layers, length)
     places = torch.arange(work.context).expand(work.rows, -1)
-    seen = places[:, :, None] >= torch.arange(work.context)
     head = _no_head if kind == HEAD else plain_logits
-    forward(model, Pass(ids, places, seen, cache, head=_no_head))
+    forward_together(model, [Pass(ids, places, cache, head=None)])
     decode_program._programs.pop(model, None)
     seconds = []
     with without("" if kind == HEAD else kind):
         for place in range(work.context, length):
             columns = torch.full((work.rows, 1), place)
-            visible = torch.ones(work.rows, 1, place + 1, dtype=torch.bool)
-            one = Pass(ids[:, :1], columns, visible, cache, head=head)
+            one = Pass(ids[:, :1], columns, cache, head=head)
             began = time.perf_counter()
             forward_together(model, [one])
             seconds.append(time.perf_counter() - began)

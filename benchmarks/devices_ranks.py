@@ -25,8 +25,8 @@ from luthier.training.executors.inline import InChild
 from luthier.training.executors.pulse import shown
 from luthier.training.executors.ranks import pulse_path
 from luthier.training.executors.torchrun import Crew, Torchrun
-from luthier.training.worker.order import Setup
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 
 SIZE = Size(width=512, layers=6, row_tokens=128, steps=12)
 TINY = Size(width=64, layers=2, row_tokens=16, steps=200)

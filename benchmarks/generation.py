@@ -23,10 +23,11 @@ from typing import Any
 
 import serving
 import torch
+from child_process import Measured
 from sft_step import surroundings
 from sft_step_task import ADAPTER
 from transformers import AutoModelForCausalLM
-from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task, timed
+from turns import OURS, Contender, DrawTask, child, in_turns, make_task, timed
 
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.generate import GenerationRequest

@@ -272,7 +272,7 @@ def problem(op: str, model: Model, setting: Setting) -> Problem:
         dtype=setting.dtype,
         reference=lambda: program(ours("eager"), _wide(inputs), setting.dtype),
         contenders={
-            name: Contender(lambda build=peer.build: program(build, inputs, setting.dtype), peer.packages)  # type: ignore[misc]
+            name: Contender(partial(program, peer.build, inputs, setting.dtype), peer.packages)
             for name, peer in builds.items()
         },
     )

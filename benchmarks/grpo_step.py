@@ -22,11 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from child_process import Measured
 from sft_step import surroundings
 from sft_step_meter import Meter, peak_rss_bytes
 from sft_step_task import ADAPTER, LEARNING_RATE, LORA, MAX_GRAD_NORM, SEED, WEIGHT_DECAY
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_reporter import Reporter
+from turns import OURS, Contender, DrawTask, child, in_turns, make_task
 
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.load import load_model
@@ -128,24 +130,6 @@ def _corpus(task: DrawTask) -> Corpus:
     return corpus
 
 
-class _Reporter(TrainerCallback):
-    """Tells the meter what the trainer tells its callbacks."""
-
-    def __init__(self, meter: Meter, rewards: list[float]) -> None:
-        self._meter = meter
-        self._rewards = rewards
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._meter.begin()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._meter.step_done()
-
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        if logs and "reward" in logs:
-            self._rewards.append(float(logs["reward"]))
-
-
 def run_trl(task: DrawTask, *, checkpointing: bool, bf16: bool) -> Measured:
     """Train with GRPOTrainer, which generates with transformers; prompts are text, and become the same tokens."""
     trl: Any = import_module("trl")
@@ -190,7 +174,7 @@ def run_trl(task: DrawTask, *, checkpointing: bool, bf16: bool) -> Measured:
             peft_config=peft.LoraConfig(
                 r=LORA.rank, lora_alpha=LORA.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
-            callbacks=[_Reporter(meter, rewards)],
+            callbacks=[Reporter(meter, rewards, "reward")],
         )
         trainer.train()
     return _measured(meter, rewards)

@@ -116,9 +116,7 @@ def _lora_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
                     name=f"{model.name} {name}, {rows} rows, r={rank}",
                     dtype=dtype,
                     shape_class=lora_op.shape_class(rows, rank, len(widths)),
-                    make=lambda rows=rows, rank=rank, widths=widths: _lora(
-                        model, dtype, (rows, rank), widths
-                    ),  # type: ignore[misc]
+                    make=partial(_lora, model, dtype, (rows, rank), widths),
                     is_headline=model is MODELS[0] and (rows, rank, name) == (2048, 16, "up_proj"),
                 )
 
@@ -164,18 +162,17 @@ def _linear_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
                     name=f"{model.name} {name} alone, {rows} rows, {kind}",
                     dtype=dtype,
                     shape_class=linear_op.shape_class(rows, x, weight),
-                    make=lambda x=x, weight=weight: _linear(x, weight),  # type: ignore[misc]
+                    make=partial(_linear, x, weight),
                 )
 
     weight = _random(dtype, model.vocab, model.hidden, scale=0.05)
     for rows in (1, 16, 64) if dtype == torch.bfloat16 else ():
-        x = _random(dtype, rows, model.hidden)
         yield Case(
             op="linear",
             name=f"{model.name} head in float32, {rows} rows",
             dtype=dtype,
             shape_class=linear_op.wide_shape_class(rows),
-            make=lambda x=x: _sides(lambda impl: _alone(lambda: linear_op.wide_linear(x, weight, impl=impl))),  # type: ignore[misc]
+            make=partial(_wide_linear, _random(dtype, rows, model.hidden), weight),
         )
 
 
@@ -187,6 +184,10 @@ def _linear(x: Tensor, weight: Tensor) -> dict[str, Run]:
         return _step(forward) if x.requires_grad else _alone(forward)
 
     return _sides(side)
+
+
+def _wide_linear(x: Tensor, weight: Tensor) -> dict[str, Run]:
+    return _sides(lambda impl: _alone(lambda: linear_op.wide_linear(x, weight, impl=impl)))
 
 
 def _alone(forward: Callable[[], Tensor]) -> Run:
@@ -213,7 +214,7 @@ def _grouped_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
             name=f"{model.name} up_proj, {rows} rows of {count} adapters, r={ranks}",
             dtype=dtype,
             shape_class=grouped_op.shape_class(rows, count),
-            make=lambda rows=rows, count=count, ranks=ranks: _grouped(model, dtype, (rows, count), ranks),  # type: ignore[misc]
+            make=partial(_grouped, model, dtype, (rows, count), ranks),
             is_headline=model is MODELS[0] and (rows, count, ranks) == (2048, 64, "16"),
         )
 
@@ -336,7 +337,7 @@ def _attention_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
             name=f"{model.name} attention, lengths {name}",
             dtype=dtype,
             shape_class=attention_op.shape_class(max(lengths)),
-            make=lambda lengths=lengths: _attention(model, dtype, lengths),  # type: ignore[misc]
+            make=partial(_attention, model, dtype, lengths),
             is_headline=model is MODELS[0] and name == "mixed 64-512",
         )
 
@@ -371,7 +372,7 @@ def _elementwise_cases(model: Model, dtype: torch.dtype) -> Iterator[Case]:
                 name=f"{model.name} {op}, {rows} rows",
                 dtype=dtype,
                 shape_class=size,
-                make=lambda rows=rows, make=make: make(model, dtype, rows),  # type: ignore[misc]
+                make=partial(make, model, dtype, rows),
             )
 
 

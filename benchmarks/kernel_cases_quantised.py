@@ -10,6 +10,7 @@ from kernel_cases import Case, Model, Run
 
 from luthier.kernels.adamw_8bit import Rates, adamw_8bit, fresh_moments
 from luthier.kernels.dequantise import FORMATS, dequantise
+from luthier.kernels.tables import Impl
 from luthier.lm.precision import Precision
 
 _PRECISIONS: dict[str, Precision] = {"int8": "INT8", "nf4": "NF4"}
@@ -44,8 +45,8 @@ def _made(model: Model, precision: Precision) -> dict[str, Run]:
     given = torch.randn(model.feed_forward, model.hidden, generator=generator).mul(0.02).bfloat16()
     weight = quantised(given, precision)
 
-    def run(impl: str) -> None:
-        dequantise(weight, impl=impl)  # type: ignore[arg-type]
+    def run(impl: Impl) -> None:
+        dequantise(weight, impl=impl)
 
     return {"cpu": partial(run, "cpu"), "eager": partial(run, "eager")}
 
@@ -56,7 +57,7 @@ def _update(model: Model) -> dict[str, Run]:
     weight, grad = torch.randn(2, model.feed_forward, model.hidden, generator=generator)
     moments = fresh_moments(weight)
 
-    def run(impl: str) -> None:
-        adamw_8bit(weight, grad, moments, rates, impl=impl)  # type: ignore[arg-type]
+    def run(impl: Impl) -> None:
+        adamw_8bit(weight, grad, moments, rates, impl=impl)
 
     return {"cpu": partial(run, "cpu"), "eager": partial(run, "eager")}

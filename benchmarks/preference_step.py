@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,16 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from child_process import measured_apart
 from preference_step_contenders import CONTENDERS, OURS, Pair, PairTask
-from sft_step import made_up_records, surroundings
+from sft_step import in_rounds, made_up_records, surroundings
 from sft_step_task import Row, demo_model, fresh_adapter, render_rows, tiny_model
 from transformers.utils import logging as transformers_logging
 
 RESULTS = Path(__file__).parent / "results"
 STEP_PAIRS = 8
-# Peers are to stay on the processor and off the network, whatever the machine has.
-_SURROUNDINGS = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_SHOWN_ERROR_CHARACTERS = 600
 
 
 def make_task(arguments: argparse.Namespace, folder: Path) -> PairTask:
@@ -64,20 +60,8 @@ def pair_of(row: Row, other: Row) -> Pair:
 
 def run_child(task: Path, name: str) -> dict[str, Any]:
     """Measure one contender in a process of its own; `error` says why where it failed."""
-    missing = CONTENDERS[name].missing()
-    if missing:
-        return {"error": f"{', '.join(missing)} not installed (pip install -e .[bench])"}
-    result = task.with_name("result.json")
-    result.unlink(missing_ok=True)
-    script = Path(__file__).with_name("preference_step_contenders.py")
-    command = [sys.executable, str(script), str(task), name, str(result)]
-    done = subprocess.run(
-        command, env=os.environ | _SURROUNDINGS, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0 or not result.exists():
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-_SHOWN_ERROR_CHARACTERS:]}"}
-    measured: dict[str, Any] = json.loads(result.read_text())
-    return measured
+    result, script = task.with_name("result.json"), Path(__file__).with_name("preference_step_contenders.py")
+    return measured_apart(script, (task, name, result), result, CONTENDERS[name].missing())
 
 
 def outcome_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,17 +123,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure_all(task: Path, repeats: int) -> dict[str, dict[str, Any]]:
     """Each contender's outcome, from rounds in which all take a turn."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
-    errors: dict[str, str] = {}
-    for turn in range(repeats):
-        for name in [one for one in CONTENDERS if one not in errors]:
-            measured = run_child(task, name)
-            if "error" in measured:
-                errors[name] = measured["error"]
-            else:
-                runs[name].append(measured)
-            shown = errors.get(name) or f"{sum(measured['step_seconds'][1:]):.1f} s"
-            print(f"round {turn + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
+    runs, errors = in_rounds(list(CONTENDERS), repeats, lambda name, _: run_child(task, name))
     return {
         name: {"error": errors[name]} if name in errors else outcome_of(of_name)
         for name, of_name in runs.items()

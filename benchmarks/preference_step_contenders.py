@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from sft_step_meter import Meter, peak_rss_bytes
 from sft_step_task import ADAPTER, LEARNING_RATE, LORA, MAX_GRAD_NORM, SEED, WEIGHT_DECAY
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+from trl_reporter import Reporter
 
 from luthier.lm.adapter_files import load_adapter
 from luthier.lm.load import load_model
@@ -190,23 +191,6 @@ def run_ours(task: PairTask, meter: Meter) -> None:
                 meter.step_done()
 
 
-class _Reporter(TrainerCallback):
-    """Tells the meter what the trainer tells its callbacks."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._meter.begin()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._meter.step_done()
-
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self._meter.losses.append(float(logs["loss"]))
-
-
 def run_trl(task: PairTask, meter: Meter, variant: Variant) -> None:
     """Train with DPOTrainer, the reference being the model with its adapter off."""
     trl: Any = import_module("trl")
@@ -246,7 +230,7 @@ def run_trl(task: PairTask, meter: Meter, variant: Variant) -> None:
             peft_config=peft.LoraConfig(
                 r=LORA.rank, lora_alpha=LORA.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             ),
-            callbacks=[_Reporter(meter)],
+            callbacks=[Reporter(meter, meter.losses, "loss")],
         )
         # What its own preparation would make, of our tokens.
         trainer.train_dataset = datasets.Dataset.from_dict(

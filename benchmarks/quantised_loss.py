@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sft_step_task import MAX_GRAD_NORM, ROOT, Row, demo_model, render_rows, tiny_tokenizer
@@ -37,6 +37,9 @@ from luthier.lm.readouts import FusedLoss
 from luthier.training.recipes.engine import Engine, OptimiserSettings
 from luthier.training.recipes.objectives import supervised
 from luthier.training.recipes.weights import Adapter, AllWeights, Weights
+
+if TYPE_CHECKING:
+    from companies import Split
 
 RESULTS = Path(__file__).parent / "results"
 _CPU = torch.device("cpu")
@@ -63,12 +66,12 @@ class Sizes:
 FAST = Sizes(steps=2, step_rows=4, heldout=4, own_steps=3, own_width=64, own_layers=2)
 
 
-def news(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+def news(split: Split, count: int, seed: int) -> list[dict[str, Any]]:
     """Return conversations about news: a text, and the figures in it as JSON."""
     sys.path.append(str(ROOT / "examples" / "earnings"))
     from generate import conversation, examples
 
-    return [conversation(one) for one in examples(split, count, seed=seed)]  # type: ignore[arg-type]
+    return [conversation(one) for one in examples(split, count, seed=seed)]
 
 
 def batch_of(rows: Sequence[Row], *, all_tokens: bool = False) -> PackedBatch:

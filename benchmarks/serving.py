@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from child_process import Measured
 from serving_first_token import FAST, SIZE, measure
 from sft_step import made_up_records, surroundings
 from transformers import AutoModelForCausalLM
-from turns import OURS, Contender, DrawTask, Measured, child, in_turns, make_task, timed, with_shots
+from turns import OURS, Contender, DrawTask, child, in_turns, make_task, timed, with_shots
 
 from luthier.evaluation.shares import ROWS_A_BATCH
 from luthier.lm.engine import Engine

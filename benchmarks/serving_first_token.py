@@ -20,8 +20,9 @@ from gpu_check_job import prepare
 from service_processes import running
 
 from luthier.client import Client
-from luthier.lm.decoding import compute_prefix
+from luthier.lm.cache import BatchCache
 from luthier.lm.load import load_model
+from luthier.lm.passes import Pass, forward_together
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1.evaluation_pb2 import Evaluation, EvaluationArm
 
@@ -110,8 +111,9 @@ def measure(model: Path, home: Path, size: Size = SIZE) -> FirstTokens:
         lengths.append(len(ids))
         began = time.perf_counter()
         with torch.inference_mode():
-            for _ in compute_prefix(bare_model, ids, 1 << 20):
-                pass
+            cache = BatchCache(bare_model.config.num_hidden_layers, len(ids))
+            one = Pass(torch.tensor([ids]), torch.arange(len(ids))[None], cache)
+            forward_together(bare_model, [one])
         return time.perf_counter() - began
 
     with running(home, "cpu") as stack, stack.client() as client:

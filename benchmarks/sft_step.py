@@ -15,13 +15,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from child_process import Measured, measured_apart
 from sft_step_contenders import DEFAULTS, METHODS, OURS, Contender
 from sft_step_report import outcome_of, picture, summary_of, table
 from sft_step_task import ROWS_PER_STEP, Task, demo_model, fresh_adapter, render_rows, tiny_model
@@ -29,9 +29,6 @@ from transformers.utils import logging as transformers_logging
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
-# Peers are to stay on the processor and off the network, whatever the machine has.
-_SURROUNDINGS = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_SHOWN_ERROR_CHARACTERS = 600
 
 
 def make_task(arguments: argparse.Namespace, folder: Path) -> Task:
@@ -74,37 +71,37 @@ def made_up_records(count: int) -> list[dict[str, str]]:
 
 def run_child(task: Path, name: str, contender: Contender, *options: str) -> dict[str, Any]:
     """Measure one contender in a process of its own; `error` says why where it failed."""
-    missing = contender.missing()
-    if missing:
-        return {"error": f"{', '.join(missing)} not installed (pip install -e .[bench])"}
-    result = task.with_name("result.json")
-    result.unlink(missing_ok=True)
-    script = Path(__file__).with_name("sft_step_contenders.py")
-    command = [sys.executable, str(script), str(task), name, str(result), *options]
-    done = subprocess.run(
-        command, env=os.environ | _SURROUNDINGS, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0 or not result.exists():
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-_SHOWN_ERROR_CHARACTERS:]}"}
-    measured: dict[str, Any] = json.loads(result.read_text())
-    return measured
+    result, script = task.with_name("result.json"), Path(__file__).with_name("sft_step_contenders.py")
+    return measured_apart(script, (task, name, result, *options), result, contender.missing())
 
 
-def measure(
-    task: Path, contenders: Mapping[str, Contender], repeats: int, *, profiling: bool
-) -> dict[str, dict[str, Any]]:
-    """Each contender's outcome, from rounds in which all take a turn."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+def in_rounds(
+    names: Sequence[str], repeats: int, run: Callable[[str, int], Measured]
+) -> tuple[dict[str, list[Measured]], dict[str, str]]:
+    """Return what `run` measured of each contender in each round, in which all take a turn, and who failed why."""
+    runs: dict[str, list[Measured]] = {name: [] for name in names}
     errors: dict[str, str] = {}
     for turn in range(repeats):
-        for name in [one for one in contenders if one not in errors]:
-            measured = run_child(task, name, contenders[name], *(["--evaluate"] if turn == 0 else []))
+        for name in [one for one in names if one not in errors]:
+            measured = run(name, turn)
             if "error" in measured:
                 errors[name] = measured["error"]
             else:
                 runs[name].append(measured)
             shown = errors.get(name) or f"{sum(measured['step_seconds'][1:]):.1f} s"
             print(f"round {turn + 1}/{repeats} {name}: {shown}", file=sys.stderr, flush=True)
+    return runs, errors
+
+
+def measure(
+    task: Path, contenders: Mapping[str, Contender], repeats: int, *, profiling: bool
+) -> dict[str, dict[str, Any]]:
+    """Each contender's outcome, from rounds in which all take a turn."""
+
+    def run(name: str, turn: int) -> Measured:
+        return run_child(task, name, contenders[name], *(["--evaluate"] if turn == 0 else []))
+
+    runs, errors = in_rounds(list(contenders), repeats, run)
     outcomes: dict[str, dict[str, Any]] = {}
     for name, contender in contenders.items():
         if name in errors:

@@ -10,7 +10,8 @@ from typing import Any
 from sft_step_loop import Adaptation
 from sft_step_meter import Meter
 from sft_step_task import MAX_GRAD_NORM, ROWS_PER_STEP, SEED, WEIGHT_DECAY, Learnt, Row, Task
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
+from trl_reporter import Reporter
 
 DEFAULT_BATCH_ROWS = 8
 """SFTConfig's own per_device_train_batch_size; two of them are a step."""
@@ -25,23 +26,6 @@ class Variant:
     padding_free: bool = False
     gradient_checkpointing: bool = True
     bf16: bool = True
-
-
-class _Reporter(TrainerCallback):
-    """Tells the meter what the trainer tells its callbacks."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._meter.begin()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._meter.step_done()
-
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self._meter.losses.append(float(logs["loss"]))
 
 
 def run_trl(task: Task, meter: Meter, variant: Variant, adaptation: Adaptation) -> Learnt:
@@ -85,7 +69,7 @@ def run_trl(task: Task, meter: Meter, variant: Variant, adaptation: Adaptation) 
             args=config,
             train_dataset=dataset,
             processing_class=AutoTokenizer.from_pretrained(task.model, local_files_only=True),
-            callbacks=[_Reporter(meter)],
+            callbacks=[Reporter(meter, meter.losses, "loss")],
         )
         trainer.train()
     return adaptation.learnt(model)

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from child_process import Measured, measured_apart
 from sft_step import made_up_records
 from sft_step_meter import peak_rss_bytes
 from sft_step_task import demo_model, fresh_adapter, render_rows, tiny_model
 
-# Peers are to stay on the processor and off the network, whatever the machine has.
-_SURROUNDINGS = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-_SHOWN_ERROR_CHARACTERS = 600
 OURS = "ours"
-
-Measured = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +114,8 @@ def timed(num_rounds: int, draw: Callable[[int], int]) -> Measured:
 
 def run_child(script: Path, task: Path, name: str, contender: Contender) -> Measured:
     """Measure one contender in a process of its own; `error` says why where it failed."""
-    if contender.missing():
-        return {"error": f"{', '.join(contender.missing())} not installed (pip install -e .[bench])"}
     result = task.with_name("result.json")
-    result.unlink(missing_ok=True)
-    command = [sys.executable, str(script), "--child", name, str(task), str(result)]
-    done = subprocess.run(
-        command, env=os.environ | _SURROUNDINGS, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0 or not result.exists():
-        return {"error": f"exit {done.returncode}: {done.stderr.strip()[-_SHOWN_ERROR_CHARACTERS:]}"}
-    measured: Measured = json.loads(result.read_text())
-    return measured
+    return measured_apart(script, ("--child", name, task, result), result, contender.missing())
 
 
 def in_turns(

@@ -67,6 +67,7 @@ if [ "$level" = check-all ]; then
   stage "example reasoning, control" make --no-print-directory example NAME=reasoning CONTROL=1
   stage "example full_vs_lora FAST=1" make --no-print-directory example NAME=full_vs_lora FAST=1
   stage "example forgetting FAST=1" make --no-print-directory example NAME=forgetting FAST=1
+  stage "example forgetting, control" make --no-print-directory example NAME=forgetting CONTROL=1
 else
   stage "demo FAST=1" make --no-print-directory demo FAST=1
 fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests need of Debian: promtool and prometheus, which check dashboards, rules and metrics,
-# systemd-analyze, which checks units, Chromium, in which reports are read, and the compilers and libraries with which
-# Go, Java and Python of no package of ours call the services (tests/clients.sh): some 200 MB to fetch, 900 MB on disk.
+# systemd-analyze, which checks units, Chromium, in which reports are read, zsh and fish, which complete commands, and the
+# compilers and libraries with which Go, Java and Python of no package of ours call the services (tests/clients.sh): some
+# 200 MB to fetch, 900 MB on disk.
 set -euo pipefail
-packages=(prometheus systemd openssl chromium fonts-dejavu-core)
+packages=(prometheus systemd openssl chromium fonts-dejavu-core zsh fish)
 packages+=(protobuf-compiler protobuf-compiler-grpc)
 packages+=(golang-go protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev
   golang-google-protobuf-dev golang-github-golang-protobuf-1-5-dev golang-google-genproto-dev)

@@ -162,9 +162,9 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _target(query: Query, number: int, kind: Kind) -> dict[str, Any]:
-    shape = {"range": True} if kind == "timeseries" else {"instant": True}
+    shape: dict[str, Any] = {"range": True} if kind == "timeseries" else {"instant": True}
     if kind == "table":
-        shape["format"] = "table"  # type: ignore[assignment]
+        shape["format"] = "table"
     return {
         "refId": chr(ord("A") + number),
         "datasource": _SOURCE,

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from boundaries.labels import Remark, conversations, records, remarks
+from boundaries.labels import Remark, Side, conversations, records, remarks
 from chats import write
 from stack import (
     MODEL,
@@ -41,24 +41,27 @@ from luthier.v1.dataset_pb2 import SPLIT_TRAIN
 
 SCORE = "exact_match"
 NEAR = 0.1
+LEARNT = 0.75
+"""Of two labels that are guessed half are right."""
 OWN = (
     "{% for message in messages %}({{ message['role'] }}) {{ message['content'] }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}(assistant) {% endif %}"
 )
-WAYS = ("prompt", "answer", "template")
+Way = Side | Literal["template"]
+WAYS: tuple[Way, ...] = ("prompt", "answer", "template")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How many remarks to spend, and how many steps."""
+    """How many remarks to spend, and how often each is read."""
 
     train: int
     test: int
-    steps: int
+    epochs: int
 
 
-FULL = Budget(train=96, test=32, steps=30)
-FAST = Budget(train=12, test=4, steps=2)
+FULL = Budget(train=96, test=32, epochs=10)
+FAST = Budget(train=12, test=4, epochs=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +102,10 @@ def run(stage: Stage) -> bool:
     budget = FAST if stage.is_fast else FULL
     drawn = remarks(budget.train + budget.test, seed=0)
     splits = {"train": drawn[: budget.train], "test": drawn[budget.train :]}
-    found: dict[str, Found] = {}
+    found: dict[Way, Found] = {}
     for number, way in enumerate(WAYS, 2):
         say(f"\n{number}  {_described(way)}")
-        found[way] = taught_and_asked(stage, way, write_files(stage.home, way, splits), budget.steps)
+        found[way] = taught_and_asked(stage, way, write_files(stage.home, way, splits), budget.epochs)
     say("\n5  The tokens of the own template: taught, asked, taken away")
     tokens = tokens_of(stage, f"template-{stage.stamp}", splits["train"][0])
     document = {
@@ -116,22 +119,25 @@ def run(stage: Stage) -> bool:
     return is_shown(found, tokens)
 
 
-def is_shown(found: Mapping[str, Found], tokens: Tokens) -> bool:
+def is_shown(found: Mapping[Way, Found], tokens: Tokens) -> bool:
     """Whether every way of teaching won, the two sides of a space are alike, and prompts are what was taught."""
     alike = abs(found["prompt"].tuned - found["answer"].tuned) <= NEAR
-    return alike and tokens.are_the_same and all(one.is_proven for one in found.values())
+    learnt = all(one.is_proven and one.tuned >= LEARNT for one in found.values())
+    return alike and learnt and tokens.are_the_same
 
 
-def write_files(home: Path, way: str, splits: Mapping[str, Sequence[Remark]]) -> dict[str, Path]:
+def write_files(home: Path, way: Way, splits: Mapping[str, Sequence[Remark]]) -> dict[str, Path]:
     """Write the remarks of each split as they are taught."""
     files = {}
     for split, part in splits.items():
-        made: Any = conversations(part) if way == "template" else records(part, way)  # type: ignore[arg-type]
+        made: Iterator[Mapping[str, object]] = (
+            conversations(part) if way == "template" else records(part, way)
+        )
         files[split] = write(home / "boundaries" / f"{way}-{split}.jsonl", made)
     return files
 
 
-def taught_and_asked(stage: Stage, way: str, files: Mapping[str, Path], steps: int) -> Found:
+def taught_and_asked(stage: Stage, way: str, files: Mapping[str, Path], epochs: int) -> Found:
     """Tune on the training remarks and ask the tuned model and its base the others."""
     shell, client, name = stage.shell, stage.client, f"{way}-{stage.stamp}"
     version = create_dataset(shell, client, name, files)
@@ -140,14 +146,14 @@ def taught_and_asked(stage: Stage, way: str, files: Mapping[str, Path], steps: i
     options = ["--chat-template", str(template)] if way == "template" else []
     rendering = create_rendering(shell, client, version, *options)
     shell.luthier("renderings", "preview", rendering, "--limit", "1")
-    settings = ["--batch-tokens", "512", "--learning-rate", "1e-3", "--max-steps", str(steps)]
+    settings = ["--batch-tokens", "512", "--learning-rate", "1e-3", "--epochs", str(epochs)]
     shell.luthier(
         "jobs", "create", "--model", MODEL, "--rendering", rendering, *settings, "--name", name, "--watch"
     )
     asked = ["--metric", "exact-match", "--max-new-tokens", "8"]
     if way == "template":
         asked += ["--template", "base=taught"]
-    models = {"tuned": name, "base": MODEL}
+    models = {"base": MODEL, "tuned": name}
     evaluation = before_and_after(shell, client, version, name, models, *asked)
     against = comparison(evaluation, SCORE, "tuned", "base")
     is_proven = proven(evaluation, against, "Labels that are right")

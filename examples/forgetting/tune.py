@@ -5,7 +5,9 @@ model itself answers to general questions. One evaluation asks all of them the s
 (docs/evaluations.md): what is retained of the general suite, the divergence from the base, and general text. Exit
 status 0 only if all four learnt the task: the paired interval of whole records right, minus the base, lies above 0.
 
-    make example NAME=forgetting [FAST=1]
+With --control a model is taught noise and another nothing: the suite has to tell them apart (`noise.py`).
+
+    make example NAME=forgetting [CONTROL=1] [FAST=1]
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 import chats
 import generate
 from companies import Split
-from forgetting import general
+from forgetting import general, noise
 from stack import (
     MODEL,
     Stage,
@@ -66,6 +68,8 @@ FAST = Budget(train=24, validation=8, general=16, max_steps=2, records=4, questi
 
 def run(stage: Stage) -> bool:
     """Tune all of them and show the table; returns whether all have learnt."""
+    if stage.is_control:
+        return noise.run(stage)
     budget, stamp = FAST if stage.is_fast else FULL, stage.stamp
     folder = stage.home / "forgetting"
     say("\n2  Earnings news, and what the base model itself answers to general questions")
@@ -151,4 +155,4 @@ def _kept(result: DriftResult | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(play("Tune a small model four times and see what it forgets.", run, has_control=False))
+    sys.exit(play("Tune a small model four times and see what it forgets.", run))

@@ -150,17 +150,17 @@ luthier::Attention attention_of(const py::dict& p) {
           dtype_of(p["bfloat16"].cast<bool>())};
 }
 
-// (addresses of keys, values, and the prefix's keys and values; rows, capacity, tokens held, tokens of the prefix, key
-// heads, their size, whether they are bfloat16)
-using CacheTuple =
-    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool>;
+// (addresses of keys, values, and the prefix's keys and values; rows, capacity, tokens held, new ones, tokens of the
+// prefix, key heads, their size, whether they are bfloat16)
+using CacheTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                              int64_t, int64_t, bool>;
 
 std::vector<luthier::CachedRows> caches_of(const std::vector<CacheTuple>& tuples) {
   std::vector<luthier::CachedRows> caches;
-  for (const auto& [key, value, prefix_key, prefix_value, num_rows, capacity, num_held, num_prefix, num_key_heads,
-                    head_dim, bfloat16] : tuples)
+  for (const auto& [key, value, prefix_key, prefix_value, num_rows, capacity, num_held, num_new, num_prefix,
+                    num_key_heads, head_dim, bfloat16] : tuples)
     caches.push_back({at<void>(key), at<void>(value), at<const void>(prefix_key), at<const void>(prefix_value),
-                      num_rows, capacity, num_held, num_prefix, num_key_heads, head_dim, dtype_of(bfloat16)});
+                      num_rows, capacity, num_held, num_new, num_prefix, num_key_heads, head_dim, dtype_of(bfloat16)});
   return caches;
 }
 
@@ -177,7 +177,6 @@ luthier::AttentionDecode attention_decode_of(const py::dict& p) {
           0,
           0,
           p["num_tokens"].cast<int64_t>(),
-          p["num_new"].cast<int64_t>(),
           p["num_heads"].cast<int64_t>(),
           p["num_key_heads"].cast<int64_t>(),
           p["head_dim"].cast<int64_t>(),

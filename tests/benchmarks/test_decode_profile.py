@@ -46,7 +46,8 @@ def test_a_kind_that_is_left_out_is_never_told(
         def noted(
             self: object, *words: object, name: str = name, real: Any = real, **options: object
         ) -> None:
-            told.append(name)
+            if isinstance(self, PartialProgram):  # the prompts before are read by whole ones
+                told.append(name)
             real(self, *words, **options)
 
         monkeypatch.setattr(Program, name, noted)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.data.made_records import chat, lines
 from tests.data.renderings.test_refusals import REFUSING
-from tests.data.renderings.test_servicer import PROJECT, chat, lines
+from tests.data.renderings.test_servicer import PROJECT
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2

@@ -283,11 +283,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if found is not None and (nextitem is None or nextitem.path.parent != item.path.parent):
         del item.session.stash[SHARED]
         found.cluster.stop()
-        deadline = time.monotonic() + 60
-        # Files of a process that ends just now are locked by it until it has.
-        while (left := asyncio.run(left_over(found.cluster.home))) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert left == []
+        assert asyncio.run(left_over(found.cluster.home)) == []
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.work.collected import collect_later
 from luthier.data.schema import staged_uploads
 from luthier.storage.blob_refs import blob_refs
 from luthier.storage.blobs import MARK_NAME
-from luthier.storage.opening import blob_folder, open_stores, store_urls
+from luthier.storage.opening import blob_folder, open_blobs, open_stores, store_urls
 
 
 async def left_over(home: Path) -> list[str]:
@@ -28,6 +28,8 @@ async def _left_of(home: Path, service: str) -> list[str]:
     stores = open_stores(urls, 0)
     try:
         await collect_later(stores.database, stores.blobs)
+        # What was collected goes a while after it was set aside; opened anew, the store has done with it.
+        open_blobs(urls.blobs)
         needed = {row["digest"] for row in await stores.database.rows(select(blob_refs.c.digest))}
         if service == "data":
             uids = [row["uid"] for row in await stores.database.rows(select(staged_uploads.c.uid))]

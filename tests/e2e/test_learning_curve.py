@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import WAIT, Shared, job
 from tests.e2e.test_own_file import luthier
+from tests.e2e.typescript_suites import NEEDS_NODE, run_suite
 
 from luthier.client.report import collect_report, render_report
 from luthier.errors import AlreadyExists, InvalidArgument
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN
-from luthier.v1.evaluation_pb2 import EVALUATION_METRIC_FIELD_MATCH, Evaluation, EvaluationArm
+from luthier.v1.evaluation_pb2 import (
+    EVALUATION_METRIC_EXACT_MATCH,
+    EVALUATION_METRIC_FIELD_MATCH,
+    Evaluation,
+    EvaluationArm,
+)
 
 pytestmark = pytest.mark.e2e
 SHARES = (0.25, 0.5, 1.0)
@@ -97,3 +104,39 @@ def test_what_cannot_be_a_curve_is_refused(whole: Shared) -> None:
         mixed.mixed_renderings.add(rendering=whole.rendering, share=0.5)
         with pytest.raises(InvalidArgument, match="mixed_renderings: must be empty"):
             client.learning_curve(mixed, wanted(), curve_id="no")
+
+
+@pytest.mark.long
+@NEEDS_NODE
+def test_what_the_typescript_client_makes_is_the_curve_that_this_client_would_make(
+    whole: Shared, tmp_path: Path
+) -> None:
+    cluster, file = whole.cluster, tmp_path / "curve.json"
+    run_suite("learning-curve", cluster.environment() | {"CURVE_FILE": str(file)})
+    made = json.loads(file.read_text())
+    with cluster.client() as client:
+        origin = client.renderings.get(made["rendering"]).dataset_version
+        every = [one.record_id for one in client.datasets.versions.records(origin, split=SPLIT_TRAIN)]
+        every.sort(key=lambda record: hashlib.sha256(f"0/{record}".encode()).digest())
+        for part, count in (("p25", 12), ("p50", 23)):
+            records = client.datasets.versions.records(f"tsl-more/{part}", split=SPLIT_TRAIN)
+            assert {one.record_id for one in records} == set(every[:count])
+        before = [one.name for one in client.jobs.list()]
+        same = Evaluation(
+            arms=[EvaluationArm(arm_id="zero", model="tiny")],
+            metrics=[EVALUATION_METRIC_EXACT_MATCH],
+            max_new_tokens=8,
+            primary_score="exact_match",
+        )
+        again = client.learning_curve(job(made["rendering"], 12), same, curve_id="tsl-more", shares=SHARES)
+        assert [one.name for one in client.jobs.list()] == before, "it goes on where the other was"
+    assert again.words == made["words"]
+    assert again.fit is not None
+    assert made["fit"] == pytest.approx(
+        {
+            "atOne": again.fit.at_one,
+            "perDoubling": again.fit.per_doubling,
+            "lower": again.fit.lower,
+            "upper": again.fit.upper,
+        }
+    )

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-WITHOUT_WORKER = ("no-worker", "waiting")
-"""Suites that test_no_worker.py runs; test_typescript.py runs all others."""
+ELSEWHERE = ("learning-curve", "no-worker", "waiting")
+"""Suites that test_learning_curve.py and test_no_worker.py run; test_typescript.py runs all others."""
 SUITES = sorted(
-    {path.name.removesuffix(".test.ts") for path in (PACKAGE / "real").glob("*.test.ts")}
-    - set(WITHOUT_WORKER)
+    {path.name.removesuffix(".test.ts") for path in (PACKAGE / "real").glob("*.test.ts")} - set(ELSEWHERE)
 )
 assert SUITES, f"no suite is in {PACKAGE / 'real'}: pytest would skip them all without a word"
 NEEDS_NODE = pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed")

@@ -44,6 +44,7 @@ def test_it_is_shown_where_all_won_alike_and_the_tokens_are_the_same() -> None:
     assert is_shown(found, SAME)
     for way in WAYS:
         assert not is_shown({**found, way: replace(WON, is_proven=False)}, SAME)
+    assert not is_shown(dict.fromkeys(WAYS, replace(WON, tuned=0.5)), SAME), "labels that are guessed"
     assert not is_shown({**found, "prompt": replace(WON, tuned=0.8)}, SAME)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from forgetting import general
+from forgetting import general, noise
 from forgetting.tune import ARMS, BASE, FAST, FULL, RECORD_SCORE, Budget, have_learnt, table
 
 from luthier.grading.suite import general_suite
@@ -72,3 +72,25 @@ def test_the_table_has_a_row_for_each_arm_and_what_it_kept() -> None:
 @pytest.mark.parametrize(("lower", "learnt"), [(0.1, True), (-0.1, False)])
 def test_an_arm_must_have_learnt(lower: float, learnt: bool) -> None:
     assert have_learnt(evaluated(lower), "full-replay") is learnt
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "apart"),
+    [(1.0, 0.1, True), (0.99, 0.1, False), (1.0, 0.91, False)],
+    ids=["kept and lost", "not all kept", "lost too little"],
+)
+def test_the_control_asks_that_all_is_kept_and_less_where_noise_was_taught(
+    kept: float, lost: float, apart: bool
+) -> None:
+    drift = [
+        DriftResult(arm_id=arm, baseline_arm_id=noise.BASE, retained=share(value))
+        for arm, value in ((noise.UNTOUCHED, kept), (noise.NOISE, lost))
+    ]
+    assert noise.are_told_apart(Evaluation(drift_results=drift)) is apart
+
+
+def test_noise_is_chats_that_differ_by_seed() -> None:
+    first, again, other = (list(noise.records(20, seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert not {str(record) for record in first} & {str(record) for record in other}
+    assert all([turn["role"] for turn in record["messages"]] == ["user", "assistant"] for record in first)

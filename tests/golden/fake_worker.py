@@ -87,5 +87,13 @@ class FakeWorker:
         )
         self._call("CommitCheckpoint", request)
 
+    def roll_out(self, task: Any, step: int, data: bytes, num_rollouts: int) -> None:
+        """Commit what a step drew, as a file of rows."""
+        file = self.put(task, f"rollouts/step-{step}", data)
+        request = worker_service_pb2.CommitRolloutsRequest(
+            task=task.task, epoch=task.epoch, step=step, file=file, num_rollouts=num_rollouts
+        )
+        self._call("CommitRollouts", request)
+
     def _call(self, name: str, request: Any) -> Any:
         return getattr(self._stub, name)(request, timeout=30, metadata=self._metadata)

@@ -38,7 +38,7 @@ def test_steps_have_the_bits_of_their_operators(isa: Isa, dtype: torch.dtype, nu
     program.product([(normed, weight, True), (low, rounded_b, True)], updated, bias)
     program.gated(updated, normed, gated, gelu=False)
     program.product([(gated, weight, True)], normed, None, normed)
-    program.run(Rows(layers=[], held=[], first=[0] * num_rows, angles=(x, x)))
+    program.run(Rows(num_rows=num_rows, layers=[], spans=[], first=[], angles=(x, x)))
 
     rows = x[:num_rows]
     want = rms_norm(rows.view(-1, 4, 16), bias[:16], 1e-5, offset=1.0, impl="cpu").view(num_rows, SIZE)
@@ -63,16 +63,17 @@ def test_attention_goes_over_the_caches_of_its_layer(isa: Isa, turns: bool) -> N
     program.attend(heads, out, 1, turns=turns, options=(0.25, 2.0))
     program.run(
         Rows(
+            num_rows=3,
             layers=[[one] for one in caches],
-            held=[[5], [6]],
+            spans=[[(5, 6)], [(6, 7)]],
             first=[0, 2, 1],
             angles=(angles[0][:3], angles[1][:3]),
         )
     )
-    query, key, value = (one[:3, None] for one in heads)
-    new = NewTokens(query, key, value, (angles[0][:3, None], angles[1][:3, None]) if turns else None)
-    want = attention_decode(new, [copies[1]], [6], [0, 2, 1], scale=0.25, softcap=2.0, impl="cpu")
-    assert torch.equal(out[:3], want[:, 0])
+    query, key, value = (one[:3] for one in heads)
+    new = NewTokens(query, key, value, (angles[0][:3], angles[1][:3]) if turns else None)
+    want = attention_decode(new, [copies[1]], [(6, 7)], [0, 2, 1], scale=0.25, softcap=2.0, impl="cpu")
+    assert torch.equal(out[:3], want)
     assert torch.equal(caches[1].key_BGCD, copies[1].key_BGCD)
     assert torch.equal(caches[0].key_BGCD, copies[0].key_BGCD), "the other layer's is not touched"
 
@@ -82,15 +83,18 @@ def test_a_run_without_caches_of_a_layer_is_refused() -> None:
     program = Program(torch.float32)
     program.attend(heads, torch.zeros(MOST, 4, 16), 0, turns=False, options=(1.0, 0.0))
     with pytest.raises(ValueError, match="caches for every layer"):
-        program.run(Rows(layers=[], held=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
+        program.run(Rows(num_rows=1, layers=[], spans=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"held": [[7]]}, "room for 1 new tokens after 7, got a capacity of 7"),
-        ({"held": [[-1]]}, "room for 1 new tokens after -1"),
-        ({"held": []}, "shorter"),
+        ({"spans": [[(7, 8)]]}, "room for 1 new tokens after 7, got a capacity of 7"),
+        ({"spans": [[(-1, 0)]]}, "room for 1 new tokens after -1"),
+        ({"spans": [[(6, 6)]]}, "room for 0 new tokens after 6"),
+        ({"spans": []}, "shorter"),
+        ({"spans": [[(5, 7)]]}, "new tokens of caches must be 3, got 6"),
+        ({"first": [0, 7, 0]}, "new tokens of caches must be 3, got 2"),
         ({"layers": [[Cached(drawn(2, 2, 7, 16), drawn(2, 2, 7, 16))]]}, "hold 3 rows, got 2"),
         ({"layers": [[Cached(drawn(3, 1, 7, 16), drawn(3, 1, 7, 16))]]}, r"\[B, 2, C, 16\], got"),
         (
@@ -98,7 +102,8 @@ def test_a_run_without_caches_of_a_layer_is_refused() -> None:
             r"float32 \[B, 2, C, 16\], got bfloat16 \[3, 2, 7, 16\]",
         ),
         ({"first": [0, -1, 0]}, "first keys must not be negative, got -1"),
-        ({"first": [0] * (MOST + 1)}, f"at most {MOST} rows, got {MOST + 1}"),
+        ({"first": [0] * (MOST + 1)}, f"must hold {MOST + 1} rows, got 3"),
+        ({"num_rows": MOST + 1}, f"at most {MOST} rows, got {MOST + 1}"),
         ({"angles": (drawn(3, 18), drawn(3, 18))}, "R even and at most 16"),
         ({"angles": (drawn(2, 8), drawn(2, 8))}, r"\[3, R\]"),
         ({"angles": (drawn(3, 7), drawn(3, 7))}, "R even and at most 16"),
@@ -114,7 +119,8 @@ def test_a_run_that_does_not_fit_its_program_writes_nothing(changes: dict[str, A
     program.attend(heads, out, 0, turns=True, options=(1.0, 0.0))
     cached = Cached(drawn(3, 2, 7, 16), drawn(3, 2, 7, 16))
     before = cached.key_BGCD.clone()
-    fitting = Rows(layers=[[cached]], held=[[6]], first=[0] * 3, angles=(drawn(3, 8), drawn(3, 8)))
+    angles = drawn(3, 8), drawn(3, 8)
+    fitting = Rows(num_rows=3, layers=[[cached]], spans=[[(6, 7)]], first=[0] * 3, angles=angles)
     with pytest.raises(ValueError, match=message):
         program.run(fitting._replace(**changes))
     assert torch.equal(cached.key_BGCD, before)
@@ -210,7 +216,7 @@ def test_a_step_whose_tensors_do_not_fit_is_refused(tell: Telling, message: str)
     program = Program(torch.float32)
     with pytest.raises(ValueError, match=message):
         tell(program)
-    program.run(Rows(layers=[], held=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
+    program.run(Rows(num_rows=1, layers=[], spans=[], first=[0], angles=(drawn(1, 8), drawn(1, 8))))
 
 
 def test_programs_are_of_types_that_kernels_have() -> None:
@@ -221,13 +227,14 @@ def test_programs_are_of_types_that_kernels_have() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_rows": 2}, "first keys must be of 2 rows, got 1"),
+        ({"first": [0, 0]}, "caches must hold 2 rows, got 1"),
+        ({"num_rows": 2, "angles": (1, 1, 2, 8, False)}, "new tokens of caches must be 2, got 1"),
         ({"num_rows": -1, "first": []}, "at most 9 rows, got -1"),
         ({"angles": (0, 0, 1, 8, False)}, "angles must be dense float32"),
         ({"angles": (1, 1, 1, 8, True)}, r"float32 \[1, R\], R even and at most 16, got bfloat16 \[1, 8\]"),
-        ({"layers": [[(0, 0, 0, 0, 1, 7, 5, 0, 2, 16, False)]]}, "an address of a cache is missing"),
-        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 3, 2, 16, False)]]}, "an address of a cache is missing"),
-        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 0, 2, 16, True)]]}, r"got bfloat16 \[1, 2, 7, 16\]"),
+        ({"layers": [[(0, 0, 0, 0, 1, 7, 5, 1, 0, 2, 16, False)]]}, "an address of a cache is missing"),
+        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 1, 3, 2, 16, False)]]}, "an address of a cache is missing"),
+        ({"layers": [[(1, 1, 0, 0, 1, 7, 5, 1, 0, 2, 16, True)]]}, r"got bfloat16 \[1, 2, 7, 16\]"),
     ],
 )
 def test_the_core_itself_refuses_numbers_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
@@ -237,7 +244,7 @@ def test_the_core_itself_refuses_numbers_that_do_not_fit(changes: dict[str, Any]
     program.attend(heads, drawn(MOST, 64), 0, turns=True, options=(1.0, 0.0))
     fitting: dict[str, Any] = {
         "num_rows": 1,
-        "layers": [[(1, 1, 0, 0, 1, 7, 5, 0, 2, 16, False)]],
+        "layers": [[(1, 1, 0, 0, 1, 7, 5, 1, 0, 2, 16, False)]],
         "first": [0],
         "angles": (1, 1, 1, 8, False),
     }

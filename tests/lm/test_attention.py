@@ -7,7 +7,7 @@ from torch import nn
 
 from luthier.errors import InvalidArgument
 from luthier.kernels.dispatch import available_isas, force_isa
-from luthier.lm.attention import IMPLEMENTATION, attention, head_weight, packed_forward
+from luthier.lm.attention import IMPLEMENTATION, attention, packed_forward
 from luthier.lm.packed import pack
 
 ModelMaker = Callable[..., Any]
@@ -86,12 +86,6 @@ def test_packed_forward_sees_no_further_than_the_sliding_window(tiny_model: Mode
     assert not torch.allclose(
         got, hidden_of(tiny_model("mistral", sliding_window=None), SEQUENCES), atol=1e-3
     )
-
-
-def test_head_weight_is_the_embedding_where_tied(tiny_model: ModelMaker) -> None:
-    model = tiny_model()
-    assert head_weight(model) is model.base_model.embed_tokens.weight
-    assert head_weight(tiny_model(tie_word_embeddings=False)).shape == (97, 32)
 
 
 class Layer(nn.Module):

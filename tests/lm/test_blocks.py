@@ -25,8 +25,9 @@ from transformers import (
 
 from luthier.kernels.tables import force_impl
 from luthier.lm.adapter_files import save_adapter
-from luthier.lm.attention import IMPLEMENTATION, head_weight, packed_forward
+from luthier.lm.attention import IMPLEMENTATION, packed_forward
 from luthier.lm.blocks import Attention, GatedMlp, Linear, RmsNorm, final_softcap, use_kernels
+from luthier.lm.head import head_weight
 from luthier.lm.load import load_model
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.model_config import ARCHITECTURES

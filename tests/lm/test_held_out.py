@@ -11,7 +11,7 @@ import torch
 from luthier.lm.held_out import plain_logprobs, sampler_logprobs
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora, use_adapter
 from luthier.lm.made import HeldOutRow
-from luthier.lm.passes import Pass, forward, forward_together
+from luthier.lm.passes import Pass, forward_together
 from luthier.lm.scoring import sequence_logprobs
 
 ModelMaker = Callable[..., Any]
@@ -37,17 +37,12 @@ def test_generation_and_a_plain_pass_find_what_scoring_finds(tiny_model: ModelMa
 def test_the_prompt_is_read_at_once_and_each_token_after_it_by_itself(
     tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths = []
-
-    def counted(model: Any, wanted: Pass) -> Any:
-        widths.append(wanted.ids.shape[1])
-        return forward(model, wanted)
+    widths: list[int] = []
 
     def counted_together(model: Any, wanted: list[Pass]) -> Any:
         widths.extend(one.ids.shape[1] for one in wanted)
         return forward_together(model, wanted)
 
-    monkeypatch.setattr("luthier.lm.held_out.forward", counted)
     monkeypatch.setattr("luthier.lm.held_out.forward_together", counted_together)
     row = HeldOutRow(token_ids=ROW.token_ids, positions=(4, 6))
     model = tiny_model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,7 +212,10 @@ def test_weights_are_never_all_in_memory_in_bfloat16(tiny_model: ModelMaker, tmp
     del model
     precisions = ("BFLOAT16", "INT8", "NF4")
     command = [sys.executable, "-c", _HELD, str(tmp_path), *precisions]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    threadless = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    done = subprocess.run(
+        command, env={**os.environ, **threadless}, stdout=subprocess.PIPE, text=True, check=True
+    )
     told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()[-len(precisions) :]]
     held, lasting = ({name: one[at] for name, one in zip(precisions, told, strict=True)} for at in (0, 1))
     assert size > 100_000

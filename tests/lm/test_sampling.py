@@ -16,7 +16,7 @@ from luthier.lm.engine import Engine
 from luthier.lm.generate import FinishReason, GenerationRequest
 from luthier.lm.lora import LoraSpec, activate, adapter_parameters, insert_lora
 from luthier.lm.packed import WEIGHT, pack
-from luthier.lm.passes import Pass, forward, forward_together, plain_logits, scaled_logits
+from luthier.lm.passes import Pass, forward_together, plain_logits, scaled_logits
 from luthier.lm.readouts import TokenLogprobs, read
 from luthier.lm.sampling import Answer, sample
 
@@ -127,15 +127,10 @@ def test_a_prompt_is_read_once_for_all_its_samples(
 ) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def counting(model: Any, wanted: Pass) -> Any:
-        seen.append(tuple(wanted.ids.shape))
-        return forward(model, wanted)
-
     def counting_together(model: Any, wanted: list[Pass]) -> Any:
         seen.extend(tuple(one.ids.shape) for one in wanted)
         return forward_together(model, wanted)
 
-    monkeypatch.setattr("luthier.lm.decoding.forward", counting)
     monkeypatch.setattr("luthier.lm.decoding.forward_together", counting_together)
     sample(tiny_model(), request(num_samples=5), limit_tokens=1 << 16)
     assert seen[0] == (4, 8)

@@ -65,7 +65,7 @@ async def test_read_closes_its_file_when_the_reader_stops_early(tmp_path: Path) 
     open_before = len(os.listdir("/proc/self/fd"))
     stream = store.read(blob.digest)
     assert len(await anext(stream)) == 1 << 20
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 

@@ -293,7 +293,7 @@ async def test_watch_brings_what_happens_while_it_is_open(things: Things) -> Non
     found: list[Event] = []
 
     async def follow() -> None:
-        async with aclosing(things.family.watch(NAME, 0)) as watching:  # type: ignore[type-var]
+        async with aclosing(things.family.watch(NAME, 0)) as watching:
             async for event in watching:
                 found.append(event)
 

@@ -103,12 +103,12 @@ async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
 
 async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
     await append(bench, numbered(1))
-    stream = aiter(bench.log.watch(UID, NAME))
+    stream = bench.log.watch(UID, NAME)
     assert (await anext(stream)).sequence == 1
     beat = await asyncio.wait_for(anext(stream), 2.0)
     assert beat.HasField("heartbeat")
     assert beat.sequence == 1
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
 
 
 async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:

@@ -83,7 +83,7 @@ async def test_who_is_behind_when_it_is_purged_is_told_in_place_of_waiting(
     things: Things, has_read: int
 ) -> None:
     made = await ended(things)
-    async with aclosing(things.family.watch(NAME, 0)) as watching:  # type: ignore[type-var]
+    async with aclosing(things.family.watch(NAME, 0)) as watching:
         seen = [(await anext(watching)).sequence for _ in range(has_read)]
         await give_up(things)
         await purging_of(things).sweep()
@@ -98,7 +98,7 @@ async def test_who_reads_while_it_is_purged_sees_no_gap(
 ) -> None:
     monkeypatch.setattr(purging, "PURGE_BATCH", 10)
     made = await ended(things)
-    async with aclosing(things.family.watch(NAME, 0)) as watching:  # type: ignore[type-var]
+    async with aclosing(things.family.watch(NAME, 0)) as watching:
         seen = [(await anext(watching)).sequence for _ in range(CHUNK)]
         await give_up(things)
         sweeping = asyncio.create_task(purging_of(things).sweep())
@@ -160,7 +160,7 @@ async def test_who_begins_when_it_has_been_purged_is_told(
 
 async def test_who_has_read_the_end_is_told_nothing(things: Things) -> None:
     await ended(things)
-    async with aclosing(things.family.watch(NAME, LINES)) as watching:  # type: ignore[type-var]
+    async with aclosing(things.family.watch(NAME, LINES)) as watching:
         seen = [await anext(watching)]
         await give_up(things)
         seen += [event async for event in watching]

@@ -132,7 +132,7 @@ async def test_others_write_between_two_batches(bench: Bench, monkeypatch: pytes
 async def test_what_is_watched_is_trimmed_when_nobody_watches_it_any_more(bench: Bench) -> None:
     await told(bench, "old", 600)
     await told(bench, "older", 3)
-    async with aclosing(bench.log.watch("old", "jobs/a")) as stream:  # type: ignore[type-var]
+    async with aclosing(bench.log.watch("old", "jobs/a")) as stream:
         seen = [(await anext(stream)).sequence]
         await later(bench).trim()
         assert await kept(bench.database, "older") == [3], "it keeps no other"

@@ -112,7 +112,7 @@ class Things:
     async def events(self, name: str = NAME, start_sequence: int = 0, number: int = 100) -> list[Event]:
         """The first events from a number on, until the final one or one that says that there is no more yet."""
         found: list[Event] = []
-        async with aclosing(self.family.watch(name, start_sequence)) as watching:  # type: ignore[type-var]
+        async with aclosing(self.family.watch(name, start_sequence)) as watching:
             async for event in watching:
                 if event.HasField("heartbeat"):
                     break

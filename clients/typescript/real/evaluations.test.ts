@@ -6,7 +6,14 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { Split } from "#dist/gen/luthier/v1/dataset_pb.js";
-import { Correctness, EvaluationMetric, Verdict } from "#dist/gen/luthier/v1/evaluation_pb.js";
+import {
+  Correctness,
+  Evaluation_State,
+  EvaluationMetric,
+  FinishReason,
+  Verdict,
+} from "#dist/gen/luthier/v1/evaluation_pb.js";
+import type { GenerateTextResponse } from "#dist/gen/luthier/v1/evaluation_service_pb.js";
 import { StringCheckGrader_Operation } from "#dist/gen/luthier/v1/grader_pb.js";
 import { EvaluationVerdict_Outcome } from "#dist/gen/luthier/v1/verdict_pb.js";
 import { type WebhookDelivery, WebhookDelivery_State } from "#dist/gen/luthier/v1/webhook_pb.js";
@@ -233,6 +240,31 @@ test("an evaluation that fails says why, and one that is cancelled that it was",
   await client.evaluations.delete(long.name);
   await client.evaluations.purge(long.name);
   assert.equal((await thrown(NotFound, client.evaluations.get(long.name))).reason, Reason.RESOURCE_NOT_FOUND);
+});
+
+test("a model answers while an evaluation asks it, and neither harms the other", async () => {
+  const ask = (): AsyncIterable<GenerateTextResponse> =>
+    client.generate("tiny", [{ role: "user", content: "colour of thing 100?" }], { maxNewTokens: 24 });
+  const alone = await all(ask());
+  const arms = Array.from({ length: 4 }, (_, place) => ({ armId: `arm-${place}`, model: "tiny" }));
+  const { name } = await client.evaluations.create({ datasetVersion: asked, arms, maxNewTokens: 300 });
+  let beside: GenerateTextResponse[] = [];
+  for await (const { payload } of client.evaluations.watch(name)) {
+    if (payload.case === "progress" && payload.value.completed > 0) {
+      beside = await all(ask());
+      break;
+    }
+  }
+  assert.equal((await client.evaluations.get(name)).state, Evaluation_State.RUNNING, "it answered meanwhile");
+  const text = (pieces: readonly GenerateTextResponse[]): string => pieces.map((one) => one.text).join("");
+  assert.equal(text(beside), text(alone));
+  assert.notEqual(beside.at(-1)?.finishReason, FinishReason.UNSPECIFIED);
+  const { numRecords, armResults } = await client.evaluations.wait(name, LIMIT);
+  assert.equal(Number(numRecords), RECORDS);
+  assert.deepEqual(
+    armResults.map((one) => one.armId),
+    arms.map((one) => one.armId),
+  );
 });
 
 test("an alias moves through gates that are open, and remembers", async () => {

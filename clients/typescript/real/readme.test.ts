@@ -21,7 +21,7 @@ function run(number: number, ...words: string[]): string {
 }
 
 before(() => {
-  assert.equal(blocks.length, 5);
+  assert.equal(blocks.length, 6);
   rmSync(FOLDER, { recursive: true, force: true });
   mkdirSync(FOLDER, { recursive: true });
   for (const [number, block] of blocks.entries()) {
@@ -77,4 +77,13 @@ test("tables are read", async () => {
   }
   await client.renderings.wait("my-rendering", { timeoutSeconds: 120 });
   assert.match(run(4), /^6 \[\s*'row'/m);
+});
+
+test("a learning curve says whether more data would help", async () => {
+  using client = connect();
+  const asked = await version(client, "tsr-held", [[Split.TEST, chats(12, 100)]]);
+  const said = run(5, "tiny", "my-rendering", asked);
+  assert.match(said, /^tuning on \d records: support-curve-p50$/m);
+  assert.equal(said.match(/^\d records: perplexity \d/gm)?.length, 2);
+  assert.match(said, /^(More data|Whether more data) .* records: .*each doubling has changed perplexity/m);
 });

@@ -1,4 +1,4 @@
-// Attention of a few new tokens over caches. Each part of a row's keys, and of a prefix, leaves sums of its own, which
+// Attention of new tokens over caches. Each part of a row's keys, and of a prefix, leaves sums of its own, which
 // are weighed against each other in the end: parts are computed apart, and those of a prefix for many rows at a time.
 #pragma once
 #include "attention.inl"
@@ -40,18 +40,19 @@ void turn_heads(const AttentionDecode& p, int64_t token, const Heads& from, int6
   for (int64_t head = 0; head < num_heads; ++head) rope_head<Scalar>(turn, 0, head);
 }
 
-// Appends a row's new keys and values to its cache, and lays its queries out by key heads.
+// Puts a block's new keys and values into its cache, and lays its queries out by key heads.
 template <class Scalar>
-void decode_append_of(const DecodeWork& work, const DecodeRow& own) {
+void decode_append_of(const DecodeWork& work, const DecodeBlock& own) {
   const AttentionDecode& p = work.problem;
   const CachedRows& held = p.caches[own.cache];
-  const int64_t per_head = p.num_heads / p.num_key_heads, row = work.caches[own.cache].first_row + own.row;
-  for (int64_t i = 0; i < p.num_new; ++i) {
-    const int64_t token = row * p.num_new + i, place = (held.num_held + i) * p.head_dim;
+  const DecodeCache& cache = work.caches[own.cache];
+  for (int64_t i = 0; i < own.num_tokens; ++i) {
+    const int64_t token = own.token + i, place = (own.column + i) * p.head_dim;
     for (int64_t head = 0; head < p.num_key_heads; ++head) {
-      const int64_t first = work.caches[own.cache].queries + (head * held.num_rows + own.row) * work.group;
-      turn_heads<Scalar>(p, token, p.query, head * per_head, per_head,
-                         static_cast<Scalar*>(work.queries) + (first + i * per_head) * p.head_dim, p.head_dim);
+      const int64_t tokens_before = head * cache.num_tokens + token - cache.first_token;
+      const int64_t first = cache.queries + tokens_before * work.per_head;
+      turn_heads<Scalar>(p, token, p.query, head * work.per_head, work.per_head,
+                         static_cast<Scalar*>(work.queries) + first * p.head_dim, p.head_dim);
     }
     const int64_t heads_before = own.row * p.num_key_heads, stride = held.capacity * p.head_dim;
     turn_heads<Scalar>(p, token, p.new_key, 0, p.num_key_heads,
@@ -71,9 +72,9 @@ struct DecodePart {
   const AttentionDecode& p = work.problem;
   const CachedRows& held = p.caches[task.cache];
   const int64_t keys = task.end - task.begin, padded = round_up(keys, L);
-  const bool is_prefix = task.num_rows > 0;
-  const DecodeRow& own = work.rows[is_prefix ? 0 : task.row];
-  const int64_t num_queries = (is_prefix ? task.num_rows : 1) * work.group;
+  const bool is_prefix = task.block < 0;
+  const DecodeBlock& own = work.blocks[is_prefix ? 0 : task.block];
+  const int64_t num_queries = task.num_queries;
   Item *query_space, *weights, *key_items;
   float* scores;
   DimPanels<Path> values;
@@ -101,27 +102,24 @@ struct DecodePart {
            (own.first_key + task.begin) * p.head_dim;
   }
 
-  // The first of the task's queries, in rows of its cache's queries of a key head.
+  // The first of the task's queries, among those of its cache.
   int64_t first_query() const {
-    const int64_t row = is_prefix ? task.row : own.row;
-    return (task.key_head * held.num_rows + row) * work.group;
+    return task.key_head * work.caches[task.cache].num_tokens * work.per_head + task.query;
   }
 
   // The first of the task's rows of scores.
   int64_t first_scores() const {
     const int64_t heads_before = task.part * p.num_key_heads;
-    if (!is_prefix) return own.scores + (heads_before + task.key_head) * work.group;
-    return work.caches[task.cache].prefix_scores + heads_before * held.num_rows * work.group + first_query();
+    if (!is_prefix) return own.scores + (heads_before + task.key_head) * num_queries;
+    const DecodeCache& cache = work.caches[task.cache];
+    return cache.prefix_scores + heads_before * cache.num_tokens * work.per_head + first_query();
   }
 
   // The keys that a query sees, counted from the task's first.
   RowKeys keys_of(int64_t query) const {
     if (is_prefix) return {0, keys};
-    const int64_t per_head = p.num_heads / p.num_key_heads, last = held.num_held + query % work.group / per_head;
-    const int64_t wanted = p.first[work.caches[task.cache].first_row + own.row];
-    const int64_t from = (wanted < last ? wanted : last) - own.first_key - task.begin;
-    const int64_t to = last + 1 - own.first_key - task.begin;
-    return {from > 0 ? from : 0, to < keys ? to : keys};
+    const int64_t to = own.column + query / work.per_head + 1 - own.first_key - task.begin;
+    return {0, to < keys ? to : keys};
   }
 
   void run() const {
@@ -201,19 +199,22 @@ void merge_parts(const DecodeWork& work, const DecodeParts& parts, Scalar* out) 
 }
 
 template <class Scalar>
-void decode_merge_of(const DecodeWork& work, const DecodeRow& own) {
+void decode_merge_of(const DecodeWork& work, const DecodeBlock& own) {
   const AttentionDecode& p = work.problem;
   const DecodeCache& cache = work.caches[own.cache];
-  const int64_t per_head = p.num_heads / p.num_key_heads, row = cache.first_row + own.row;
-  const int64_t of_head = work.group, of_row = p.num_key_heads * of_head, rows = p.caches[own.cache].num_rows;
+  const int64_t of_head = own.num_tokens * work.per_head, of_cache = cache.num_tokens * work.per_head;
+  const int64_t before = (own.token - cache.first_token) * work.per_head;
   for (int64_t head = 0; head < p.num_heads; ++head)
-    for (int64_t i = 0; i < p.num_new; ++i) {
-      const int64_t key_head = head / per_head, query = i * per_head + head % per_head;
-      const DecodeParts parts{cache,         cache.prefix_scores + (key_head * rows + own.row) * of_head + query,
-                              rows * of_row, own.scores + key_head * of_head + query,
-                              of_row,        own.num_parts};
+    for (int64_t i = 0; i < own.num_tokens; ++i) {
+      const int64_t key_head = head / work.per_head, query = i * work.per_head + head % work.per_head;
+      const DecodeParts parts{cache,
+                              cache.prefix_scores + key_head * of_cache + before + query,
+                              p.num_key_heads * of_cache,
+                              own.scores + key_head * of_head + query,
+                              p.num_key_heads * of_head,
+                              own.num_parts};
       merge_parts<Scalar>(work, parts,
-                          static_cast<Scalar*>(p.out) + ((row * p.num_new + i) * p.num_heads + head) * p.head_dim);
+                          static_cast<Scalar*>(p.out) + ((own.token + i) * p.num_heads + head) * p.head_dim);
     }
 }
 

@@ -17,9 +17,9 @@ struct Kernels {
   void (*gram[2])(const Gram*, int num_problems, int num_threads);
   void (*attention[2])(const Attention&, const AttentionTask&);
   void (*attention_gradient[2])(const AttentionGradient&, const AttentionTask&);
-  void (*decode_append[2])(const DecodeWork&, const DecodeRow&);
+  void (*decode_append[2])(const DecodeWork&, const DecodeBlock&);
   void (*decode_attend[2])(const DecodeWork&, const DecodeTask&);
-  void (*decode_merge[2])(const DecodeWork&, const DecodeRow&);
+  void (*decode_merge[2])(const DecodeWork&, const DecodeBlock&);
   void (*loss[2])(const LinearCrossEntropy&, const LossTask&);
   void (*finish_loss[2])(const LinearCrossEntropy&, int64_t row, const RowState&, const float* sums);
   void (*merge_loss)(const LinearCrossEntropy&, const RowState& part, const float* from, RowState& all, float* to);

@@ -74,7 +74,7 @@ struct Checker {
 
   void operator()(const AttendStep& step) {
     const AttentionDecode& p = step.attention;
-    require(step.layer >= 0 && p.num_new == 1, "attention of a program is of a layer from 0 on, and of 1 new token");
+    require(step.layer >= 0, "attention of a program is of a layer from 0 on");
     require(p.query.elements && p.new_key.elements && p.new_value.elements && p.out, "attention lacks an address");
     // What is not there yet has no rows, so that sizes of heads alone are looked at.
     require_fitting(p);
@@ -92,7 +92,7 @@ AttentionDecode problem_of(const AttendStep& step, const ProgramRun& run) {
   problem.caches = caches.data();
   problem.num_caches = static_cast<int64_t>(caches.size());
   problem.first = run.first.data();
-  problem.num_rows = run.num_rows;
+  problem.num_rows = static_cast<int64_t>(run.first.size());
   if (step.turns) {
     problem.cos = run.angles.cos;
     problem.sin = run.angles.sin;
@@ -163,13 +163,14 @@ void Program::run(const ProgramRun& run, Isa isa, int num_threads) const {
   if (run.num_rows < 0 || run.num_rows > most_rows_)
     throw std::invalid_argument("a run must have at most " + std::to_string(most_rows_) + " rows, got " +
                                 std::to_string(run.num_rows));
-  if (static_cast<int64_t>(run.first.size()) != run.num_rows)
-    throw std::invalid_argument("first keys must be of " + std::to_string(run.num_rows) + " rows, got " +
-                                std::to_string(run.first.size()));
   for (const Step& step : steps_)
     if (const auto* attend = std::get_if<AttendStep>(&step)) {
       if (attend->turns) require_angles(*attend, run);
-      require_fitting(problem_of(*attend, run));
+      const AttentionDecode problem = problem_of(*attend, run);
+      require_fitting(problem);
+      if (tokens_of(problem) != run.num_rows)
+        throw std::invalid_argument("new tokens of caches must be " + std::to_string(run.num_rows) + ", got " +
+                                    std::to_string(tokens_of(problem)));
     }
   if (run.num_rows == 0) return;
   const Runner runner{run, isa, num_threads};

@@ -14,9 +14,9 @@ struct Shape {
 template <class Scalar>
 struct Cache {
   std::vector<Scalar> key, value, prefix_key, prefix_value;
-  int64_t rows, capacity, held, prefix, key_heads, size;
+  int64_t rows, capacity, held, num_new, prefix, key_heads, size;
   luthier::CachedRows problem() {
-    return {key.data(), value.data(), prefix_key.data(), prefix_value.data(), rows, capacity, held, prefix,
+    return {key.data(), value.data(), prefix_key.data(), prefix_value.data(), rows, capacity, held, num_new, prefix,
             key_heads,  size,         dtype_of<Scalar>()};
   }
 };
@@ -25,8 +25,19 @@ template <class Scalar>
 struct Inputs {
   std::vector<Cache<Scalar>> caches;
   std::vector<int64_t> first;
+  std::vector<int64_t> token;  // the first one of each row, and how many there are
   std::vector<Scalar> query, key, value, cos, sin;
 };
+
+// The first column of a row that is new, and how many are.
+template <class Scalar>
+int64_t begin_of(const Inputs<Scalar>& in, size_t cache, int64_t row) {
+  return std::max(in.first[row], in.caches[cache].held);
+}
+template <class Scalar>
+int64_t count_of(const Inputs<Scalar>& in, size_t cache, int64_t row) {
+  return std::max<int64_t>(0, in.caches[cache].held + in.caches[cache].num_new - begin_of(in, cache, row));
+}
 
 template <class Scalar>
 Inputs<Scalar> inputs_of(const Shape& s) {
@@ -37,12 +48,16 @@ Inputs<Scalar> inputs_of(const Shape& s) {
     const int64_t own = s.rows[c] * s.key_heads * capacity * s.size, before = s.key_heads * s.prefix[c] * s.size;
     in.caches.push_back({random_values<Scalar>(own, 0.7f, random), random_values<Scalar>(own, 0.7f, random),
                          random_values<Scalar>(before, 0.7f, random), random_values<Scalar>(before, 0.7f, random),
-                         s.rows[c], capacity, s.held[c], s.prefix[c], s.key_heads, s.size});
-    // Some see all, some a part, one begins among the new tokens.
+                         s.rows[c], capacity, s.held[c], s.new_tokens, s.prefix[c], s.key_heads, s.size});
+    // Some see all, some a part, one begins among the new tokens, or behind the only one.
     for (int64_t r = 0; r < s.rows[c]; ++r)
       in.first.push_back(r % 3 == 0 ? 0 : r % 3 == 1 ? s.held[c] / 2 : s.held[c] + 1);
   }
-  const int64_t tokens = static_cast<int64_t>(in.first.size()) * s.new_tokens;
+  in.token = {0};
+  for (size_t c = 0; c < s.rows.size(); ++c)
+    for (int64_t r = 0; r < s.rows[c]; ++r)
+      in.token.push_back(in.token.back() + count_of(in, c, static_cast<int64_t>(in.token.size()) - 1));
+  const int64_t tokens = in.token.back();
   in.query = random_values<Scalar>(tokens * s.heads * s.size, 0.7f, random);
   in.key = random_values<Scalar>(tokens * s.key_heads * s.size, 0.7f, random);
   in.value = random_values<Scalar>(tokens * s.key_heads * s.size, 0.7f, random);
@@ -51,14 +66,18 @@ Inputs<Scalar> inputs_of(const Shape& s) {
   return in;
 }
 
-// Rows [row, row + the caches' rows) of the inputs, over the caches given.
+// Rows [row, row + the caches' rows) of the inputs, over the caches given, whose first new token is number `token`.
 template <class Scalar>
 std::vector<Scalar> attend(const Shape& s, Inputs<Scalar>& in, std::vector<luthier::CachedRows> caches, int64_t row,
-                           luthier::Isa isa, int threads) {
-  int64_t rows = 0;
-  for (const auto& cache : caches) rows += cache.num_rows;
-  std::vector<Scalar> out(rows * s.new_tokens * s.heads * s.size);
-  const int64_t token = row * s.new_tokens, wide = s.heads * s.size, narrow_row = s.key_heads * s.size;
+                           int64_t token, luthier::Isa isa, int threads) {
+  int64_t rows = 0, tokens = 0;
+  for (const auto& cache : caches)
+    for (int64_t r = 0; r < cache.num_rows; ++r, ++rows) {
+      const int64_t end = cache.num_held + cache.num_new;
+      tokens += std::max<int64_t>(0, end - std::max(in.first[row + rows], cache.num_held));
+    }
+  std::vector<Scalar> out(tokens * s.heads * s.size);
+  const int64_t wide = s.heads * s.size, narrow_row = s.key_heads * s.size;
   const luthier::AttentionDecode problem{{in.query.data() + token * wide, wide, s.size},
                                          {in.key.data() + token * narrow_row, narrow_row, s.size},
                                          {in.value.data() + token * narrow_row, narrow_row, s.size},
@@ -69,8 +88,7 @@ std::vector<Scalar> attend(const Shape& s, Inputs<Scalar>& in, std::vector<luthi
                                          in.first.data() + row,
                                          static_cast<int64_t>(caches.size()),
                                          rows,
-                                         rows * s.new_tokens,
-                                         s.new_tokens,
+                                         tokens,
                                          s.heads,
                                          s.key_heads,
                                          s.size,
@@ -103,9 +121,9 @@ std::vector<double> turned(const Shape& s, const Inputs<Scalar>& in, int64_t tok
 template <class Scalar>
 void check_row(const Shape& s, Inputs<Scalar>& in, size_t c, int64_t r, int64_t row, const std::vector<Scalar>& out) {
   const Cache<Scalar>& cache = in.caches[c];
-  for (int64_t i = 0; i < s.new_tokens; ++i)
+  for (int64_t i = 0; i < count_of(in, c, row); ++i)
     for (int64_t h = 0; h < s.heads; ++h) {
-      const int64_t g = h / (s.heads / s.key_heads), token = row * s.new_tokens + i, last = cache.held + i;
+      const int64_t g = h / (s.heads / s.key_heads), token = in.token[row] + i, last = begin_of(in, c, row) + i;
       const auto query = turned(s, in, token, in.query.data() + (token * s.heads + h) * s.size);
       std::vector<double> wanted(s.size);
       double total = 0;
@@ -122,7 +140,7 @@ void check_row(const Shape& s, Inputs<Scalar>& in, size_t c, int64_t r, int64_t 
         const int64_t at = (g * cache.prefix + j) * s.size;
         see(cache.prefix_key.data() + at, cache.prefix_value.data() + at);
       }
-      for (int64_t j = std::min(in.first[row], last); j <= last; ++j) {
+      for (int64_t j = in.first[row]; j <= last; ++j) {
         const int64_t at = ((r * s.key_heads + g) * cache.capacity + j) * s.size;
         see(cache.key.data() + at, cache.value.data() + at);
       }
@@ -135,10 +153,10 @@ void check_row(const Shape& s, Inputs<Scalar>& in, size_t c, int64_t r, int64_t 
 template <class Scalar>
 void check_appended(const Shape& s, const Inputs<Scalar>& in, size_t c, int64_t r, int64_t row) {
   const Cache<Scalar>& cache = in.caches[c];
-  for (int64_t i = 0; i < s.new_tokens; ++i)
+  for (int64_t i = 0; i < count_of(in, c, row); ++i)
     for (int64_t g = 0; g < s.key_heads; ++g) {
-      const int64_t token = row * s.new_tokens + i;
-      const int64_t at = ((r * s.key_heads + g) * cache.capacity + cache.held + i) * s.size;
+      const int64_t token = in.token[row] + i;
+      const int64_t at = ((r * s.key_heads + g) * cache.capacity + begin_of(in, c, row) + i) * s.size;
       const auto key = turned(s, in, token, in.key.data() + (token * s.key_heads + g) * s.size);
       for (int64_t d = 0; d < s.size; ++d) {
         REQUIRE(close(widen(cache.key[at + d]), key[d], tolerance<Scalar>()));
@@ -147,22 +165,60 @@ void check_appended(const Shape& s, const Inputs<Scalar>& in, size_t c, int64_t 
     }
 }
 
+// The same tokens column by column, and a few columns at a time.
+template <class Scalar>
+void check_pieces(const Shape& s, const std::vector<Scalar>& whole, int64_t columns, luthier::Isa isa, int threads) {
+  Inputs<Scalar> in = inputs_of<Scalar>(s);
+  const Inputs<Scalar> given = in;
+  const int64_t wide = s.heads * s.size, narrow_row = s.key_heads * s.size;
+  const auto take = [&](std::vector<Scalar>& into, const std::vector<Scalar>& from, int64_t token, int64_t size) {
+    into.insert(into.end(), from.begin() + token * size, from.begin() + (token + 1) * size);
+  };
+  for (int64_t begin = 0; begin < s.new_tokens; begin += columns) {
+    std::vector<int64_t> numbers;
+    std::vector<luthier::CachedRows> caches;
+    for (auto* one : {&in.query, &in.key, &in.value, &in.cos, &in.sin}) one->clear();
+    int64_t row = 0;
+    for (size_t c = 0; c < in.caches.size(); ++c) {
+      caches.push_back(in.caches[c].problem());
+      caches.back().num_held += begin;
+      caches.back().num_new = std::min(columns, s.new_tokens - begin);
+      for (int64_t r = 0; r < s.rows[c]; ++r, ++row)
+        for (int64_t i = 0; i < count_of(given, c, row); ++i) {
+          const int64_t column = begin_of(given, c, row) + i - caches.back().num_held;
+          if (column >= 0 && column < caches.back().num_new) numbers.push_back(given.token[row] + i);
+        }
+    }
+    for (int64_t token : numbers) {
+      take(in.query, given.query, token, wide), take(in.key, given.key, token, narrow_row);
+      take(in.value, given.value, token, narrow_row);
+      take(in.cos, given.cos, token, s.rotary), take(in.sin, given.sin, token, s.rotary);
+    }
+    const auto out = attend(s, in, caches, 0, 0, isa, threads);
+    REQUIRE(out.size() == numbers.size() * wide);
+    for (size_t i = 0; i < numbers.size(); ++i)
+      REQUIRE(!std::memcmp(out.data() + i * wide, whole.data() + numbers[i] * wide, wide * sizeof(Scalar)));
+  }
+}
+
 template <class Scalar>
 void check(const Shape& s, luthier::Isa isa, int threads) {
   Inputs<Scalar> in = inputs_of<Scalar>(s);
   std::vector<luthier::CachedRows> caches;
   for (auto& cache : in.caches) caches.push_back(cache.problem());
-  const auto out = attend(s, in, caches, 0, isa, threads);
+  const auto out = attend(s, in, caches, 0, 0, isa, threads);
   int64_t row = 0;
-  const int64_t of_row = s.new_tokens * s.heads * s.size;
   for (size_t c = 0; c < in.caches.size(); ++c) {
-    const auto alone = attend(s, in, {caches[c]}, row, isa, 1);
-    REQUIRE(!std::memcmp(alone.data(), out.data() + row * of_row, alone.size() * sizeof(Scalar)));
+    const auto alone = attend(s, in, {caches[c]}, row, in.token[row], isa, 1);
+    const auto* at = out.data() + in.token[row] * s.heads * s.size;
+    REQUIRE(!std::memcmp(alone.data(), at, alone.size() * sizeof(Scalar)));
     for (int64_t r = 0; r < s.rows[c]; ++r, ++row) {
       check_appended(s, in, c, r, row);
       check_row(s, in, c, r, row, out);
     }
   }
+  if (s.new_tokens > 1)
+    for (int64_t columns : {int64_t{1}, s.new_tokens / 2 + 1}) check_pieces(s, out, columns, isa, threads);
 }
 
 }  // namespace
@@ -172,10 +228,11 @@ int check_attention_decode(luthier::Isa isa, int threads) {
                           {{3, 1, 2}, {37, 4, 300}, {0, 11, 0}, 1, 6, 2, 17, 0, 0},
                           {{50, 1}, {5, 600}, {270, 1}, 1, 3, 1, 64, 64, 0},
                           {{3, 2}, {257, 2}, {3, 0}, 4, 4, 2, 80, 24, 2.0f},
+                          {{3, 1}, {0, 200}, {0, 260}, 90, 2, 1, 33, 32, 0},
                           {{}, {}, {}, 1, 1, 1, 8, 0, 0}};
   for (const Shape& shape : shapes) {
     check<float>(shape, isa, threads);
     check<uint16_t>(shape, isa, threads);
   }
-  return 10;
+  return 12;
 }

@@ -63,7 +63,6 @@ struct Tensors {
              0,
              0,
              kMost,
-             1,
              kHeads,
              kKeyHeads,
              kSize,
@@ -77,7 +76,7 @@ struct Tensors {
 
   luthier::ProgramRun run(int64_t rows) {
     const luthier::CachedRows cache{
-        key_cache.data(),  value_cache.data(), nullptr, nullptr, rows, kHeld + 1, kHeld, 0, kKeyHeads, kSize,
+        key_cache.data(),  value_cache.data(), nullptr, nullptr, rows, kHeld + 1, kHeld, 1, 0, kKeyHeads, kSize,
         dtype_of<Scalar>()};
     return {rows, {{cache}}, std::vector<int64_t>(rows, 1), {cos.data(), sin.data(), rows, kSize, dtype_of<Scalar>()}};
   }
@@ -149,10 +148,14 @@ void check_refused_runs(luthier::Isa isa, int threads) {
   const std::pair<Change, const char*> changes[] = {
       {[](ProgramRun& run) { run.num_rows = kMost + 1; }, "at most 5 rows, got 6"},
       {[](ProgramRun& run) { run.num_rows = -1; }, "at most 5 rows, got -1"},
-      {[](ProgramRun& run) { run.first.pop_back(); }, "must be of 3 rows, got 2"},
+      {[](ProgramRun& run) { run.first.pop_back(); }, "must hold 2 rows, got 3"},
+      {[](ProgramRun& run) { run.first[1] = kHeld + 1; }, "new tokens of caches must be 3, got 2"},
       {[](ProgramRun& run) { run.first[1] = -1; }, "not be negative, got -1"},
       {[](ProgramRun& run) { run.layers.clear(); }, "got none of layer 0"},
       {[](ProgramRun& run) { run.layers[0].clear(); }, "must hold 3 rows, got 0"},
+      {[](ProgramRun& run) { run.layers[0][0].num_held -= 1, run.layers[0][0].num_new += 1; },
+       "tokens must be at least 6"},
+      {[](ProgramRun& run) { run.layers[0][0].num_new = 0; }, "room for 0 new tokens"},
       {[](ProgramRun& run) { run.layers[0][0].num_rows = 4; }, "must hold 3 rows, got 4"},
       {[](ProgramRun& run) { run.layers[0][0].num_rows = -3; }, "a cache must hold"},
       {[](ProgramRun& run) { run.layers[0][0].num_held = kHeld + 1; },
@@ -224,8 +227,6 @@ void check_refused_steps() {
   auto attending = tensors.attending();
   attending.attention.num_key_heads = 0;
   REQUIRE(refused(attending, "a multiple of those of keys"));
-  attending = tensors.attending(), attending.attention.num_new = 2;
-  REQUIRE(refused(attending, "of 1 new token"));
   attending = tensors.attending(), attending.layer = -1;
   REQUIRE(refused(attending, "from 0 on"));
   luthier::Program program;

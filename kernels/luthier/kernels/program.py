@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.attention_decode import Cached
+from luthier.kernels.attention_decode import Cached, Span
 from luthier.kernels.attention_decode import cpu as attention_decode
 from luthier.kernels.gated_activation import cpu as gated_activation
 from luthier.kernels.operands import DTYPES, row_pointer, settings
@@ -20,17 +20,19 @@ from luthier.kernels.rms_norm import cpu as rms_norm
 
 
 class Rows(NamedTuple):
-    """What a run is about: rows, each with one new token.
+    """What a run is about: rows, each a new token of a row of a cache.
 
     Attributes:
+        num_rows: how many.
         layers: the caches of each layer.
-        held: tokens that each cache of each layer holds.
-        first: the first of its own keys that each row sees.
-        angles: cosines and sines [rows, R], dense.
+        spans: which columns of each cache of each layer are new.
+        first: the column in which each row of the caches begins.
+        angles: cosines and sines [num_rows, R], dense.
     """
 
+    num_rows: int
     layers: Sequence[Sequence[Cached]]
-    held: Sequence[Sequence[int]]
+    spans: Sequence[Sequence[Span]]
     first: Sequence[int]
     angles: tuple[Tensor, Tensor]
 
@@ -144,10 +146,10 @@ class Program:
                 written then.
         """
         self._program.run(
-            num_rows=len(rows.first),
+            num_rows=rows.num_rows,
             layers=[
-                attention_decode.layouts_of(caches, held)
-                for caches, held in zip(rows.layers, rows.held, strict=True)
+                attention_decode.layouts_of(caches, spans)
+                for caches, spans in zip(rows.layers, rows.spans, strict=True)
             ],
             first=rows.first,
             angles=self._angles(rows.angles),

@@ -14,6 +14,7 @@ from luthier.errors import ResourceExhausted
 from luthier.runtime.auth import current_principal
 from luthier.storage.blobs import BlobStore
 from luthier.storage.threads import finished_in
+from luthier.v1.dataset_pb2 import Split
 from luthier.worker.v1.task_pb2 import Shard
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class ShardReader:
         return await finished_in(self._threads, function, *arguments, **named)
 
 
-def in_split(split: int) -> Mapping[str, str | int]:
+def in_split(split: Split.ValueType) -> Mapping[str, str | int]:
     """Return what rows of a split have in common; unspecified: nothing."""
     return {"split": split_name(split)} if split else {}
 

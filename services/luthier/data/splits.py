@@ -14,9 +14,9 @@ _PREFIX = "SPLIT_"
 _HASH_RANGE = 2**64
 
 
-def split_name(split: int) -> str:
+def split_name(split: dataset_pb2.Split.ValueType) -> str:
     """Return a split as shards name it: TRAIN."""
-    return dataset_pb2.Split.Name(split).removeprefix(_PREFIX)  # type: ignore[arg-type]
+    return dataset_pb2.Split.Name(split).removeprefix(_PREFIX)
 
 
 def split_named(name: str) -> dataset_pb2.Split.ValueType:

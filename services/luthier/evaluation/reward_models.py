@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Protocol
 
-from luthier.errors import FieldViolation, InvalidArgument, Reason
+from luthier.errors import FieldViolation, InvalidArgument
 from luthier.evaluation.asking import as_taught
 from luthier.evaluation.names import WEIGHTS
 from luthier.evaluation.ready import require_ready
-from luthier.grading.asked import reward_model_names
+from luthier.grading.asked import require_reward_model, reward_model_names
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.grader_pb2 import Grader
 from luthier.v1.model_pb2 import Model
@@ -89,7 +89,7 @@ async def find(models: Models, named: Iterable[tuple[str, str]]) -> dict[str, Fo
         if name in found:
             continue
         model = await models.model(name)
-        _require_reward(model, field)
+        require_reward_model(model, field)
         base = await models.model(model.base_model) if model.base_model else model
         for one in (model, base):
             require_ready(one)
@@ -104,17 +104,3 @@ def pin(evaluation: Evaluation, found: Iterable[FoundReward]) -> None:
             evaluation.model_digests[one.name] = one.digest
         if one.name not in {reference.name for reference in evaluation.references}:
             evaluation.references.add(name=one.name, uid=one.uid, digest=one.digest)
-
-
-def _require_reward(model: Model, field: str) -> None:
-    if model.kind == Model.KIND_REWARD:
-        return
-    kind = Model.Kind.Name(model.kind).removeprefix("KIND_")
-    raise InvalidArgument.of_fields(
-        FieldViolation(
-            field=field,
-            description=f"must be a reward model (kind REWARD) or a checkpoint of one, got {model.name!r}, of kind "
-            f"{kind}; a job of method reward_model makes one",
-            reason=Reason.REWARD_MODEL_EXPECTED,
-        )
-    )

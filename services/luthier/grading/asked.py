@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luthier.errors import FieldViolation, InvalidArgument, Reason
 from luthier.v1.grader_pb2 import Grader, RemoteGrader, RewardModelGrader
+from luthier.v1.model_pb2 import Model
 
 
 def remote_graders(grader: Grader) -> Iterator[tuple[str, RemoteGrader]]:
@@ -30,6 +32,21 @@ def reward_model_names(grader: Grader, field: str) -> Iterator[tuple[str, str]]:
     """Yield the reward models that a grader asks, each after its field, as `remote_addresses` does."""
     for path, one in reward_model_graders(grader):
         yield f"{field_of(field, path)}.reward_model.model", one.model
+
+
+def require_reward_model(model: Model, field: str) -> None:
+    """Raise InvalidArgument REWARD_MODEL_EXPECTED for a model of another kind; `field` names it."""
+    if model.kind == Model.KIND_REWARD:
+        return
+    kind = Model.Kind.Name(model.kind).removeprefix("KIND_")
+    raise InvalidArgument.of_fields(
+        FieldViolation(
+            field=field,
+            description=f"must be a reward model (kind REWARD) or a checkpoint of one, got {model.name!r}, of kind "
+            f"{kind}; a job of method reward_model makes one",
+            reason=Reason.REWARD_MODEL_EXPECTED,
+        )
+    )
 
 
 def leaves(grader: Grader, path: str = "") -> Iterator[tuple[str, Grader]]:

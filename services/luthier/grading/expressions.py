@@ -16,6 +16,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from luthier.errors import Reason
 from luthier.grading.outcomes import GradingError, shown
@@ -141,8 +142,8 @@ def _operands(node: ast.expr) -> list[ast.expr]:
         if node.id in FUNCTIONS:
             raise ValueError(f"{node.id} is a function: write {node.id}(...)")
         return []
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        _finite(node)
+    if isinstance(node, ast.Constant) and _is_number(node.value):
+        _require_finite(node.value)
         return []
     raise ValueError(f"must hold + - * / ^ and {', '.join(FUNCTIONS)} alone, got {ast.unparse(node)[:40]!r}")
 
@@ -156,9 +157,13 @@ def _arguments(node: ast.Call, name: str) -> list[ast.expr]:
     return node.args
 
 
-def _finite(node: ast.Constant) -> None:
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float)  # a bool is an int by inheritance
+
+
+def _require_finite(number: float) -> None:
     try:
-        is_finite = math.isfinite(float(node.value))  # type: ignore[arg-type] # the caller knows its type
+        is_finite = math.isfinite(float(number))
     except OverflowError:
         is_finite = False
     if not is_finite:
@@ -178,4 +183,5 @@ def _value(node: ast.expr, scores: Mapping[str, float]) -> float:
     if isinstance(node, ast.Name):
         return scores[node.id]
     assert isinstance(node, ast.Constant), "read by `parsed`"
-    return float(node.value)  # type: ignore[arg-type] # read by `parsed`
+    assert _is_number(node.value), "read by `parsed`"
+    return float(node.value)

@@ -6,7 +6,7 @@ arguments:
 
 - `packed_bounds`: the batch is one row of sequences; each attends causally to itself alone;
 - `shared_prefix`: every row of the batch also attends to the keys and values of one common prefix;
-- `joint_rows`: the batch is the rows of several caches, each of which takes keys and values of its own rows;
+- `joint_rows`: the batch is new tokens of the rows of several caches, each of which takes keys and values of its own;
 - neither: what transformers' own `sdpa` does, with its masks.
 
 Shape suffixes: B rows, T tokens of a packed row, Q queries, K keys, P prefix keys, H query heads, G
@@ -68,14 +68,16 @@ def attention(
     bounds: Sequence[int] | None = options.pop("packed_bounds", None)
     joint: JointRows | None = options.pop("joint_rows", None)
     scale: float = options.get("scaling") or query.shape[3] ** -0.5
+    window: int | None = options.get("sliding_window")
     if joint is not None and joint.is_one_call:
-        new = NewTokens(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        limits = {"softcap": options.get("softcap") or 0.0, "window": options.get("sliding_window")}
-        return joint.attend(new, int(module.layer_idx), scale=scale, **limits), None  # type: ignore[arg-type]
+        # A token a row: each has one query.
+        new = NewTokens(query[:, :, 0], key[:, :, 0], value[:, :, 0])
+        capped: float = options.get("softcap") or 0.0
+        output_THD = joint.attend(new, _layer_of(module), scale=scale, softcap=capped, window=window)
+        return output_THD[:, None], None
     if joint is not None:
         return _attend_apart(module, (query, key, value), joint, options), None
     prefix: Sequence[LayerKeysValues] | None = options.pop("shared_prefix", None)
-    window: int | None = options.get("sliding_window")
     softcap: float = options.pop("softcap", None) or 0.0
     if bounds is not None:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -83,7 +85,7 @@ def attention(
         return packed[None], None
     if prefix is not None:
         assert attention_mask is not None
-        prefix_key, prefix_value = prefix[int(module.layer_idx)]  # type: ignore[arg-type]
+        prefix_key, prefix_value = prefix[_layer_of(module)]
         require_within_window(prefix_key.shape[2] + key.shape[2], window)
         own = (query, key, value, attention_mask)
         if query.device.type == "cpu" and query.shape[2] >= _MANY_QUERIES and not softcap:
@@ -103,6 +105,10 @@ def attention(
     return output.to(dtype), None
 
 
+def _layer_of(module: Any) -> int:
+    return int(module.layer_idx)
+
+
 def _attend_apart(
     module: nn.Module,
     heads: tuple[Tensor, Tensor, Tensor],
@@ -111,10 +117,9 @@ def _attend_apart(
 ) -> Tensor:
     """Let each part's rows attend to what its cache holds, as if there were no other part."""
     outputs, start = [], 0
-    for part in joint.parts:
+    for part, mask in zip(joint.parts, joint.masks, strict=True):
         query, key, value = (one[start : start + part.num_rows] for one in heads)
-        key, value = part.cache.update(key, value, int(module.layer_idx))  # type: ignore[arg-type]
-        mask = part.visible[:, None]
+        key, value = part.cache.update(key, value, _layer_of(module))
         output, _ = attention(module, query, key, value, mask, **options, shared_prefix=part.prefix)
         outputs.append(output)
         start += part.num_rows
@@ -255,13 +260,6 @@ def packed_forward(
     )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
-
-
-def head_weight(model: PreTrainedModel) -> Tensor:
-    """The vocabulary matrix [V, E] that makes logits of hidden states (the embedding, if they are tied)."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    weight: Tensor = head.weight
-    return weight
 
 
 AttentionInterface.register(IMPLEMENTATION, attention)

@@ -115,7 +115,8 @@ class RmsNorm(nn.Module):
         weight, epsilon = norm.weight, getattr(norm, "variance_epsilon", None)
         assert isinstance(weight, nn.Parameter)
         self.weight = weight
-        self.epsilon = float(norm.eps if epsilon is None else epsilon)  # type: ignore[arg-type]
+        told: Any = norm.eps if epsilon is None else epsilon
+        self.epsilon = float(told)
         self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,10 +235,11 @@ class Attention(nn.Module):
         B, T = heads[0].shape[:2]
         joint = options.get("joint_rows")
         if joint is not None and joint.is_one_call:
-            cos, sin = (one.expand(B, -1, -1) for one in position_embeddings)
-            new = NewTokens(*heads, (cos, sin) if self.use_rope else None)
+            cos, sin = joint.angles or (one.expand(B, -1, -1)[:, 0] for one in position_embeddings)
+            query, key, value = (one[:, 0] for one in heads)
+            new = NewTokens(query, key, value, (cos, sin) if self.use_rope else None)
             limits = {"softcap": self.softcap, "window": self.sliding_window}
-            output: Tensor = joint.attend(new, self.layer_idx, scale=self.scaling, **limits)
+            output: Tensor = joint.attend(new, self.layer_idx, scale=self.scaling, **limits)[:, None]
             return output
         cos, sin = (angles.expand(B, -1, -1).flatten(0, 1) for angles in position_embeddings)
         turned = self._turn(heads[0].flatten(0, 1), heads[1].flatten(0, 1), cos, sin)

@@ -32,9 +32,20 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make the buffers; transformers' cache calls it, and so does the first update."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        shape = (*key_states.shape[:2], self.capacity, key_states.shape[3])
-        self._hold(key_states.new_empty(shape), value_states.new_empty(shape))
+        del value_states
+        self.begin(key_states.shape[0], key_states.transpose(1, 2)[0])
+
+    def begin(self, num_rows: int, key_QGD: Tensor) -> None:
+        """Make the buffers for rows with such keys, if there are none.
+
+        They are zero: of a row that begins in a later column, what comes before is never written, and is multiplied
+        with weights of 0 where rows attend all at once.
+        """
+        if self.is_initialized:
+            return
+        self.dtype, self.device = key_QGD.dtype, key_QGD.device
+        shape = num_rows, key_QGD.shape[1], self.capacity, key_QGD.shape[2]
+        self._hold(key_QGD.new_zeros(shape), key_QGD.new_zeros(shape))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:

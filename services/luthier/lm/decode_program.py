@@ -1,11 +1,11 @@
-"""The layers of a model as one program of our kernels, for passes of one new token a row.
+"""The layers of a model as one program of our kernels, for passes over caches: prompts, and tokens that follow them.
 
 A pass of few rows is hundreds of small operators, which take longer to call than to compute. Told once as a program,
 they run in one call. What modules compute is computed here too, but for the sum of a layer's input and output, which
-is rounded once.
+is rounded once: so all passes of a model go through its program, whatever their size.
 
-Shape suffixes: N rows, M the most rows, E hidden size, F feed-forward size, K inputs, O outputs, R rank of several
-updates together.
+Shape suffixes: N rows, each a token, M the most rows, E hidden size, F feed-forward size, K inputs, O outputs, R rank
+of several updates together.
 """
 
 import logging
@@ -32,6 +32,8 @@ _LAYERS = frozenset(f"{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen
 """Layers that norm their input, attend, add, norm, go through the feed-forward part, and add."""
 
 _FEWEST_ROWS = 64
+_MORE_ROWS = 256
+"""What room for rows is a multiple of, where there are more than that; else it is a power of two."""
 _KEPT = 4
 
 
@@ -46,13 +48,14 @@ class DecodeProgram:
     model, also where it turns out to be unfit. Plain settings of a module, as a norm's epsilon, are taken to stay.
     Weights of linear layers may be quantised.
 
-    Memory: hidden states of `num_rows` rows in one layer, and the adapter's factors in the model's type.
+    Memory: hidden states of `num_rows` rows in one layer, which programs of a model share by way of `rooms`, and the
+    adapter's factors in the model's type.
 
     Raises:
         UnfitError: the model has a part that no program knows.
     """
 
-    def __init__(self, model: PreTrainedModel, num_rows: int, seen: PartsSeen) -> None:
+    def __init__(self, model: PreTrainedModel, num_rows: int, seen: PartsSeen, rooms: "_Rooms") -> None:
         self.num_rows = num_rows
         self._seen = seen
         inner: nn.Module = seen.child(model, model.base_model_prefix)
@@ -63,7 +66,8 @@ class DecodeProgram:
         self._factors, self._layers = Program(self._dtype), Program(self._dtype)
         self._roundings: list[tuple[Tensor, Tensor, float]] = []
         self._windows: list[int | None] = []
-        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._keys: list[Tensor] = []
+        self._rooms = rooms
         # Buffers outlive the inference mode in which the first pass may come.
         with torch.inference_mode(mode=False), torch.no_grad():
             self._x_ME, self._normed_ME = (
@@ -84,25 +88,27 @@ class DecodeProgram:
             joint.require_within(window, layer)
         num_layers, num_rows = len(self._windows), len(hidden_NE)
         rows = Rows(
-            layers=[joint.caches(layer) for layer in range(num_layers)],
-            held=[joint.held(layer) for layer in range(num_layers)],
+            num_rows=num_rows,
+            layers=[joint.caches(layer, key) for layer, key in enumerate(self._keys)],
+            spans=[joint.spans] * num_layers,
             first=joint.first,
             angles=(angles[0].contiguous(), angles[1].contiguous()),
         )
         self._x_ME[:num_rows].copy_(hidden_NE)
         if self._roundings:
             # It rounds, and attends to nothing.
-            self._factors.run(rows._replace(layers=(), held=()))
+            self._factors.run(rows._replace(layers=(), spans=()))
         self._layers.run(rows)
         for layer in range(num_layers):
             joint.advance(layer)
         return self._normed_ME[:num_rows].clone()
 
     def _buffer(self, name: str, size: int) -> Tensor:
-        """Rows of a size [M, size], the same ones for what has a name in every layer."""
-        if (name, size) not in self._buffers:
-            self._buffers[name, size] = torch.empty(self.num_rows, size, dtype=self._dtype, device="cpu")
-        return self._buffers[name, size]
+        """Rows of a size [M, size], the same ones for what has a name in every layer and every program of a model."""
+        key = name, size, self._dtype
+        if key not in self._rooms or len(self._rooms[key]) < self.num_rows:
+            self._rooms[key] = torch.empty(self.num_rows, size, dtype=self._dtype, device="cpu")
+        return self._rooms[key][: self.num_rows]
 
     def _part(self, module: nn.Module, name: str) -> Any:
         """The module of that name below another one."""
@@ -160,6 +166,7 @@ class DecodeProgram:
             options=(attention.scaling, attention.softcap),
         )
         self._windows.append(attention.sliding_window)
+        self._keys.append(key)
         self._tell_linears(out_MO, [self._part(attention, "o_proj")], added_to=self._x_ME)
 
     def _tell_linears(
@@ -221,6 +228,10 @@ class _Made(NamedTuple):
     seen: PartsSeen
 
 
+_Rooms = dict[tuple[str, int, torch.dtype], Tensor]
+"""Rows by what they are for, their size and type."""
+
+_rooms: WeakKeyDictionary[nn.Module, _Rooms] = WeakKeyDictionary()
 _programs: WeakKeyDictionary[nn.Module, OrderedDict[str | None, _Made]] = WeakKeyDictionary()
 """Of each model what was made by adapter, the newest last."""
 
@@ -231,7 +242,7 @@ def forget(model: nn.Module, adapter: str) -> None:
 
 
 def decode(model: PreTrainedModel, ids_N1: Tensor, positions_N1: Tensor, joint: JointRows) -> Tensor | None:
-    """Hidden states [N, E] of a new token for each row, after the last norm; None where no program can make them.
+    """Hidden states [N, E] of new tokens, after the last norm; None where no program can make them.
 
     That is where C++ does not attend for all rows, something is dropped or muted, or gradients are kept.
     """
@@ -248,8 +259,11 @@ def decode(model: PreTrainedModel, ids_N1: Tensor, positions_N1: Tensor, joint: 
     if program is None:
         return None
     hidden_N1E = inner.embed_tokens(ids_N1)
-    cos, sin = inner.rotary_emb(hidden_N1E, positions_N1)
-    return program.run(hidden_N1E[:, 0], joint, (cos[:, 0], sin[:, 0]))
+    angles = joint.angles
+    if angles is None:
+        cos, sin = inner.rotary_emb(hidden_N1E, positions_N1)
+        angles = cos[:, 0], sin[:, 0]
+    return program.run(hidden_N1E[:, 0], joint, angles)
 
 
 def _program(model: PreTrainedModel, adapter: str | None, num_rows: int) -> DecodeProgram | None:
@@ -273,8 +287,10 @@ def _has_too_few_rows(program: DecodeProgram | None, num_rows: int) -> bool:
 def _made(model: PreTrainedModel, num_rows: int) -> _Made:
     seen = PartsSeen()
     most_rows = max(_FEWEST_ROWS, 1 << (num_rows - 1).bit_length())
+    if num_rows > _MORE_ROWS:
+        most_rows = -(-num_rows // _MORE_ROWS) * _MORE_ROWS
     try:
-        return _Made(DecodeProgram(model, most_rows, seen), seen)
+        return _Made(DecodeProgram(model, most_rows, seen, _rooms.setdefault(model, {})), seen)
     except UnfitError as error:
         _logger.info("decoding goes module by module: %s", error)
         return _Made(None, seen)

@@ -1,8 +1,9 @@
 """One request's way through the model, cut into pieces of work that an engine can interleave.
 
-Shape suffixes: B rows, Q queries, K keys, C prompt columns, E hidden size, V vocabulary.
+Shape suffixes: B rows, Q new columns, C prompt columns, V vocabulary.
 """
 
+from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from luthier.errors import InvalidArgument, Reason
 from luthier.lm.cache import BatchCache, Prefix
 from luthier.lm.draw import draw, draw_rows, output_not_finite, row_generator
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest, TextAssembler
-from luthier.lm.passes import Head, Pass, forward, forward_together, plain_logits, scaled_logits
+from luthier.lm.passes import Head, Pass, forward_together, plain_logits, reads_tokens, scaled_logits
 
 Events = list[GenerationEvent]
 
@@ -30,10 +31,12 @@ class _Row:
 
 
 class Batch:
-    """The rows of one request while they generate: prompts padded on the left, and their cache.
+    """The rows of one request while they generate: prompts that all end in one column of their cache.
 
-    A finished row is computed along until an eighth of the batch is finished, then all of them leave it. A row whose
-    logits are not finite ends the request: FailedPrecondition OUTPUT_NOT_FINITE names it.
+    What is before a row in the cache is room alone: prompts are read token by token where C++ attends, a column of all
+    rows at a time where it does not. A finished row is computed along until an eighth of the batch is finished, then
+    all of them leave it. A row whose logits are not finite ends the request: FailedPrecondition OUTPUT_NOT_FINITE names
+    it.
     """
 
     def __init__(
@@ -59,15 +62,13 @@ class Batch:
         self._cache = BatchCache(
             model.config.num_hidden_layers, capacity if request.num_samples == 1 else width
         )
+        self._capacity = capacity
         padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in request.prompts]
         self._prompt_BC = torch.tensor(padded, device=model.device)
         self._first = [width - len(prompt) for prompt in request.prompts]
-        padding_B = torch.tensor(self._first, device=model.device)
-        columns = torch.arange(capacity, device=model.device)
-        self._valid_BK = columns >= padding_B[:, None]
-        self._offset_B = len(request.shared_prefix) - padding_B
+        self._offset_B = len(request.shared_prefix) - torch.tensor(self._first, device=model.device)
         self._tokens: list[int] = []
-        self._num_read = 0
+        self.is_read = False
 
     def run(self, prefill_tokens: int) -> Iterator[Events]:
         """Yields after each piece of work: `prefill_tokens` prompt tokens or a new token per row."""
@@ -77,32 +78,46 @@ class Batch:
 
     def read(self, prefill_tokens: int) -> Generator[Events, None, None]:
         """Read the prompts; yields after each piece of `prefill_tokens`, after the last one every row's first token."""
-        C = self._prompt_BC.shape[1]
-        step = self._columns_a_piece(prefill_tokens)
-        for start in range(0, C, step):
-            logits_BV = forward(self._model, self._pass(self._prompt_BC[:, start : start + step]))
-            self._num_read = start + step
-            if start + step < C:
-                yield []
-        if self._request.num_samples > 1:
-            logits_BV = self._repeat(logits_BV)
-        yield self.take(logits_BV)
+        while not self.is_read:
+            yield self.take(forward_together(self._model, [self.next_piece(prefill_tokens)])[0])
 
-    def num_pieces(self, prefill_tokens: int) -> int:
-        """How many pieces of the prompts are not read."""
-        return -(-(self._prompt_BC.shape[1] - self._num_read) // self._columns_a_piece(prefill_tokens))
+    def next_piece(self, prefill_tokens: int) -> Pass:
+        """What reads on in the prompts: so many tokens at most, or one of each row. The last piece makes logits."""
+        begin, C = self._cache.get_seq_length(), self._prompt_BC.shape[1]
+        end = min(C, self._end_of_piece(begin, prefill_tokens))
+        lengths = [len(self._request.shared_prefix) + C - first for first in self._first]
+        one = self._pass(self._prompt_BC[:, begin:end], self._head if end == C else None)
+        return one._replace(lengths=lengths)
 
-    def _columns_a_piece(self, prefill_tokens: int) -> int:
-        return max(1, prefill_tokens // self._prompt_BC.shape[0])
+    def is_last_piece(self, prefill_tokens: int) -> bool:
+        """Whether what is left of the prompts is one piece."""
+        begin = self._cache.get_seq_length()
+        return self._end_of_piece(begin, prefill_tokens) >= self._prompt_BC.shape[1]
+
+    def _end_of_piece(self, begin: int, prefill_tokens: int) -> int:
+        C, firsts = self._prompt_BC.shape[1], sorted(self._first)
+        if not reads_tokens(self._model):
+            return begin + max(1, prefill_tokens // len(firsts))
+        end, left = begin, prefill_tokens
+        while end < C and (end == begin or left >= bisect_right(firsts, end)):
+            left -= bisect_right(firsts, end)
+            end += 1
+        return end
 
     def next_pass(self) -> Pass:
         """What makes the logits of the rows' next tokens, once the prompts are read."""
         kept = self._compact()
         ids_BQ = torch.tensor([[self._tokens[place]] for place in kept], device=self._model.device)
-        return self._pass(ids_BQ)
+        return self._pass(ids_BQ, self._head)
 
     def take(self, logits_BV: Tensor) -> Events:
-        """Choose every row's next token."""
+        """Choose every row's next token, of the logits of a pass; nothing comes of a piece with more behind it."""
+        if not self.is_read:
+            if self._cache.get_seq_length() < self._prompt_BC.shape[1]:
+                return []
+            self.is_read = True
+            if self._request.num_samples > 1:
+                logits_BV = self._repeat(logits_BV)
         self._tokens, events = self._choose(logits_BV)
         return events
 
@@ -122,23 +137,16 @@ class Batch:
     def _repeat(self, logits_BV: Tensor) -> Tensor:
         """Make each prompt's row, all of it read, a row for each of its samples."""
         times = self._request.num_samples
-        self._cache.repeat(times, self._valid_BK.shape[1])
-        self._valid_BK = self._valid_BK.repeat_interleave(times, dim=0)
+        self._cache.repeat(times, self._capacity)
         self._offset_B = self._offset_B.repeat_interleave(times)
         self._first = [first for first in self._first for _ in range(times)]
         return logits_BV.repeat_interleave(times, dim=0)
 
-    def _pass(self, ids_BQ: Tensor) -> Pass:
-        start = self._cache.get_seq_length()
-        end = start + ids_BQ.shape[1]
-        columns = torch.arange(start, end, device=ids_BQ.device)
-        visible = self._valid_BK[:, None, :end]
-        if start < self._prompt_BC.shape[1]:
-            keys = torch.arange(end, device=ids_BQ.device)
-            # Padding attends to itself, so that its (unused) softmax is not 0 / 0.
-            visible = (visible & (keys <= columns[:, None])) | (keys == columns[:, None])
+    def _pass(self, ids_BQ: Tensor, head: Head | None) -> Pass:
+        begin = self._cache.get_seq_length()
+        columns = torch.arange(begin, begin + ids_BQ.shape[1], device=ids_BQ.device)
         positions = (columns + self._offset_B[:, None]).clamp(min=0)
-        return Pass(ids_BQ, positions, visible, self._cache, self._prefix, self._head, self._first)
+        return Pass(ids_BQ, positions, self._cache, self._prefix, head, self._first)
 
     def _choose(self, logits_BV: Tensor) -> tuple[list[int], Events]:
         request = self._request
@@ -208,7 +216,6 @@ class Batch:
             return places
         self._rows = [self._rows[place] for place in alive]
         self._cache.keep(alive)
-        self._valid_BK = self._valid_BK[alive]
         self._offset_B = self._offset_B[alive]
         self._first = [self._first[place] for place in alive]
         return alive
@@ -248,7 +255,7 @@ def compute_prefix(
     for start in range(0, len(ids), prefill_tokens):
         end = min(start + prefill_tokens, len(ids))
         columns = torch.arange(start, end, device=model.device)
-        visible = torch.arange(end, device=model.device) <= columns[:, None]
-        forward(model, Pass(tokens[:, start:end], columns[None], visible[None], cache))
+        one = Pass(tokens[:, start:end], columns[None], cache, head=None, lengths=(len(ids),))
+        forward_together(model, [one])
         yield []
     return cache.keys_values()

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
-from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.attention import packed_forward
 from luthier.lm.blocks import final_softcap
+from luthier.lm.head import head_weight
 from luthier.lm.packed import WEIGHT, named_positions, pack
 from luthier.lm.score import SequenceDivergence
 

@@ -14,7 +14,7 @@ from luthier.lm.cache import Prefix
 from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
-from luthier.lm.passes import Pass, forward_together
+from luthier.lm.passes import Pass, forward_together, reads_tokens
 
 _logger = logging.getLogger(__name__)
 _PREFIXES_KEPT = 4
@@ -170,9 +170,11 @@ class Engine:
     def _is_short(self, group: _Group) -> bool:
         """Whether what is left to read of a group is one piece."""
         if group.batch is not None:
-            return group.batch.num_pieces(self._prefill_tokens) == 1
+            return group.batch.is_last_piece(self._prefill_tokens)
         prompts, prefix = group.request.prompts, group.request.shared_prefix
-        unread = max(map(len, prompts)) * len(prompts) + (0 if group.key in self._prefixes else len(prefix))
+        columns = max(map(len, prompts)) * len(prompts)
+        unread = sum(map(len, prompts)) if reads_tokens(self._model) else columns
+        unread += 0 if group.key in self._prefixes else len(prefix)
         return unread <= self._prefill_tokens
 
     def take_failures(self) -> dict[str, Exception]:

@@ -151,9 +151,8 @@ def _named(
         if name is None:
             raise not_possible("every weight", "one that llama.cpp knows", place)
         part = name.rpartition(".")[2]
-        if architecture == "llama" and part in heads:
-            tensor = _interleaved(tensor, heads[part])  # noqa: PLW2901
-        yield f"{name}.{end}", tensor
+        is_rotated = architecture == "llama" and part in heads
+        yield f"{name}.{end}", _interleaved(tensor, heads[part]) if is_rotated else tensor
 
 
 def _interleaved(weight: Tensor, num_heads: int) -> Tensor:

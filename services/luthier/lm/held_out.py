@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from luthier.lm.cache import BatchCache
 from luthier.lm.made import HeldOutRow
-from luthier.lm.passes import Pass, forward, forward_together, scaled_logits
+from luthier.lm.passes import Pass, forward_together, scaled_logits
 
 
 @torch.no_grad()
@@ -29,9 +29,8 @@ def sampler_logprobs(model: PreTrainedModel, row: HeldOutRow) -> list[float]:
     begin = 0
     for end in range(min(wanted), max(wanted) + 1):
         columns = torch.arange(begin, end, device=model.device)[None]
-        visible = columns[:, :, None] >= torch.arange(end, device=model.device)
-        one = Pass(ids_1T[:, begin:end], columns, visible, cache, head=_logits)
-        logits_1V = forward_together(model, [one])[0] if begin else forward(model, one)
+        one = Pass(ids_1T[:, begin:end], columns, cache, head=_logits)
+        (logits_1V,) = forward_together(model, [one])
         if end in wanted:
             found.append(_logprob(logits_1V[0], row.token_ids[end]))
         begin = end

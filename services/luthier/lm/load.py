@@ -61,13 +61,13 @@ def load_model(
         return _ready(load_weights(directory, **options), device, precision)
 
 
-def load_gguf(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load the model that a GGUF file holds, its weights expanded, as `load_model` loads others.
+def load_gguf(path: Path) -> PreTrainedModel:
+    """Load the model that a GGUF file holds, its weights expanded to float32, as `load_model` loads others.
 
     Raises:
         InvalidArgument: the file cannot be read, or has not exactly the weights of its model (reason MODEL_INVALID).
     """
-    return _ready(open_gguf(path, dtype, attn_implementation=IMPLEMENTATION), "cpu")
+    return _ready(open_gguf(path, torch.float32, attn_implementation=IMPLEMENTATION), "cpu")
 
 
 def open_gguf(path: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from luthier.errors import AlreadyExists, InvalidArgument, NotFound
 from luthier.kernels.lora_linear import Dropout, token_number
 from luthier.lm.decode_program import forget
+from luthier.lm.head import output_head
 from luthier.lm.lora_layer import SWITCH, AdapterSwitch, Factors, LoraLinear, adapter_switch, row_lengths
 from luthier.lm.module_patterns import Patterns, assigned, require_one_value, targeted
 from luthier.lm.packed import PackedBatch
@@ -299,7 +300,7 @@ def target_modules(model: PreTrainedModel, targets: Targets) -> tuple[str, ...]:
     Raises:
         InvalidArgument: a target matches no linear layer; the message lists the ends that would match.
     """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
     linear = [
         name
         for name, module in model.named_modules()

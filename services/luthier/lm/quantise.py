@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.kernels.dequantise import dequantise, is_quantised
+from luthier.lm.head import output_head
 from luthier.lm.memory import FilePages, give_back
 from luthier.lm.precision import NF4_BLOCK, Precision, scales_together
 
@@ -60,7 +61,7 @@ def round_linears(model: PreTrainedModel, precision: Precision) -> None:
 
 
 def _linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear]]:
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
             yield name, module

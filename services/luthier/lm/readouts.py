@@ -15,8 +15,9 @@ from luthier.kernels.linear import linear
 from luthier.kernels.linear_cross_entropy import LossOptions, LossSum, linear_cross_entropy
 from luthier.kernels.linear_logprob import linear_logprob
 from luthier.kernels.tables import Impl
-from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.attention import packed_forward
 from luthier.lm.blocks import final_softcap
+from luthier.lm.head import head_weight
 from luthier.lm.packed import WEIGHT, PackedBatch, named_positions
 
 _ROWS_PER_MATMUL = 512

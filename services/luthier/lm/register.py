@@ -26,7 +26,6 @@ from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, Registere
 from luthier.lm.tokenizer_files import WrittenTokenizer, open_gguf_tokenizer, write_converted, write_tokenizer
 from luthier.text.tokenizer import TokenizerBundle
 
-_generation_class: Any = GenerationConfig
 WEIGHT_FILES = ("model.safetensors", "config.json", GENERATION_CONFIG)
 _HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
 _END_OF_TURN_TOKENS = (
@@ -99,7 +98,7 @@ def _open_gguf(path: Path) -> tuple[PreTrainedModel, tuple[int, ...]]:
     rows = _num_rows(model)
     # What the model has no token for is told of, and is not handed on with its files.
     if any(token in range(rows) for token in end_ids):
-        generation = model.generation_config or _generation_class()
+        generation: Any = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
         generation.eos_token_id = sorted({*eos_token_ids(model), *end_ids}.intersection(range(rows)))
         model.generation_config = generation
     return model, end_ids

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from luthier.errors import InvalidArgument
 from luthier.kernels.linear_logprob import linear_logprob
 from luthier.kernels.tables import rows_apart
-from luthier.lm.attention import head_weight, packed_forward
+from luthier.lm.attention import packed_forward
 from luthier.lm.blocks import final_softcap
+from luthier.lm.head import head_weight, output_head
 from luthier.lm.packed import WEIGHT, named_positions, pack
 from luthier.lm.readouts import SequenceValues, read
 from luthier.lm.score import SequenceScore
@@ -110,7 +111,8 @@ def _score(
 
 def _is_likeliest(model: PreTrainedModel, hidden_TE: Tensor, rows_N: Tensor, ids_T: Tensor) -> Tensor:
     """Tell of each row whether the token behind it is the likeliest; a cap of logits keeps their order."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = output_head(model)
+    assert head is not None, "a language model makes logits"
     parts = [
         head(hidden_TE[rows]).argmax(dim=-1) == ids_T[rows + 1]
         for rows in torch.split(rows_N, _ROWS_PER_MATMUL)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.errors import InvalidArgument, Reason
+from luthier.lm.head import output_head
 
 TRAINABLE = ("embed_tokens", "lm_head")
 """Modules that may be trained whole, as all our architectures call them: the embedding, and the head over words."""
@@ -53,8 +54,7 @@ class ExchangedWeights:
 
 def trainable_modules(model: PreTrainedModel) -> dict[str, str]:
     """Return the full names of the modules of `TRAINABLE` that a model has."""
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    wanted = dict(zip(TRAINABLE, (model.get_input_embeddings(), head), strict=True))
+    wanted = dict(zip(TRAINABLE, (model.get_input_embeddings(), output_head(model)), strict=True))
     return {
         short: name
         for short, module in wanted.items()
@@ -65,9 +65,8 @@ def trainable_modules(model: PreTrainedModel) -> dict[str, str]:
 
 def is_tied(model: PreTrainedModel) -> bool:
     """Whether the embedding and the head are one weight; no adapter is active."""
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding: Any = model.get_input_embeddings()
-    return head is not None and head.weight is embedding.weight
+    head = output_head(model)
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def fresh_weights(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Parameter]:

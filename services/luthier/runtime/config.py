@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from luthier.errors import InvalidArgument
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 SHARED: Mapping[str, str] = MappingProxyType(
     {
@@ -100,7 +103,7 @@ def _variables(config: type[Any], section: str) -> Iterator[str]:
 def _read(config: type[C], section: str, given: Mapping[str, _Setting]) -> C:
     hints = get_type_hints(config)
     values: dict[str, object] = {}
-    for field in fields(config):  # type: ignore[arg-type]
+    for field in fields(config):
         hint = hints[field.name]
         if (part := _part(hint)) is not None:
             values[field.name] = _read(part, section, given)

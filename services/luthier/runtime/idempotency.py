@@ -74,10 +74,10 @@ class Idempotency:
         and the next one runs. Raises InvalidArgument when the id is no UUID, and REQUEST_ID_REUSED when it came
         with another body.
         """
-        request = call.request
-        if not isinstance(request, Message) or "request_id" not in request.DESCRIPTOR.fields_by_name:
+        request: Any = call.request
+        if not _has_request_id(request):
             return await handle()
-        request_id = canonical_request_id(request.request_id)  # type: ignore[attr-defined]
+        request_id = canonical_request_id(request.request_id)
         if not request_id:
             async with self._log.unit_of_work():
                 return await handle()
@@ -92,6 +92,10 @@ class Idempotency:
             await self._log.remember(*key, printed, response.SerializeToString())
             return response
         raise AssertionError("a unit of work does not swallow exceptions")
+
+
+def _has_request_id(request: object) -> bool:
+    return isinstance(request, Message) and "request_id" in request.DESCRIPTOR.fields_by_name
 
 
 def canonical_request_id(text: str) -> str:

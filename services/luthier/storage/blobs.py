@@ -7,7 +7,7 @@ A blob never changes and is there as a whole or not at all. What comes piece by 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -101,7 +101,7 @@ class BlobReader(Protocol):
         """
         ...
 
-    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield at most `limit` bytes from `offset` on, in pieces of at most `PIECE_BYTES`.
 
         Raises NotFound, and OutOfRange when the offset is negative or beyond the end (the end itself yields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -27,9 +26,8 @@ def _now_us() -> int:
 class DeletedRows(Generic[M, P]):
     """The deleted resources of one family. Every method runs in the caller's transaction."""
 
-    def __init__(self, rows: Rows[M, P], clock_us: Callable[[], int] = _now_us) -> None:
+    def __init__(self, rows: Rows[M, P]) -> None:
         self.rows = rows
-        self._clock_us = clock_us
 
     async def find(self, connection: AsyncConnection, name: str, uid: str = "") -> Stored[M, P]:
         """Return what had a name and was deleted last, or of all that had it the one of a uid. Raises NotFound."""
@@ -53,7 +51,7 @@ class DeletedRows(Generic[M, P]):
         changes = {
             "delete_time_us": None,
             "purge_time_us": None,
-            "update_time_us": self._clock_us(),
+            "update_time_us": _now_us(),
             "revision": await self.rows.first_revision(connection, stored.message.name),
         }
         columns = self.rows.table.c

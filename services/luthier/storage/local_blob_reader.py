@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import BinaryIO
@@ -64,7 +64,9 @@ class LocalBlobReader:
         """Return at most `limit` blobs in order of digests, from the first one after a digest on."""
         return await finished_in(self._threads, self._list, after, limit)
 
-    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    async def read(
+        self, digest: str, *, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
         file = await self.open(digest)
         try:

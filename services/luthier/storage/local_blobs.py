@@ -17,7 +17,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,7 +153,7 @@ class LocalBlobStore:
             self._remover.submit(_remove, aside)
         return size_bytes
 
-    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
         return self._reader.read(digest, offset=offset, limit=limit)
 

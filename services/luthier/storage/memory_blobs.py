@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import io
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -101,7 +101,9 @@ class MemoryBlobStore:
         del self._put_times[digest]
         return len(self._blobs.pop(digest))
 
-    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    async def read(
+        self, digest: str, *, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield at most `limit` bytes from `offset` on. Raises NotFound, OutOfRange."""
         data = self._get(digest)
         end = check_range(offset, limit, len(data))

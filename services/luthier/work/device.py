@@ -57,6 +57,21 @@ class ChosenDevice:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every process that computes prepares with.
+
+    Attributes:
+        device: as torch takes it; it is there.
+        num_threads: torch's; 0: as it likes.
+        log_level: of its log.
+    """
+
+    device: str
+    num_threads: int
+    log_level: str
+
+
 def chosen_device(wanted: str, drivers: tuple[str, ...] = _DRIVERS) -> ChosenDevice:
     """Return the device that a setting means: auto, cpu, cuda, cuda:N, rocm or rocm:N.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -188,7 +188,7 @@ class Family(Generic[M, P]):
         """Return a page of resources and the next page's token. Raises InvalidArgument, and what `live` raises."""
         return await list_page(self._database, self._rows, tokens, request, filters=filters, live=live)
 
-    async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncIterator[Event]:
+    async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncGenerator[Event, None]:
         """Yield the events of a resource from a number on, until its final one. Raises as `read`, and OutOfRange."""
         stored = await self.read(name, uid)
         require = partial(self._rows.of_uid, uid=stored.uid)

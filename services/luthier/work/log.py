@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,7 +132,7 @@ class EventLog:
 
     async def watch(
         self, uid: str, name: str, start_sequence: int = 0, require: _Require | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Yield the events of a resource from `start_sequence` (0: the first there is) on, with heartbeats while quiet.
 
         Ends after a final state change; at once when that one is already read. `require` raises where the resource is
@@ -211,7 +211,9 @@ class EventLog:
     def _is_purged(self, uid: str) -> bool:
         return uid in self._purging or uid in self._purged
 
-    async def _follow(self, uid: str, name: str, wanted: int, woken: asyncio.Event) -> AsyncIterator[Event]:
+    async def _follow(
+        self, uid: str, name: str, wanted: int, woken: asyncio.Event
+    ) -> AsyncGenerator[Event, None]:
         while True:
             woken.clear()
             batch = await self._feed.events(uid, wanted)

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -175,12 +175,13 @@ class MeasuredBlobs:
         with self._metrics.timed("delete"):
             return await self._blobs.collect(digest, put_before)
 
-    async def read(self, digest: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
+    async def read(
+        self, digest: str, *, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """Yield bytes. Raises NotFound, OutOfRange. The time that they take to be sent on is not the store's."""
         seconds = 0.0
-        found = cast(AsyncGenerator[bytes, None], self._blobs.read(digest, offset=offset, limit=limit))
         # Closed at once, not by the garbage collector, when the reader goes away: it holds a file.
-        async with aclosing(found) as pieces:
+        async with aclosing(self._blobs.read(digest, offset=offset, limit=limit)) as pieces:
             while True:
                 asked = time.perf_counter()
                 with self._metrics.failing("read"):

@@ -128,7 +128,7 @@ class StandardMethods:
     def get(self, read: Callable[[str], Awaitable[A]]) -> Unary[NameRequest, A]:
         """Return a method that reads one resource."""
 
-        async def get(request: NameRequest, context: Context) -> A:  # noqa: ARG001 - gRPC's signature
+        async def get(request: NameRequest, _: Context) -> A:
             self.check(request.name)
             return await read(request.name)
 
@@ -146,7 +146,7 @@ class StandardMethods:
             values, token = await page(request, self.tokens)
             return answer(values, token), len(values)
 
-        async def list_(request: PagedRequest, context: Context) -> A:  # noqa: ARG001
+        async def list_(request: PagedRequest, _: Context) -> A:
             parent.parse(request.parent, field="parent")
             return await page_that_fits(request, read)
 
@@ -169,7 +169,7 @@ class StandardMethods:
         return self._deleted(family.purge)
 
     def _deleted(self, change: Callable[[str, str, str], Awaitable[A]]) -> Unary[DeletedRequest, A]:
-        async def changed(request: DeletedRequest, context: Context) -> A:  # noqa: ARG001
+        async def changed(request: DeletedRequest, _: Context) -> A:
             self.check(request.name)
             return await change(request.name, request.uid, request.etag)
 
@@ -178,7 +178,7 @@ class StandardMethods:
     def change(self, change: Callable[[str, str], Awaitable[A]]) -> Unary[ChangeRequest, A]:
         """Return a method that changes a resource, given its name and the etag that it is to have."""
 
-        async def changed(request: ChangeRequest, context: Context) -> A:  # noqa: ARG001
+        async def changed(request: ChangeRequest, _: Context) -> A:
             self.check(request.name)
             return await change(request.name, request.etag)
 
@@ -189,7 +189,7 @@ class StandardMethods:
     ) -> ServerStream[WatchRequest, Event]:
         """Return a method that streams the events of a resource from a number on."""
 
-        async def watch(request: WatchRequest, context: Context) -> AsyncIterator[Event]:  # noqa: ARG001
+        async def watch(request: WatchRequest, _: Context) -> AsyncIterator[Event]:
             self.check(request.name)
             async for event in follow(request.name, request.start_sequence, request.uid):
                 yield event
@@ -199,7 +199,7 @@ class StandardMethods:
     def events(self, family: Told, answer: Callable[[Sequence[Event], str], A]) -> Unary[EventsRequest, A]:
         """Return a method that pages through the events that a resource has so far."""
 
-        async def events(request: EventsRequest, context: Context) -> A:  # noqa: ARG001
+        async def events(request: EventsRequest, _: Context) -> A:
             self.check(request.parent, field="parent")
             uid = await family.uid_of(request.parent)
             found = await entries_page(self.tokens, request, uid, family.events, lambda event: event.sequence)
@@ -212,7 +212,7 @@ class StandardMethods:
     ) -> Unary[EventsRequest, A]:
         """Return a method that pages through what became of telling a resource's webhooks."""
 
-        async def deliveries(request: EventsRequest, context: Context) -> A:  # noqa: ARG001
+        async def deliveries(request: EventsRequest, _: Context) -> A:
             self.check(request.parent, field="parent")
             uid = await family.uid_of(request.parent)
             found, token = await entries_page(

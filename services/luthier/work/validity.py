@@ -52,19 +52,18 @@ def _violations(message: Any, where: str) -> Iterator[FieldViolation]:
             yield _wrong(f"{where}path", problem, Reason.PATH_NOT_ALLOWED)
 
 
-def _is_file(message: Any) -> bool:
-    return {"path", "sha256"} <= set(message.DESCRIPTOR.fields_by_name)
+def _is_file(value: object) -> bool:
+    return isinstance(value, Message) and {"path", "sha256"} <= set(value.DESCRIPTOR.fields_by_name)
 
 
 def _twice(parts: Any, where: str) -> Iterator[FieldViolation]:
     seen: set[str] = set()
     for part in parts:
-        if not isinstance(part, Message) or not _is_file(part):
+        if not _is_file(part):
             return
-        path = str(getattr(part, "path"))  # noqa: B009 - a message of any type
-        if path in seen:
-            yield _wrong(where, f"must name each file once, got {path!r} twice", Reason.PATH_NOT_ALLOWED)
-        seen.add(path)
+        if part.path in seen:
+            yield _wrong(where, f"must name each file once, got {part.path!r} twice", Reason.PATH_NOT_ALLOWED)
+        seen.add(part.path)
 
 
 def _map_violations(field: FieldDescriptor, entries: Any, path: str) -> Iterator[FieldViolation]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
 import pytest
+from tests.data.made_records import chat, lines, table
 
 from luthier.errors import (
     FailedPrecondition,
@@ -22,27 +21,9 @@ from luthier.errors.status import status_to_failure
 from luthier.v1 import chat_pb2, data_service_pb2, dataset_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 PROJECT = "projects/default"
-
-
-def lines(*values: object) -> bytes:
-    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
-
-
-def chat(question: str, answer: str, **message: Any) -> dict[str, Any]:
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer, **message},
-        ]
-    }
-
-
-def table(chunks: Sequence[Any]) -> Any:
-    batches = [batch for chunk in chunks for batch in pyarrow.ipc.open_stream(chunk.ipc)]
-    return pyarrow.Table.from_batches(batches)
 
 
 async def test_records_are_listed_by_page_and_split(service: Any) -> None:

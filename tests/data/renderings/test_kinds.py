@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.data.renderings.test_servicer import chat, lines, table
+from tests.data.made_records import chat, lines, table
 
 from luthier.data.renderings import servicer
 from luthier.errors import InvalidArgument, Reason

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.data.renderings.test_servicer import PROJECT, chat, lines
+from tests.data.made_records import chat, lines
+from tests.data.renderings.test_servicer import PROJECT
 
 from luthier.data.worker.refusals import MAX_AT_LIMIT
 from luthier.errors import (

@@ -6,8 +6,8 @@ import json
 import resource
 from typing import TYPE_CHECKING, Any
 
-import pyarrow
 import pytest
+from tests.data.made_records import chat, lines, table
 
 from luthier.errors import (
     FailedPrecondition,
@@ -23,27 +23,9 @@ from luthier.text.tokenizer import TokenizerBundle
 from luthier.v1 import data_service_pb2, dataset_pb2, rendering_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 PROJECT = "projects/default"
-
-
-def lines(*values: object) -> bytes:
-    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
-
-
-def chat(question: str, answer: str, **message: Any) -> dict[str, Any]:
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer, **message},
-        ]
-    }
-
-
-def table(chunks: Sequence[Any]) -> Any:
-    batches = [batch for chunk in chunks for batch in pyarrow.ipc.open_stream(chunk.ipc)]
-    return pyarrow.Table.from_batches(batches)
 
 
 async def test_read_rendering_gives_rows_or_lengths_and_resumes(service: Any) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.data.made_records import lines
 
 from luthier.data.splits import assign_split, split_name
 from luthier.data.worker import building
@@ -32,10 +33,6 @@ from luthier.v1.dataset_pb2 import (
 
 PLAIN = SplitSettings()
 SHARED = SplitSettings(validation_fraction=0.3, test_fraction=0.2, seed=5)
-
-
-def lines(*values: object) -> bytes:
-    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
 
 
 def pair(number: int) -> dict[str, str]:

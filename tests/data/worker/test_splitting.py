@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.data.worker.test_building import build, lines, pair, rows
+from tests.data.made_records import lines
+from tests.data.worker.test_building import build, pair, rows
 
 from luthier.data.splits import assign_split
 from luthier.data.worker.building import Built

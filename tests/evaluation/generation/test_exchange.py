@@ -108,7 +108,7 @@ async def test_a_caller_that_goes_away_stops_its_generation() -> None:
     await anext(worker)
     await exchange.push(Piece(generation="g1", text="a"))
     await reading
-    await pieces.aclose()  # type: ignore[attr-defined]
+    await pieces.aclose()
     stop = TakeGenerationsResponse(cancel_generation="g1")
     assert await anext(worker) == stop, "the worker is told to stop"
     with pytest.raises(NotFound, match="nobody waits for generation 'g1'"):
@@ -122,7 +122,7 @@ async def test_a_worker_that_goes_away_sends_its_callers_away() -> None:
     await asyncio.sleep(0.01)
     answer = asyncio.ensure_future(collect(exchange.generate(ORDER)))
     await first
-    await taken.aclose()  # type: ignore[attr-defined]
+    await taken.aclose()
     with pytest.raises(Unavailable, match="the worker went away"):
         await answer
 
@@ -146,7 +146,7 @@ async def test_who_waits_for_a_slot_is_told_when_the_last_worker_goes() -> None:
     await asyncio.sleep(0.01)
     answers = [asyncio.ensure_future(collect(exchange.generate(order(number)))) for number in range(3)]
     await first
-    await taken.aclose()  # type: ignore[attr-defined]
+    await taken.aclose()
     for answer in answers:
         with pytest.raises(Unavailable, match="the worker went away"):
             await asyncio.wait_for(answer, 1)
@@ -161,7 +161,7 @@ async def test_who_waits_for_a_slot_gets_one_of_the_workers_that_stay() -> None:
     assert await first == handed_out(order(0))
     staying = await begun(exchange)
     assert await anext(staying) == handed_out(order(1))
-    await leaving.aclose()  # type: ignore[attr-defined]
+    await leaving.aclose()
     await exchange.push(Piece(generation="g1", text="a", finish_reason=FINISH_REASON_STOP))
     assert await answers[1] == ["a"]
     with pytest.raises(Unavailable):

@@ -1,7 +1,6 @@
-"""What an evaluation finds of given texts does not depend on how many records an arm is asked together.
+"""What arms say, and what they find of given texts, does not depend on which records they are asked together.
 
-What arms say may, where two words are nearly as likely: prompts are read together. Batches are the same whatever the
-order of arms and the number of workers, which `test_dealt` and `test_several_bases` hold.
+Nor on the order of arms and the number of workers, which `test_dealt` and `test_several_bases` hold.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import pytest
 from tests.evaluation.worker.test_given_texts import COLOURS, asked, metric, pair
 
 from luthier.evaluation import shares
+from luthier.text.records import ChatRecord, Message
 from luthier.v1.evaluation_pb2 import Evaluation, Prediction
 
 ARMS = [("zero", "base", 0), ("few", "base", 2), ("tuned", "tuned", 0)]
@@ -40,6 +40,37 @@ def scores(done: Evaluation) -> dict[tuple[str, str], tuple[float, float, float]
 
 def of_rows(found: list[Prediction]) -> dict[tuple[int, str], dict[str, float]]:
     return {(row.row, answer.arm_id): dict(answer.scores) for row in found for answer in row.answers}
+
+
+def questions(*numbers: int) -> list[ChatRecord]:
+    """Questions of many lengths, the same one for a number."""
+    return [
+        ChatRecord(
+            messages=(
+                Message(role="user", content=f"what colour has thing {number}{', please' * (number % 5)}?"),
+                Message(role="assistant", content=COLOURS[number % 3]),
+            )
+        )
+        for number in numbers
+    ]
+
+
+async def test_answers_are_the_same_however_many_records_are_asked_together(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.data.records["TEST"] = questions(*range(12))
+    names = "EXACT_MATCH", "ANSWER_LENGTH", "PERPLEXITY"
+    (first, said), *others = [await run(site, monkeypatch, size, *names) for size in SIZES]
+    texts = {(row.row, answer.arm_id): answer.text for row in said for answer in row.answers}
+    assert len(set(texts.values())) > len(texts) // 2, "the test says something"
+    for done, found in others:
+        assert found == said
+        assert scores(done) == scores(first)
+        assert list(done.comparisons) == list(first.comparisons)
+    order = [7, 2, 11, 0, 5, 3, 9, 1, 10, 4, 8, 6]
+    site.data.records["TEST"] = questions(*order)
+    _, mixed = await run(site, monkeypatch, 5, *names)
+    assert {(order[row.row], answer.arm_id): answer.text for row in mixed for answer in row.answers} == texts
 
 
 @pytest.mark.parametrize(

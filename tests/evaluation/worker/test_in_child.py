@@ -34,12 +34,13 @@ from luthier.errors.status import status_to_failure
 from luthier.evaluation import shares
 from luthier.evaluation.worker import evaluate
 from luthier.evaluation.worker.engine import Place, in_children
-from luthier.evaluation.worker.order import LoadOrder, Setup
+from luthier.evaluation.worker.order import LoadOrder
 from luthier.evaluation.worker.room import Room
 from luthier.v1 import evaluation_pb2, evaluation_service_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 from luthier.work.peers import error_of
 
 MODULE = "luthier.evaluation.worker.child"

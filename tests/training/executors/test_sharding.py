@@ -25,7 +25,6 @@ from tests.training.worker.test_weights import _digests, downloaded, ended, goin
 
 from luthier.errors.status import status_to_failure
 from luthier.lm.load import load_model
-from luthier.training.worker.order import Setup
 from luthier.v1.base_precision_pb2 import BASE_PRECISION_INT8
 from luthier.v1.event_pb2 import AttemptChange
 from luthier.v1.fine_tuning_job_pb2 import (
@@ -36,6 +35,7 @@ from luthier.v1.fine_tuning_job_pb2 import (
     RankRange,
 )
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 from luthier.work.requirements import Equipment
 
 __all__ = ["prompts"]

@@ -23,12 +23,12 @@ from luthier.errors.status import status_to_failure
 from luthier.training.executors.inline import InChild
 from luthier.training.executors.pulse import shown
 from luthier.training.executors.torchrun import Crew, Torchrun
-from luthier.training.worker.order import Setup
 from luthier.training.worker.train import Compute
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 from luthier.work.requirements import Equipment
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 
+from luthier.lm.packed import PackedBatch
 from luthier.training.recipes.corpus import Block, Corpus, Split
 from luthier.training.recipes.units import CHOSEN, DESIRABLE, MISMATCHED, REJECTED, UNDESIRABLE, role_codes
 
@@ -62,3 +65,16 @@ def unpaired(count: int, *, seed: int = 0, validation_every: int = 5) -> Corpus:
         split: Split = "VALIDATION" if number % validation_every == validation_every - 1 else "TRAIN"
         units.append((split, [(kind, prompt, answer), (MISMATCHED, prompt, other)]))
     return corpus_of_units(units)
+
+
+def put_word(monkeypatch: pytest.MonkeyPatch, corpus: Corpus, bad: int, word: int) -> None:
+    """Have a row begin with a word in every batch that it is packed in."""
+    pack = corpus.pack
+
+    def pack_with_word(rows: Sequence[int], *split: Any) -> PackedBatch:
+        batch = pack(rows, *split)
+        if bad in rows:
+            batch.input_ids[batch.cu_seqlens[rows.index(bad)]] = word
+        return batch
+
+    monkeypatch.setattr(corpus, "pack", pack_with_word)

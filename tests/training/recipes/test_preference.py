@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.training.recipes.pairs import corpus_of_units, pairs, unpaired
+from tests.training.recipes.pairs import corpus_of_units, pairs, put_word, unpaired
 from transformers import PreTrainedModel
 
 from luthier.errors import DataLoss, FailedPrecondition, Reason
 from luthier.lm.adapter_files import load_adapter, save_adapter
 from luthier.lm.lora import LoraSpec, adapter_parameters, insert_lora
-from luthier.lm.packed import PackedBatch
 from luthier.training.recipes import checkpoint, preference, sft
 from luthier.training.recipes import unpaired as unpaired_recipe
 from luthier.training.recipes.batches import BatchSettings, count_steps, iterate_steps, plan_digest
@@ -299,15 +298,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_of_its_batch(
     bad, word = step.micro_batches[-1][0], 96  # which no row has
     with torch.no_grad():
         model.model.embed_tokens.weight[word] = float("inf")
-    pack = run.corpus.pack
-
-    def pack_with_word(rows: Sequence[int], *split: Any) -> PackedBatch:
-        batch = pack(rows, *split)
-        if bad in rows:
-            batch.input_ids[batch.cu_seqlens[rows.index(bad)]] = word
-        return batch
-
-    monkeypatch.setattr(run.corpus, "pack", pack_with_word)
+    put_word(monkeypatch, run.corpus, bad, word)
     with pytest.raises(
         FailedPrecondition, match=r"must be finite, got nan at step 1, whose rows are"
     ) as caught:

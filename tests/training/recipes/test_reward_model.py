@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tests.training.recipes.pairs import pairs
+from tests.training.recipes.pairs import pairs, put_word
 from tests.training.recipes.test_preference import BATCHES, CPU, OPTIMISER, digests, settings_for
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -18,7 +18,7 @@ from luthier.errors import FailedPrecondition, InvalidArgument, Reason
 from luthier.lm.adapter_files import load_adapter, load_reward_adapter
 from luthier.lm.load import load_model, load_reward_model
 from luthier.lm.lora import LoraSpec, insert_lora, use_adapter
-from luthier.lm.packed import WEIGHT, PackedBatch, pack
+from luthier.lm.packed import WEIGHT, pack
 from luthier.lm.readouts import SequenceValues, read
 from luthier.training.recipes import checkpoint, reward_model
 from luthier.training.recipes.batches import iterate_steps, plan_digest
@@ -142,15 +142,7 @@ def test_a_loss_that_is_not_finite_names_the_rows_of_its_batch(
     bad, word = step.micro_batches[-1][0], 96  # which no row has
     with torch.no_grad():
         model.model.embed_tokens.weight[word] = float("inf")
-    pack_rows = run.corpus.pack
-
-    def pack_with_word(rows: Sequence[int], *split: Any) -> PackedBatch:
-        batch = pack_rows(rows, *split)
-        if bad in rows:
-            batch.input_ids[batch.cu_seqlens[rows.index(bad)]] = word
-        return batch
-
-    monkeypatch.setattr(run.corpus, "pack", pack_with_word)
+    put_word(monkeypatch, run.corpus, bad, word)
     with pytest.raises(
         FailedPrecondition, match=r"must be finite, got nan at step 1, whose rows are"
     ) as caught:

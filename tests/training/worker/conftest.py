@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -253,7 +253,7 @@ class Site:
         )
         return job
 
-    async def watch(self, name: str) -> AsyncIterator[event_pb2.Event]:
+    async def watch(self, name: str) -> AsyncGenerator[event_pb2.Event, None]:
         """Follow a job."""
         request = training_service_pb2.WatchFineTuningJobRequest(name=name)
         async for event in self.jobs.WatchFineTuningJob(request, metadata=self.metadata):

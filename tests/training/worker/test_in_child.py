@@ -20,7 +20,6 @@ from tests.training.worker.conftest import Site
 from luthier.errors.status import status_to_failure
 from luthier.training.executors.inline import InChild
 from luthier.training.worker.making import make_in
-from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in
 from luthier.v1 import model_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
@@ -30,6 +29,7 @@ from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.child import NURSERY_NAME
 from luthier.work.child_watch import Patience
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 
 MODULE = "luthier.training.worker.child"
 PATIENCE = Patience(still_seconds=4.0)

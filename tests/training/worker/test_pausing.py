@@ -22,7 +22,6 @@ from tests.training.worker.test_reinforcement import prompts, registered, reinfo
 from luthier.training.executors.inline import InChild
 from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker import steps
-from luthier.training.worker.order import Setup
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import (
     SHARDING_FSDP2,
@@ -41,6 +40,7 @@ from luthier.v1.training_service_pb2 import (
 )
 from luthier.work.children import Children, Program
 from luthier.work.context import TaskContext
+from luthier.work.device import Setup
 from luthier.work.requirements import Equipment
 
 __all__ = ["prompts"]
@@ -94,7 +94,7 @@ async def found(site: Site, name: str) -> FineTuningJob:
 
 
 async def seen(site: Site, name: str) -> AsyncIterator[Event]:
-    async with asyncio.timeout(90), aclosing(site.watch(name)) as watching:  # type: ignore[type-var]
+    async with asyncio.timeout(90), aclosing(site.watch(name)) as watching:
         async for event in watching:
             yield event
 

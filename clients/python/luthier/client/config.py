@@ -205,12 +205,12 @@ def prepare_mlflow(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
-def silence_grpc(environ: MutableMapping[str, str] = os.environ) -> None:
+def silence_grpc() -> None:
     """Keep gRPC's own log lines off stderr, unless the user asked for them. Call it before gRPC is imported.
 
     A command reports a lost connection itself; the line of gRPC's core would stand in the middle of its output.
     """
-    environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _key_in(path: Path) -> str:

@@ -222,6 +222,6 @@ class ResumedStream(Generic[Q, M]):
             self._stream = None
 
 
-def _fill_request_id(request: Message) -> None:
-    if "request_id" in request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
-        setattr(request, "request_id", str(uuid.uuid4()))  # noqa: B010
+def _fill_request_id(request: Any) -> None:
+    if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
+        request.request_id = str(uuid.uuid4())

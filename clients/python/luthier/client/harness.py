@@ -52,7 +52,7 @@ _SHARES = ("acc", "exact_match")
 
 
 @register_model("luthier")
-class LuthierLM(LM):  # type: ignore[misc]
+class LuthierLM(LM):  # type: ignore[misc] # lm_eval has no types
     """A model, a checkpoint or an alias of ours as the harness asks it.
 
     Tokens are cut as the harness's own backends cut them. With `apply_chat_template` turns go through the template that

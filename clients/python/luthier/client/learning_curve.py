@@ -23,7 +23,7 @@ from luthier.client.data_parts import RecordParts
 from luthier.client.flows import Scope
 from luthier.client.uploads import upload
 from luthier.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFound
-from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, DatasetSource, DatasetVersion
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, DatasetSource, DatasetVersion, Split
 from luthier.v1.evaluation_pb2 import Evaluation
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.rendering_pb2 import Rendering
@@ -231,8 +231,8 @@ async def _part_digest(scope: Scope, whole: Rendering, count: int, train: Record
     return hashlib.sha256(f"{version.uid}/{version.digest}/{train.seed}/{count}".encode()).hexdigest()[:32]
 
 
-async def _read(scope: Scope, version: str, split: int, into: RecordParts) -> None:
-    async for batch in datasets.read_records(scope, version, split=split):  # type: ignore[arg-type]
+async def _read(scope: Scope, version: str, split: Split.ValueType, into: RecordParts) -> None:
+    async for batch in datasets.read_records(scope, version, split=split):
         for record_id, record in zip(
             batch.column("record_id").to_pylist(), batch.column("record").to_pylist(), strict=True
         ):

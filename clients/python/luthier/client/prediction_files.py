@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
     )
     count = 0
     with pq.ParquetWriter(path, schema) as writer:
-        while group := [row for _, row in zip(range(_ROWS_A_GROUP), rows)]:  # noqa: B905 - the last one is short
+        while group := list(islice(rows, _ROWS_A_GROUP)):
             for row in group:
                 row["scores"] = list(row["scores"].items())
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -228,7 +228,7 @@ def _run(run: TuningRun) -> str:
         (
             "Learning rate",
             f"{settings.learning_rate:g},"
-            f" {_enum_word(LearningRateSchedule, settings.learning_rate_schedule)}",
+            f" {_enum_word(LearningRateSchedule.keys(), settings.learning_rate_schedule)}",
         ),
         ("Seed", str(settings.seed)),
     ]
@@ -241,7 +241,7 @@ def _run(run: TuningRun) -> str:
         ("Kernel table", record.kernel_table_digest),
         ("Base model digest", record.base_model_digest),
         ("Rendering digest", record.rendering_digest),
-        ("A resumed run is", _enum_word(Determinism, record.determinism)),
+        ("A resumed run is", _enum_word(Determinism.keys(), record.determinism)),
     ]
     curve = loss_curve(run.metrics)
     body = scrolled("Loss by step", curve) if curve else ""
@@ -250,8 +250,7 @@ def _run(run: TuningRun) -> str:
     return section(f"Training: {short(job.name)}", body)
 
 
-def _enum_word(enum: object, value: int) -> str:
-    names: Sequence[str] = enum.keys()  # type: ignore[attr-defined]
+def _enum_word(names: Sequence[str], value: int) -> str:
     prefix = names[0].removesuffix("UNSPECIFIED")
     return names[value].removeprefix(prefix).replace("_", " ").lower() if value else ""
 

@@ -43,8 +43,8 @@ struct Angles {
   Dtype dtype;
 };
 
-// What a run is about: rows, one new token each, the caches of each layer, the first key of its own that each row sees,
-// and the angles of its token.
+// What a run is about: rows, each a new token, the caches of each layer that these are put into, the first column of
+// each row of the caches, and the angles of each token.
 struct ProgramRun {
   int64_t num_rows;
   std::vector<std::vector<CachedRows>> layers;

@@ -1,7 +1,7 @@
-"""Attention of a few new tokens of each row over the keys and values that caches hold, as in generation.
+"""Attention of new tokens over the keys and values that caches hold, as in generation: prompts, and what follows them.
 
-Shape suffixes: N rows of all caches, B of one, Q new tokens of a row, H query heads, G key/value heads, C capacity, P
-tokens of a prefix, D head size, R turned elements of a head. Importing this package does not import torch.
+Shape suffixes: T new tokens of all rows, B rows of one cache, H query heads, G key/value heads, C capacity, P tokens of
+a prefix, D head size, R turned elements of a head. Importing this package does not import torch.
 """
 
 from collections.abc import Sequence
@@ -64,14 +64,18 @@ class Layout(NamedTuple):
     is_bfloat16: bool
 
 
+Span = tuple[int, int]
+"""The columns [begin, end) of a cache that are new."""
+
+
 class NewTokens(NamedTuple):
-    """What is new of each row.
+    """What is new, token by token: those of a row one after the other, row after row.
 
     Attributes:
-        query: queries [N, Q, H, D].
-        key: keys [N, Q, G, D], which are appended to the caches.
+        query: queries [T, H, D].
+        key: keys [T, G, D], which are put into the caches.
         value: values, as `key`.
-        angles: cosines and sines [N, Q, R] by which queries and keys are turned before, as `rope` does; None: they are.
+        angles: cosines and sines [T, R] by which queries and keys are turned before, as `rope` does; None: they are.
     """
 
     query: "Tensor"
@@ -83,36 +87,47 @@ class NewTokens(NamedTuple):
 def attention_decode(
     new: NewTokens,
     caches: Sequence[Cached],
-    held: Sequence[int],
+    spans: Sequence[Span],
     first: Sequence[int],
     *,
     scale: float,
     softcap: float = 0.0,
     impl: Impl = "auto",
 ) -> "Tensor":
-    """Append new keys and values to the caches, and attend: [N, Q, H, D].
+    """Put new keys and values into the caches, and attend: [T, H, D].
 
-    The rows are those of all caches, one cache after the other; `held` says how many tokens each cache holds before,
-    `first` which of its own keys each row sees first. Query i of a row sees the prefix of its cache, and its own keys
-    up to number `held` + i, or the last of these alone where `first` is beyond it. Query head h reads key head
-    h // (H / G). A score is `scale` times the dot product, then softcap * tanh(score / softcap) where `softcap` is not
-    0. There is no gradient.
+    The rows are those of all caches, one cache after the other; `spans` says which columns of each cache are new,
+    `first` in which column each row begins. A row has a new token for each new column from its first on, none where
+    it begins behind them. A query sees the prefix of its cache, and its row's keys from the first up to its own
+    column. Query head h reads key head h // (H / G). A score is `scale` times the dot product, then
+    softcap * tanh(score / softcap) where `softcap` is not 0. There is no gradient.
 
-    `cpu` (C++; bfloat16 or float32; softmax and sums in float32) reads each key once for all queries that share it, a
-    prefix for many rows at a time, where they lie, and the bits of a row depend neither on the number of threads nor
-    on other rows; `eager` is plain torch, cache by cache; `auto` takes what the committed table measured as faster.
+    `cpu` (C++; bfloat16 or float32; softmax and sums in float32) reads each key once for many queries that share it, a
+    prefix for those of many rows, where they lie. The bits of a token depend neither on the number of threads, nor on
+    other rows, nor on which tokens of its row come in one call. `eager` is plain torch, cache by cache; `auto` takes
+    what the committed table measured as faster.
 
     Raises:
         ValueError: shapes, dtypes, devices or counts do not fit, a cache has no room, or `impl` cannot run on them.
     """
-    _check(new, caches, held, first)
+    _check(new, caches, spans, first)
     if implementation(new.query, len(caches), impl=impl) == "eager":
         from luthier.kernels.attention_decode.reference import attention_decode_reference
 
-        return attention_decode_reference(new, caches, held, first, (scale, softcap))
+        return attention_decode_reference(new, caches, spans, first, (scale, softcap))
     from luthier.kernels.attention_decode.cpu import attention_decode_cpu
 
-    return attention_decode_cpu(new, caches, held, first, (scale, softcap))
+    return attention_decode_cpu(new, caches, spans, first, (scale, softcap))
+
+
+def count_tokens(caches: Sequence[Cached], spans: Sequence[Span], first: Sequence[int]) -> int:
+    """How many tokens of all rows are new."""
+    row = found = 0
+    for one, (begin, end) in zip(caches, spans, strict=True):
+        rows = first[row : row + one.layout.num_rows]
+        found += sum(max(0, end - max(begin, column)) for column in rows)
+        row += one.layout.num_rows
+    return found
 
 
 def implementation(query: "Tensor", num_caches: int, *, impl: Impl = "auto") -> str:
@@ -132,7 +147,7 @@ def shape_class(num_caches: int) -> str:
     return "one_cache" if num_caches < 2 else "several_caches"
 
 
-def _check(new: NewTokens, caches: Sequence[Cached], held: Sequence[int], first: Sequence[int]) -> None:
+def _check(new: NewTokens, caches: Sequence[Cached], spans: Sequence[Span], first: Sequence[int]) -> None:
     from luthier.kernels.operands import require_same
 
     query, key, value, angles = new
@@ -140,36 +155,40 @@ def _check(new: NewTokens, caches: Sequence[Cached], held: Sequence[int], first:
         query=query, key=key, value=value, **{f"angles {i}": one for i, one in enumerate(angles or ())}
     )
     shapes = [tuple(one.shape) for one in (query, key, value, *(angles or ()))]
-    fits = len(shapes[0]) == len(shapes[1]) == 4 and shapes[1] == shapes[2] and 0 not in shapes[1][1:]
-    fits = fits and shapes[0][:2] == shapes[1][:2] and shapes[0][3] == shapes[1][3]
-    if not fits or not shapes[0][2] or shapes[0][2] % shapes[1][2]:
+    fits = len(shapes[0]) == len(shapes[1]) == 3 and shapes[1] == shapes[2] and 0 not in shapes[1][1:]
+    fits = fits and shapes[0][0] == shapes[1][0] and shapes[0][2] == shapes[1][2]
+    if not fits or not shapes[0][1] or shapes[0][1] % shapes[1][1]:
         raise ValueError(
-            f"shapes must be query [N, Q, H, D], key and value [N, Q, G, D], H a multiple of G, got {shapes}"
+            f"shapes must be query [T, H, D], key and value [T, G, D], H a multiple of G, got {shapes}"
         )
     if angles is not None and not _turns(shapes):
-        raise ValueError(f"angles must be [N, Q, R] with R even and at most D, got {shapes[3:]}")
-    num_new, head = shapes[0][1], shapes[1][2:]
-    layouts = [one.layout for one in caches]
+        raise ValueError(f"angles must be [T, R] with R even and at most D, got {shapes[3:]}")
+    head, layouts = shapes[1][1:], [one.layout for one in caches]
     num_rows = sum(one.num_rows for one in layouts)
-    if num_rows != shapes[0][0] or len(first) != num_rows or len(held) != len(caches):
+    if len(first) != num_rows or len(spans) != len(caches):
         raise ValueError(
-            f"rows must be those of the caches, {num_rows} of {len(caches)}, got {shapes[0][0]} new ones, "
-            f"{len(first)} first keys and {len(held)} held"
+            f"rows must be those of the caches, {num_rows} of {len(caches)}, got {len(first)} first columns and "
+            f"{len(spans)} spans"
         )
-    for one, cached, length in zip(layouts, caches, held, strict=True):
-        if one.head != head or cached.key_BGCD.dtype != query.dtype or length < 0:
+    for one, cached, (begin, end) in zip(layouts, caches, spans, strict=True):
+        if one.head != head or cached.key_BGCD.dtype != query.dtype or begin < 0:
             raise ValueError(
                 f"a cache must hold {query.dtype} [B, {head[0]}, C, {head[1]}], got {cached.key_BGCD.dtype} "
-                f"{tuple(cached.key_BGCD.shape)} with {length} tokens"
+                f"{tuple(cached.key_BGCD.shape)} with {begin} tokens"
             )
-        if length + num_new > one.capacity:
+        if not begin < end <= one.capacity:
             raise ValueError(
-                f"a cache needs room for {num_new} new tokens after {length}, got a capacity of {one.capacity}"
+                f"a cache needs room for {end - begin} new tokens after {begin}, got a capacity of {one.capacity}"
             )
     if first and min(first) < 0:
         raise ValueError(f"first keys must not be negative, got {min(first)}")
+    if count_tokens(caches, spans, first) != shapes[0][0]:
+        raise ValueError(
+            f"new tokens must be {count_tokens(caches, spans, first)}, as spans and first columns say, got "
+            f"{shapes[0][0]}"
+        )
 
 
 def _turns(shapes: "list[tuple[int, ...]]") -> bool:
     query, cos, sin = shapes[0], shapes[3], shapes[4]
-    return len(cos) == 3 and cos == sin and cos[:2] == query[:2] and not cos[2] % 2 and 0 < cos[2] <= query[3]
+    return len(cos) == 2 and cos == sin and cos[0] == query[0] and not cos[1] % 2 and 0 < cos[1] <= query[2]

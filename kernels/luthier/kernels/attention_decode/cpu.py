@@ -7,33 +7,32 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import _core
-from luthier.kernels.attention_decode import Cached, NewTokens
+from luthier.kernels.attention_decode import Cached, NewTokens, Span
 from luthier.kernels.operands import head_pointer, heads_of, settings
 
 
 def attention_decode_cpu(
     new: NewTokens,
     caches: Sequence[Cached],
-    held: Sequence[int],
+    spans: Sequence[Span],
     first: Sequence[int],
     options: tuple[float, float],
 ) -> Tensor:
-    """Append and attend -> [N, Q, H, D]; `options` are scale and softcap."""
-    heads = tuple(heads_of(one.flatten(0, 1)) for one in (new.query, new.key, new.value))
+    """Put into caches and attend -> [T, H, D]; `options` are scale and softcap."""
+    heads = tuple(heads_of(one) for one in new[:3])
     angles = () if new.angles is None else tuple(one.contiguous() for one in new.angles)
-    out_NQHD = torch.empty(new.query.shape, dtype=new.query.dtype, device="cpu")
-    rotary_dim = angles[0].shape[2] if angles else 0
-    problem = problem_of(heads, out_NQHD, rotary_dim, options) | {"num_new": out_NQHD.shape[1]}
+    out_THD = torch.empty(new.query.shape, dtype=new.query.dtype, device="cpu")
+    problem = problem_of(heads, out_THD, angles[0].shape[1] if angles else 0, options)
     if angles:
         problem |= {"cos": angles[0].data_ptr(), "sin": angles[1].data_ptr()}
-    _core.attention_decode(problem, caches=layouts_of(caches, held), first=first, **settings())
-    return out_NQHD
+    _core.attention_decode(problem, caches=layouts_of(caches, spans), first=first, **settings())
+    return out_THD
 
 
 def problem_of(
     heads: tuple[Tensor, ...], out: Tensor, rotary_dim: int, options: tuple[float, float]
 ) -> dict[str, Any]:
-    """The C++ problem of query [T, H, D], key and value [T, G, D], a token a row, without caches and angles."""
+    """The C++ problem of query [T, H, D], key and value [T, G, D], without caches and angles."""
     query_THD, key_TGD, value_TGD = heads
     return {
         "query": head_pointer(query_THD),
@@ -43,7 +42,6 @@ def problem_of(
         "cos": 0,
         "sin": 0,
         "num_tokens": len(query_THD),
-        "num_new": 1,
         "num_heads": query_THD.shape[1],
         "num_key_heads": key_TGD.shape[1],
         "head_dim": query_THD.shape[2],
@@ -54,11 +52,11 @@ def problem_of(
     }
 
 
-def layouts_of(caches: Sequence[Cached], held: Sequence[int]) -> list[tuple[int, ...]]:
-    """Where caches lie that hold so many tokens each, for C++."""
+def layouts_of(caches: Sequence[Cached], spans: Sequence[Span]) -> list[tuple[int, ...]]:
+    """Where caches lie, of each of which a span is new, for C++."""
     return [
-        (*addresses, num_rows, capacity, length, num_prefix, *head, is_bfloat16)
-        for (addresses, num_rows, capacity, num_prefix, head, is_bfloat16), length in zip(
-            (one.layout for one in caches), held, strict=True
+        (*addresses, num_rows, capacity, begin, end - begin, num_prefix, *head, is_bfloat16)
+        for (addresses, num_rows, capacity, num_prefix, head, is_bfloat16), (begin, end) in zip(
+            (one.layout for one in caches), spans, strict=True
         )
     ]

@@ -1,6 +1,6 @@
 """Eager reference of `attention_decode`, in plain torch: any float dtype and device.
 
-Shape suffixes: those of the package, K keys that a row may see.
+Shape suffixes: those of the package, Q new columns of a cache, K keys that a row may see.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from luthier.kernels.attention_decode import Cached, NewTokens
+from luthier.kernels.attention_decode import Cached, NewTokens, Span
 from luthier.kernels.rope.reference import rope_reference
 
 
@@ -16,35 +16,39 @@ from luthier.kernels.rope.reference import rope_reference
 def attention_decode_reference(
     new: NewTokens,
     caches: Sequence[Cached],
-    held: Sequence[int],
+    spans: Sequence[Span],
     first: Sequence[int],
     options: tuple[float, float],
 ) -> Tensor:
-    """Append and attend -> [N, Q, H, D]; `options` are scale and softcap. Memory: the scores of a cache's rows."""
+    """Put into caches and attend -> [T, H, D]; `options` are scale and softcap. Memory: scores of a cache's columns."""
     query, key = new.query, new.key
     if new.angles is not None:
-        cos, sin = (one.flatten(0, 1) for one in new.angles)
-        query, key = (rope_reference(one.flatten(0, 1), cos, sin).view(one.shape) for one in (query, key))
-    outputs, row = [torch.empty_like(query[:0])], 0
-    for one, length in zip(caches, held, strict=True):
-        end = row + one.layout.num_rows
+        query, key = (rope_reference(one, *new.angles) for one in (query, key))
+    outputs, row, token = [torch.empty_like(query[:0])], 0, 0
+    for one, span in zip(caches, spans, strict=True):
+        first_B = torch.tensor(list(first[row : row + one.layout.num_rows]), device=query.device)
+        is_new_BQ = torch.arange(*span, device=query.device) >= first_B[:, None]
+        tokens = slice(token, token + int(is_new_BQ.sum()))
         for cache, states in ((one.key_BGCD, key), (one.value_BGCD, new.value)):
-            cache[:, :, length : length + key.shape[1]] = states[row:end].transpose(1, 2)
-        outputs.append(_attend(query[row:end], one, length, first[row:end], options))
-        row = end
+            cache[:, :, slice(*span)].transpose(1, 2)[is_new_BQ] = states[tokens]
+        # Columns before the first of a row are computed along, and left out.
+        query_BQHD = query.new_zeros(*is_new_BQ.shape, *query.shape[1:])
+        query_BQHD[is_new_BQ] = query[tokens]
+        outputs.append(_attend(query_BQHD, one, span, first_B, options)[is_new_BQ])
+        row, token = row + one.layout.num_rows, tokens.stop
     return torch.cat(outputs)
 
 
 def _attend(
-    query_BQHD: Tensor, one: Cached, length: int, first: Sequence[int], options: tuple[float, float]
+    query_BQHD: Tensor, one: Cached, span: Span, first_B: Tensor, options: tuple[float, float]
 ) -> Tensor:
-    B, Q, H, _ = query_BQHD.shape
+    B, _, H, _ = query_BQHD.shape
     scale, softcap = options
-    end = length + Q
+    end = span[1]
     key, value = one.key_BGCD[:, :, :end], one.value_BGCD[:, :, :end]
     columns = torch.arange(end, device=query_BQHD.device)
-    last_Q = columns[length:]
-    first_BQ = torch.tensor(list(first), device=query_BQHD.device)[:, None].minimum(last_Q)
+    last_Q = columns[span[0] :]
+    first_BQ = first_B[:, None].minimum(last_Q)
     seen_BQK = (columns >= first_BQ[:, :, None]) & (columns <= last_Q[:, None])
     if one.prefix is not None:
         key, value = (

@@ -30,7 +30,7 @@ def kept(make: Callable[_P, _R]) -> Callable[_P, _R]:
             return make(*arguments, **named)
         # Tensors born in inference mode could not be saved for a backward pass that comes later.
         with torch.inference_mode(False):
-            return cached(*arguments, **named)  # type: ignore[arg-type]
+            return cached(*arguments, **named)  # type: ignore[arg-type] # hashable: no type says it
 
     return get
 

@@ -55,7 +55,7 @@ def attend_flex(
 def _compiled() -> Callable[..., Any]:
     # fullgraph: at its limit of kernels torch fails, instead of computing all T x T scores without a word.
     options = {"dynamic": True, "fullgraph": True, "recompile_limit": _MOST_COMPILED}
-    compiled: Callable[..., Any] = torch.compile(flex_attention, **options)  # type: ignore[call-overload]
+    compiled: Callable[..., Any] = torch.compile(flex_attention, **options)  # type: ignore[call-overload] # no overload has the limit
     return compiled
 
 

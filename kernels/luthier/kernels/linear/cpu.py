@@ -35,9 +35,11 @@ def _(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
 
 def project(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     """X weight^T [M, N] in float32, differentiable in both."""
-    if x_MK.dtype == torch.bfloat16:
-        return wide_linear_op(x_MK, weight_NK)  # type: ignore[no-any-return]
-    return linear_op(x_MK, weight_NK, x_MK.new_empty(0))  # type: ignore[no-any-return]
+    is_narrow = x_MK.dtype == torch.bfloat16
+    found: Tensor = (
+        wide_linear_op(x_MK, weight_NK) if is_narrow else linear_op(x_MK, weight_NK, x_MK.new_empty(0))
+    )
+    return found
 
 
 @kernel_op("luthier::linear_backward")

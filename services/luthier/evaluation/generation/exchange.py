@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -79,7 +79,7 @@ class Exchange:
             lambda: len(self._waiting), lambda: sum(len(taker.active) for taker in tuple(self._takers))
         )
 
-    async def generate(self, order: GenerationOrder) -> AsyncIterator[Piece]:
+    async def generate(self, order: GenerationOrder) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of an answer, the last one with its finish reason.
 
         Raises:
@@ -127,7 +127,7 @@ class Exchange:
                 taker.outbox.put_nowait(TakeGenerationsResponse(cancel_generation=order.generation))
         self._dispatch()
 
-    async def take(self, worker: str, slots: int) -> AsyncIterator[TakeGenerationsResponse]:
+    async def take(self, worker: str, slots: int) -> AsyncGenerator[TakeGenerationsResponse, None]:
         """Yield orders to answer, and ids of generations to stop, until the worker goes away."""
         del worker
         taker = _Taker(slots=max(slots, 1))

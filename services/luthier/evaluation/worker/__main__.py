@@ -12,11 +12,10 @@ from luthier.evaluation.worker.answers import ModelAnswers, serve_generations
 from luthier.evaluation.worker.engine import PATIENCE, in_children
 from luthier.evaluation.worker.evaluate import Evaluator
 from luthier.evaluation.worker.models import Models
-from luthier.evaluation.worker.order import Setup
 from luthier.runtime.clear_errors import clear_errors
 from luthier.work.cache import BlobCache
 from luthier.work.children import Children, Program
-from luthier.work.device import ChosenDevice, chosen_device
+from luthier.work.device import ChosenDevice, Setup, chosen_device
 from luthier.work.judge_access import JudgeAccess
 from luthier.work.link import WorkerLink
 from luthier.work.rewards import RewardAddresses

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 
-from luthier.evaluation.worker.order import LoadOrder, Setup
+from luthier.evaluation.worker.order import LoadOrder
 from luthier.lm.importing import uncollected
 from luthier.runtime.logs import configure
 from luthier.work.child import Line, Work, serve
+from luthier.work.device import Setup
 from luthier.work.standing_child import Speaker, answer_requests
 
 

@@ -24,7 +24,6 @@ from luthier.runtime.digests import contents_digest
 from luthier.text.tokenizer import BUNDLE_FILES
 from luthier.work.cache import BlobCache
 from luthier.work.limited import Check
-from luthier.work.limited_child import Limits
 from luthier.work.model_files import fetch_model, list_model
 from luthier.work.peers import channel
 from luthier.work.retry import Token
@@ -76,7 +75,6 @@ class Models:
         folder: models are laid out below it while they are loaded; what an earlier process left there goes.
         start: begins to load a model.
         room: tells whether one more fits, and whether memory is short.
-        limits: what their templates and tokenizers may take for one prompt.
     """
 
     def __init__(
@@ -86,7 +84,6 @@ class Models:
         folder: Path,
         start: Start,
         room: Room = Room(),  # noqa: B008 - it never changes
-        limits: Limits = PROMPT_LIMITS,
     ) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         self._channel = channel(address)
@@ -98,7 +95,7 @@ class Models:
         self._loading = ""
         self._num_waiting = 0
         self._changed = threading.Condition()
-        self._texts = TextPool(limits)
+        self._texts = TextPool(PROMPT_LIMITS)
 
     @contextmanager
     def base(

@@ -31,21 +31,6 @@ REMOVE_ADAPTER = "remove_adapter"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What every process that holds a model prepares with.
-
-    Attributes:
-        device: as torch takes it; it is there.
-        num_threads: torch's; 0: as it likes.
-        log_level: of its log.
-    """
-
-    device: str
-    num_threads: int
-    log_level: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOrder:
     """A base model to load.
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ALPHA = 0.05
+"""The alpha of all families."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +24,17 @@ class Corrected:
     confidence: float
 
 
-def shared(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected]:
+def shared(p_values: Sequence[float]) -> list[Corrected]:
     """Return each p-value corrected for as many as there are, and the confidence at which all intervals hold together.
 
     For statements about sizes of which any one is enough (C. Bonferroni, 1936): at most alpha of such families have an
     interval without its truth.
     """
     count = len(p_values)
-    return [Corrected(p_value=min(1.0, count * one), confidence=1 - alpha / count) for one in p_values]
+    return [Corrected(p_value=min(1.0, count * one), confidence=1 - ALPHA / count) for one in p_values]
 
 
-def corrected(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected]:
+def corrected(p_values: Sequence[float]) -> list[Corrected]:
     """Return each p-value corrected for all of them.
 
     At most alpha of such families call anything different that is not. An interval of the given confidence leaves zero
@@ -46,9 +47,9 @@ def corrected(p_values: Sequence[float], alpha: float = ALPHA) -> list[Corrected
     for rank, index in enumerate(order):
         factor = len(p_values) - rank
         highest = min(1.0, max(highest, factor * p_values[index]))
-        if highest > alpha and not open_factor:
+        if highest > ALPHA and not open_factor:
             # All that are not called different share the level of the first of them.
             open_factor = factor
-        level = alpha / (open_factor or factor)
+        level = ALPHA / (open_factor or factor)
         found[index] = Corrected(p_value=highest, confidence=1 - level)
     return [found[index] for index in range(len(p_values))]

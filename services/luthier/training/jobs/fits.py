@@ -66,7 +66,7 @@ async def shape_in(blobs: BlobStore, model: StoredModel) -> ModelShape | None:
     file = next((one for one in model.private.files if one.path == CONFIG_NAME), None)
     if file is None or file.size_bytes > _MAX_CONFIG_BYTES:
         return None
-    text = b"".join([chunk async for chunk in blobs.read(file.sha256)])
+    text = await blobs.read_bytes(file.sha256)
     try:
         config: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as error:

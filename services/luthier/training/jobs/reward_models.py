@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import Aborted, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Reason
-from luthier.grading.asked import reward_model_graders, reward_model_names
+from luthier.errors import Aborted, FailedPrecondition, NotFound, Reason
+from luthier.grading.asked import require_reward_model, reward_model_graders, reward_model_names
 from luthier.storage.stored import require_uid
 from luthier.stored.v1.training_pb2 import FineTuningJobPrivate
 from luthier.training.jobs.base_models import Models
@@ -76,7 +76,7 @@ class RewardModels:
             if name in found:
                 continue
             model = await self._find(connection, name)
-            _require_reward(model.message, field)
+            require_reward_model(model.message, field)
             _require_tokenizer(model.message, base.message)
             whole = await self._base(connection, model.message) if model.message.base_model else model
             found[name] = RewardModel(model=model, whole=whole)
@@ -144,20 +144,6 @@ def reward_warnings(rewards: Sequence[RewardModel], rendering: Rendering) -> Ite
         warning = template_warning(one.model.message.name, one.model.message.taught, rendering)
         if warning:
             yield warning
-
-
-def _require_reward(model: Model, field: str) -> None:
-    if model.kind == Model.KIND_REWARD:
-        return
-    kind = Model.Kind.Name(model.kind).removeprefix("KIND_")
-    raise InvalidArgument.of_fields(
-        FieldViolation(
-            field=field,
-            description=f"must be a reward model (kind REWARD) or a checkpoint of one, got {model.name!r}, of kind "
-            f"{kind}; a job of method reward_model makes one",
-            reason=Reason.REWARD_MODEL_EXPECTED,
-        )
-    )
 
 
 def _require_tokenizer(model: Model, base: Model) -> None:

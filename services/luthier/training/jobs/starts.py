@@ -179,7 +179,7 @@ class Starts:
     async def _lora(self, file: BlobFile) -> LoraConfig:
         if file.size_bytes > _MAX_CONFIG_BYTES:
             raise DataLoss(f"{file.path} must have at most {_MAX_CONFIG_BYTES} bytes, got {file.size_bytes}")
-        text = b"".join([chunk async for chunk in self._blobs.read(file.sha256)])
+        text = await self._blobs.read_bytes(file.sha256)
         try:
             found = msgspec.json.decode(text, type=_AdapterConfig)
         except msgspec.DecodeError as error:

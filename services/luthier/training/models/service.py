@@ -135,16 +135,19 @@ class ModelService:
         None: nobody names a token that ends answers. Raises InvalidArgument MODEL_INVALID where the base's own files
         cannot be read.
         """
-        own = {file.path: file.sha256 for file in base.private.files}
-        settings, config = [
-            b"".join([part async for part in self._blobs.read(own[path])]) if path in own else b""
-            for path in (GENERATION_CONFIG, CONFIG)
-        ]
+        settings = await self._content(base, GENERATION_CONFIG)
+        # Asked only where the base does not say its ends itself.
+        config = b"" if base.message.eos_token_ids else await self._content(base, CONFIG)
         content = generation_config(base.message, taught, settings, config)
         if not content:
             return None
         blob = await self._blobs.put_bytes(content)
         return ModelFile(path=GENERATION_CONFIG, sha256=blob.digest, size_bytes=blob.size_bytes)
+
+    async def _content(self, model: StoredModel, path: str) -> bytes:
+        """Return the bytes of a model's file; none where it has no such file."""
+        digest = next((file.sha256 for file in model.private.files if file.path == path), None)
+        return b"" if digest is None else await self._blobs.read_bytes(digest)
 
     async def tuned(
         self, connection: AsyncConnection, wanted: Model, origin: Origin, brought: Sequence[BlobFile]

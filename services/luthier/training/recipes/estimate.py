@@ -91,8 +91,9 @@ def _parts(lengths: PackedLengths, firsts: Sequence[int]) -> list[_Part]:
     found = []
     for number, first_row in enumerate(firsts):
         places = np.flatnonzero(source == number)
+        own = units[places]
         begins = np.ones(len(places), dtype=bool)
-        begins[1:] = units[places][1:] != units[places][:-1]
+        begins[1:] = own[1:] != own[:-1]
         first = np.flatnonzero(begins)
         tokens = num_tokens[places]
         found.append(

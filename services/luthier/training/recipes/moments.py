@@ -67,7 +67,7 @@ class HeldAdamW(torch.optim.Optimizer):
         self._is_fused = is_fused
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override] # torch's returns a loss
         """Change all weights by their gradients."""
         assert closure is None, "an engine has made the gradients"
         device = None

@@ -23,6 +23,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 
 from luthier.errors import InvalidArgument, Reason
 from luthier.lm import adapter_files
+from luthier.lm.head import output_head
 from luthier.lm.load import eos_token_ids
 from luthier.lm.lora import (
     activate,
@@ -34,6 +35,7 @@ from luthier.lm.lora import (
     use_adapter,
 )
 from luthier.lm.packed import PackedBatch
+from luthier.lm.trained_weights import is_tied
 from luthier.training.recipes.masters import (
     mastered,
     on_host,
@@ -327,9 +329,8 @@ class AllWeights:
 def train_all(model: PreTrainedModel, *, has_score: bool) -> None:
     """Let all weights of a model have gradients; with a `score` head not a head over words of its own."""
     model.requires_grad_(requires_grad=True)
-    words: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding: Any = model.get_input_embeddings()
-    if has_score and words.weight is not embedding.weight:
+    words = output_head(model)
+    if has_score and words is not None and not is_tied(model):
         words.requires_grad_(requires_grad=False)
 
 

@@ -13,12 +13,11 @@ from luthier.training.executors.ranks import require_choice, require_devices
 from luthier.training.executors.ray.driver import OnRay, found_fleet
 from luthier.training.executors.torchrun import Crew, Torchrun
 from luthier.training.worker.making import make_in, run_export, run_merge
-from luthier.training.worker.order import Setup
 from luthier.training.worker.register import register_in, run_register
 from luthier.training.worker.sources import allowed_roots
 from luthier.training.worker.train import Compute, Trainer
 from luthier.work.children import Children, Program
-from luthier.work.device import ChosenDevice, chosen_device
+from luthier.work.device import ChosenDevice, Setup, chosen_device
 from luthier.work.peers import channel
 from luthier.work.rewards import RewardAddresses
 from luthier.work.running import Runner

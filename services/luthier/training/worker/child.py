@@ -18,9 +18,10 @@ from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full
 from luthier.training.executors.ranks import RankOrder
 from luthier.training.executors.ray.orders import RayOrder
-from luthier.training.worker.order import MakeOrder, RegisterOrder, Setup, TrainEnd, TrainOrder
+from luthier.training.worker.order import MakeOrder, RegisterOrder, TrainEnd, TrainOrder
 from luthier.v1 import fine_tuning_job_pb2, grader_pb2
 from luthier.work.child import Line, Work, serve
+from luthier.work.device import Setup
 from luthier.work.events import Severity
 from luthier.worker.v1 import task_pb2, worker_service_pb2
 

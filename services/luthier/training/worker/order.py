@@ -20,21 +20,6 @@ _MAX_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What every process that computes prepares with.
-
-    Attributes:
-        device: as torch takes it; it is there.
-        num_threads: torch's; 0: as it likes.
-        log_level: of its log.
-    """
-
-    device: str
-    num_threads: int
-    log_level: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderingRows:
     """The rows of a rendering, read and kept here.
 

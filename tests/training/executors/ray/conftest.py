@@ -6,8 +6,8 @@ import pytest
 from tests.training.executors.ray.clusters import LocalCluster, cluster_of
 from tests.training.worker.conftest import model_folder, site
 
-from luthier.training.worker.order import Setup
 from luthier.work.children import Children, Program
+from luthier.work.device import Setup
 
 __all__ = ["model_folder", "site"]
 

@@ -20,6 +20,12 @@ from tests.training.executors.ray.clusters import LocalCluster
 from tests.training.executors.test_torchrun import assert_close, texts, wanted
 from tests.training.worker.conftest import Site
 from tests.training.worker.test_in_child import assert_same, changes
+from tests.training.worker.test_pausing import (
+    assert_pauses_with_a_checkpoint,
+    assert_same_end,
+    attempts,
+    resume,
+)
 from tests.training.worker.test_reinforcement import prompts, reinforcement, rollouts_of
 from tests.training.worker.test_weights import ended
 
@@ -172,6 +178,32 @@ async def test_answers_that_ranks_of_two_nodes_draw_are_graded_and_kept(
         assert places == {(group, sample) for group in range(len(drawn) // 6) for sample in range(6)}
         assert drawn
         assert all(one.token_ids and len(one.logprobs) == len(one.token_ids) for one in drawn)
+
+
+async def test_a_job_that_pauses_leaves_both_nodes_and_ends_with_the_same_bits(
+    site: Site, model_folder: Path, children: Children, cluster: LocalCluster
+) -> None:
+    asked = wanted(num_epochs=30)
+    asked.checkpoint_interval_steps = 1000
+    async with working(site, model_folder, children, cluster):
+        whole = await site.ended((await site.create_job("whole", asked)).name)
+        job = await site.create_job("paused", asked)
+        step = await assert_pauses_with_a_checkpoint(site, job.name, 3)
+        assert ranks_of(cluster) == {}, "both are gone"
+        for node in cluster.nodes:
+            assert not list((node.home / "ray").glob("*/*")), "what the attempt left is deleted"
+        between = await site.ended((await site.create_job("between", wanted(num_epochs=1))).name)
+        assert between.state == FineTuningJob.STATE_SUCCEEDED, "the processors of both nodes are free"
+        assert between.run_record.num_ranks == 2
+
+        assert (await resume(site, job.name)).state == FineTuningJob.STATE_QUEUED
+        resumed = await site.ended(job.name)
+        events = [event async for event in site.watch(job.name)]
+    assert step < len(await site.metrics(whole.name))
+    await assert_same_end(site, whole, resumed)
+    assert (whole.num_attempts, resumed.num_attempts) == (1, 2)
+    assert resumed.run_record.num_ranks == whole.run_record.num_ranks == 2
+    assert attempts(events) == ["STARTED", "PAUSED", "STARTED", "SUCCEEDED"]
 
 
 async def test_a_job_goes_on_on_the_node_that_is_left(

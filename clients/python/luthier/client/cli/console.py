@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -23,9 +24,9 @@ class EscapingConsole(Console):
         for segment in super().render(shown, options):
             yield segment if segment.control else Segment(escaped(segment.text), segment.style)
 
-    def render_str(self, text: str, **options: object) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:
         """Make a text of a string, as rich does for cells and headers, before it is measured."""
-        return super().render_str(escaped(text), **options)  # type: ignore[arg-type]
+        return super().render_str(escaped(text), **options)
 
 
 class EscapingTable(Table):

@@ -78,10 +78,10 @@ def plain(values: Any, form: Form) -> str:
     return _as_yaml(values) if form == "yaml" else _as_json(values, indent=2)
 
 
-def _name(message: Message) -> str:
+def _name(message: Any) -> str:
     if "name" not in message.DESCRIPTOR.fields_by_name:
         raise click.UsageError(f"-o name is for what has a name: a {message.DESCRIPTOR.name} has none")
-    return escaped_line(message.name)  # type: ignore[attr-defined]
+    return escaped_line(message.name)
 
 
 def _as_json(values: Any, indent: int | None = None) -> str:

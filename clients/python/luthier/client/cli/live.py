@@ -18,6 +18,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TransferSpeedColumn,
@@ -47,13 +48,13 @@ def transfer(session: Session, verb: str) -> Iterator[ProgressCallback]:
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=session.err) as bars:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def update(progress: TransferProgress) -> None:
             if progress.name not in tasks:
                 description = f"{verb} {short(progress.name)}"
                 tasks[progress.name] = bars.add_task(description, total=progress.total_bytes)
-            bars.update(tasks[progress.name], completed=progress.completed_bytes)  # type: ignore[arg-type]
+            bars.update(tasks[progress.name], completed=progress.completed_bytes)
 
         yield update
 

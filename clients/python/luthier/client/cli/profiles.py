@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from luthier.client.cli.session import Session, pass_session
 from luthier.client.escaping import escaped
+
+if TYPE_CHECKING:
+    from luthier.client.profiles import Profile
 
 
 @click.command()
@@ -46,5 +50,5 @@ def profiles(session: Session) -> None:
         session.out.print(shown)
 
 
-def _said(profile: object) -> dict[str, object]:
-    return {name: value for name, value in asdict(profile).items() if value is not None}  # type: ignore[call-overload]
+def _said(profile: Profile) -> dict[str, object]:
+    return {name: value for name, value in asdict(profile).items() if value is not None}

@@ -28,7 +28,7 @@ from luthier.training.executors.pulse import Pulse
 from luthier.training.executors.ranks import pulse_path
 from luthier.training.executors.ray.cluster import last_line
 from luthier.training.executors.ray.files import NodeFiles
-from luthier.training.executors.ray.orders import Part
+from luthier.training.executors.ray.orders import FarRows, Part
 from luthier.training.executors.ray.sentry import node_home
 from luthier.training.recipe_settings import is_divided, rendering_names
 from luthier.training.worker.child import ChildDesk
@@ -119,13 +119,7 @@ def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> TrainEnd
     torch.set_num_threads(part.num_threads)
     device = get_device() if part.device == "cuda" else torch.device("cpu")
     scratch = folder / f"rank-{wire.rank}"
-    rows = tuple(
-        RenderingRows(
-            path=files.take(one.sha256, scratch / f"rows-{number}", lambda size=one.size_bytes: size),  # type: ignore[misc]
-            rendering=one.rendering,
-        )
-        for number, one in enumerate(part.rows)
-    )
+    rows = tuple(_rows(files, one, scratch / f"rows-{number}") for number, one in enumerate(part.rows))
     order = TrainOrder(task=part.task, scratch=scratch, renderings=rows)
     desk = FarDesk(wire, files, order, part.place)
     # NCCL joins within the first exchange, which takes long and is nobody's fault.
@@ -138,6 +132,12 @@ def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> TrainEnd
         return computed(order, RankDesk(desk, collective), device, collective)
     finally:
         pulse.close()
+
+
+def _rows(files: NodeFiles, rows: FarRows, target: Path) -> RenderingRows:
+    return RenderingRows(
+        path=files.take(rows.sha256, target, lambda: rows.size_bytes), rendering=rows.rendering
+    )
 
 
 class Wire:
