@@ -60,7 +60,7 @@ class Budget:
     epochs: int
 
 
-FULL = Budget(train=96, test=32, epochs=10)
+FULL = Budget(train=96, test=32, epochs=20)
 FAST = Budget(train=12, test=4, epochs=1)
 
 
