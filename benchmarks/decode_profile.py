@@ -38,6 +38,7 @@ from luthier.lm import decode_program
 from luthier.lm.cache import BatchCache
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationRequest
+from luthier.lm.head import head_weight
 from luthier.lm.load import load_model
 from luthier.lm.passes import Pass, forward_together, plain_logits
 
@@ -173,7 +174,7 @@ def limits_of(model: PreTrainedModel, work: Work) -> Limits:
     config = model.config
     base: Any = model.base_model
     matrices = [one for one in base.layers.parameters() if one.dim() == 2]
-    matrices.append(model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    matrices.append(head_weight(model))
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     held = 2 * config.num_hidden_layers * config.num_key_value_heads * size * work.rows * work.context
     return Limits(

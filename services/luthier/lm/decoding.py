@@ -99,8 +99,11 @@ class Batch:
         if not reads_tokens(self._model):
             return begin + max(1, prefill_tokens // len(firsts))
         end, left = begin, prefill_tokens
-        while end < C and (end == begin or left >= bisect_right(firsts, end)):
-            left -= bisect_right(firsts, end)
+        while end < C:
+            num_tokens = bisect_right(firsts, end)
+            if end > begin and left < num_tokens:
+                break
+            left -= num_tokens
             end += 1
         return end
 
