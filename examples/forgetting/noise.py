@@ -1,6 +1,8 @@
-"""The control of what is forgotten: a model that was taught noise, and one that was taught nothing at all.
+"""The control of what is forgotten: a model that was taught noise, and two that were taught nothing.
 
-The suite has to tell them apart, or what it says of others is worth nothing.
+The suite has to tell them apart, or what it says of others is worth nothing. An adapter in steps of no size at all is
+the base, bit for bit. One in steps that change no more than the last bits of what is computed says what of the suite
+turns by chance.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from stack import MODEL, Stage, before_and_after, create_dataset, create_renderi
 from luthier.client.drift import divergence_words, retained_words, text_loss_words
 from luthier.v1.evaluation_pb2 import DriftResult, Evaluation
 
-BASE, UNTOUCHED, NOISE = "base", "untouched", "noise"
-LEARNING_RATES = {UNTOUCHED: "1e-9", NOISE: "1.5e-3"}
-"""What differs between the two jobs: by the first no weight changes by more than a rounding."""
+BASE, UNTOUCHED, ROUNDED, NOISE = "base", "untouched", "rounded", "noise"
+LEARNING_RATES = {UNTOUCHED: "1e-30", ROUNDED: "1e-9", NOISE: "1.5e-3"}
+"""What differs between the jobs. What the first learns is lost in every sum, what the second learns in nearly every."""
 NUM_TEST = 8
 
 
 def run(stage: Stage) -> bool:
-    """Teach both the same noise and ask them the general suite; returns whether it tells them apart."""
+    """Teach all the same noise and ask them the general suite; returns whether it tells them apart."""
     num_train, max_steps, num_questions = (24, 2, 4) if stage.is_fast else (720, 45, 0)
     say("\n2  Words of random letters, as questions and as answers")
     sizes: dict[Split, int] = {"train": num_train, "test": NUM_TEST}
@@ -36,7 +38,7 @@ def run(stage: Stage) -> bool:
     version = create_dataset(stage.shell, stage.client, f"noise-{stage.stamp}", files)
     rendering = create_rendering(stage.shell, stage.client, version)
 
-    say("\n3  The same steps twice, once of no size")
+    say("\n3  The same steps three times: of no size, of next to none, and large ones")
     settings = ["--model", MODEL, "--rendering", rendering, "--max-steps", str(max_steps)]
     settings += ["--batch-tokens", "2048", "--warmup-steps", "1"]
     for arm, rate in LEARNING_RATES.items():
@@ -64,10 +66,10 @@ def records(count: int, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def are_told_apart(evaluation: Evaluation) -> bool:
-    """Say whether the untouched model has kept all, and the one that was taught noise less for sure."""
+    """Say whether the untouched model has kept all, and the one that was taught noise less than either for sure."""
     found: dict[str, DriftResult] = {one.arm_id: one for one in evaluation.drift_results}
-    kept, lost = found[UNTOUCHED].retained, found[NOISE].retained
-    apart = kept.value == 1 and lost.upper < kept.lower
+    kept, turned, lost = (found[arm].retained for arm in LEARNING_RATES)
+    apart = kept.value == 1 and lost.upper < min(kept.lower, turned.lower)
     say(
         f"The suite {'tells' if apart else 'does not tell'} a model that was taught noise from one that was not."
     )

@@ -56,7 +56,7 @@ def evaluation() -> Evaluation:
 
 def test_words_say_what_is_retained_and_what_could_not_be_measured() -> None:
     found = drifted()
-    assert retained_words(found) == "75.0 % [60.0, 85.0] of 40"
+    assert retained_words(found) == "75.0 % [60.0, 85.0] of 40, 1 gained"
     assert dict(skill_words(found)) == {"facts": "20 of 25, 1 gained", "grammar": "10 of 15"}
     assert divergence_words(found) == "0.123 [0.1, 0.15] nats per token"
     assert text_loss_words(found) == "+0.25 [+0.2, +0.3] on 1.5 bits a byte"
@@ -81,7 +81,7 @@ def test_a_terminal_shows_what_was_forgotten_and_what_stands_below_arms() -> Non
         console.print(evaluation_facts(evaluation()))
     shown = capture.get()
     for words in (
-        "75.0 % [60.0, 85.0] of 40",
+        "75.0 % [60.0, 85.0] of 40, 1 gained",
         "20 of 25, 1 gained",
         "0.123 [0.1, 0.15]",
         "below tuned",
@@ -94,7 +94,7 @@ def test_a_report_has_it_before_the_comparisons_and_only_where_it_was_measured()
     found = evaluation()
     page = render_report(ReportData(evaluation=found))
     assert "<h2>What was forgotten</h2>" in page
-    assert "75.0 % [60.0, 85.0] of 40" in page
+    assert "75.0 % [60.0, 85.0] of 40, 1 gained" in page
     assert ">On</th>" in page, "arms stand on several base models"
     del found.drift_results[:]
     for arm in found.arms:
@@ -108,9 +108,9 @@ def test_a_card_tells_what_the_model_retains() -> None:
     card = written(Found(model=Model(name="m"), job=None, renderings=[], evaluations=[evaluation()]))
     assert "## What was forgotten" in card
     assert (
-        "| `e` | tuned (`whole`), from zero | 75.0 % [60.0, 85.0] of 40 | 0.123 [0.1, 0.15] nats per token | +0.25"
-        in card
-    )
+        "| `e` | tuned (`whole`), from zero | 75.0 % [60.0, 85.0] of 40, 1 gained "
+        "| 0.123 [0.1, 0.15] nats per token | +0.25"
+    ) in card
 
 
 def test_flags_say_what_is_measured_and_what_must_be_retained(

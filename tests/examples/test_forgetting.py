@@ -75,16 +75,16 @@ def test_an_arm_must_have_learnt(lower: float, learnt: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kept", "lost", "apart"),
-    [(1.0, 0.1, True), (0.99, 0.1, False), (1.0, 0.91, False)],
-    ids=["kept and lost", "not all kept", "lost too little"],
+    ("kept", "turned", "lost", "apart"),
+    [(1.0, 0.9, 0.1, True), (0.99, 0.9, 0.1, False), (1.0, 1.0, 0.91, False), (1.0, 0.3, 0.21, False)],
+    ids=["kept and lost", "not all kept", "lost too little", "lost what turns by chance"],
 )
 def test_the_control_asks_that_all_is_kept_and_less_where_noise_was_taught(
-    kept: float, lost: float, apart: bool
+    kept: float, turned: float, lost: float, apart: bool
 ) -> None:
     drift = [
         DriftResult(arm_id=arm, baseline_arm_id=noise.BASE, retained=share(value))
-        for arm, value in ((noise.UNTOUCHED, kept), (noise.NOISE, lost))
+        for arm, value in ((noise.UNTOUCHED, kept), (noise.ROUNDED, turned), (noise.NOISE, lost))
     ]
     assert noise.are_told_apart(Evaluation(drift_results=drift)) is apart
 

@@ -210,6 +210,15 @@ def test_a_win_says_in_its_sentence_what_was_forgotten_though_nobody_guards_it()
     assert verdict.sentence.endswith(f" on 48 records; {LITTLE}.")
 
 
+def test_what_was_gained_is_said_beside_what_was_lost_by_the_sentence_and_by_the_guard() -> None:
+    evaluation = forgetful()
+    for number, result in enumerate(evaluation.drift_results):
+        result.skills[0].num_gained = 3 * number
+        result.skills.append(SkillDrift(skill="grammar", num_asked=9, num_gained=number))
+    assert "(38 questions, 4 gained)" in verdict_of(evaluation).sentence
+    assert drift_guarded(evaluation, DriftGuard(min_retained=0.2))[1].endswith("of 38 questions, 4 gained")
+
+
 def test_where_drift_was_not_measured_the_sentence_has_nothing_of_it() -> None:
     evaluation = forgetful()
     evaluation.ClearField("drift")

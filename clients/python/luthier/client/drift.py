@@ -9,12 +9,14 @@ from luthier.v1.evaluation_pb2 import DriftResult
 
 
 def retained_words(result: DriftResult) -> str:
-    """Return `91.2 % [83.4, 95.5] of 80`; says so where the baseline can do none of it, or was not asked."""
+    """Return `91.2 % [83.4, 95.5] of 80, 3 gained`; says so where the baseline can do none, or was not asked."""
     if not any(skill.num_asked for skill in result.skills):
         return f"not measured: {result.baseline_arm_id} answered no question"
     if not result.HasField("retained"):
         return f"nothing to retain: {result.baseline_arm_id} has no question right"
-    return f"{estimate_words(result.retained)} of {result.retained.count:,}"
+    num_gained = sum(skill.num_gained for skill in result.skills)
+    gained = f", {num_gained:,} gained" if num_gained else ""
+    return f"{estimate_words(result.retained)} of {result.retained.count:,}{gained}"
 
 
 def skill_words(result: DriftResult) -> Iterator[tuple[str, str]]:

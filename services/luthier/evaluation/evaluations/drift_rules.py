@@ -167,7 +167,8 @@ def drift_guarded(evaluation: Evaluation, guard: DriftGuard) -> tuple[Standing.V
         return Standing.STANDING_UNDECIDED, unknown
     baseline, found = result.baseline_arm_id, result.retained
     limit = reached(guard.min_retained, is_share=True)
-    seen = f"of what {baseline} can do: {_share_words(found)} of {found.count:,} questions"
+    share = f"{_share_words(found)} of {found.count:,} questions{_gained_words(result)}"
+    seen = f"of what {baseline} can do: {share}"
     if found.upper < guard.min_retained:
         return Standing.STANDING_BROKEN, f"{candidate} retains less than {limit} {seen}"
     if found.lower >= guard.min_retained:
@@ -185,8 +186,14 @@ def retained_words(evaluation: Evaluation) -> str:
     found = result.retained
     return (
         f"{candidate} retains {_share_words(found)} of what {result.baseline_arm_id} can do "
-        f"({found.count:,} questions)"
+        f"({found.count:,} questions{_gained_words(result)})"
     )
+
+
+def _gained_words(result: DriftResult) -> str:
+    """Return how many questions the arm alone has right: where that is what it lost, it forgot nothing for sure."""
+    num_gained = sum(skill.num_gained for skill in result.skills)
+    return f", {num_gained:,} gained" if num_gained else ""
 
 
 def _judged(evaluation: Evaluation) -> DriftResult:
