@@ -9,6 +9,7 @@ import torch
 from tests.lm.engine_requests import PROMPTS, collect, request, run, with_adapter
 
 from luthier.errors import ResourceExhausted
+from luthier.kernels.tables import force_impl
 from luthier.lm.blocks import use_kernels
 from luthier.lm.decoding import Batch
 from luthier.lm.engine import Engine
@@ -24,16 +25,52 @@ def test_interactive_request_is_admitted_while_a_batch_runs(tiny_model: ModelMak
         engine.step()
     engine.submit(request("chat", prompts=(PROMPTS[0],), max_new_tokens=3))
     order = [{event.request_id for event in engine.step()} for _ in range(4)]
-    assert order == [{"chat"}, {"batch", "chat"}, {"batch", "chat"}, {"batch"}]
+    assert order == [{"batch", "chat"}, {"batch", "chat"}, {"batch", "chat"}, {"batch"}]
+
+
+def test_a_short_prompt_is_read_before_many_rows_go_on(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model())
+    engine.submit(request("batch", prompts=PROMPTS * 10, max_new_tokens=40))
+    engine.step()
+    order = []
+    for number in range(7):
+        engine.submit(request(f"chat {number}", prompts=(PROMPTS[0],), max_new_tokens=1))
+        order.append({event.request_id for event in engine.step()})
+    alone = [{f"chat {number}"} for number in range(7)]
+    # Four times in a row, then beside the others.
+    assert order == [*alone[:4], {"batch", "chat 4"}, *alone[5:]]
+
+
+def test_where_torch_attends_a_prompt_is_read_by_itself_and_what_is_answered_goes_on_together(
+    tiny_model: ModelMaker,
+) -> None:
+    model = tiny_model()
+    seen: list[tuple[int, ...]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    engine = Engine(model)
+    force_impl("eager")
+    try:
+        for number in (0, 2):
+            engine.submit(request(f"writes {number}", prompts=(PROMPTS[number],)))
+        engine.step()
+        engine.submit(request("reads", prompts=(PROMPTS[3],)))
+        seen.clear()
+        produced = [event.request_id for event in engine.step()]
+    finally:
+        force_impl("auto")
+    assert seen == [(2, 1), (1, len(PROMPTS[3]))]
+    assert sorted(produced) == ["reads", "writes 0", "writes 2"]
 
 
 def test_long_prompts_are_computed_in_pieces_so_that_others_advance(tiny_model: ModelMaker) -> None:
     engine = Engine(tiny_model(), prefill_tokens=8)
     engine.submit(request("long", prompts=((7,) * 64,), max_new_tokens=1))
     engine.submit(request("short", prompts=((5,),), max_new_tokens=7))
-    produced = [[event.request_id for event in engine.step()] for _ in range(15)]
-    # Read at once; then a piece of the long one before each token.
-    assert produced == [["short"], *[[], ["short"]] * 6, [], ["long"]]
+    produced = [[event.request_id for event in engine.step()] for _ in range(9)]
+    # Read at once, and a piece of the long one beside each token: of 7 tokens, and then of 8.
+    assert produced == [["short"]] * 7 + [[], ["long"]]
 
 
 def test_short_prompts_that_keep_coming_leave_turns_to_the_others(tiny_model: ModelMaker) -> None:
@@ -41,22 +78,23 @@ def test_short_prompts_that_keep_coming_leave_turns_to_the_others(tiny_model: Mo
     engine.submit(request("writes", prompts=((5,),), max_new_tokens=40))
     engine.step()
     engine.submit(request("long", prompts=((7,) * 24,), max_new_tokens=1))
-    for number in range(30):
+    for number in range(100):
         engine.submit(request(f"short {number}", prompts=((6,),), max_new_tokens=1))
-    produced = [[event.request_id for event in engine.step()] for _ in range(40)]
-    # Four of them, a piece of the long one, and what writes; what is left of the long one is short in the end.
-    assert [place for place, ids in enumerate(produced) if "writes" in ids][:3] == [4, 10, 15]
-    assert produced.index(["long"]) == 11
+    produced = [[event.request_id for event in engine.step()] for _ in range(15)]
+    # All that fits four times, then a piece of the long one; what is left of it is short in the end, and the oldest.
+    assert all("writes" in ids for ids in produced)
+    assert [len(ids) for ids in produced] == [9] * 4 + [1] + [9] * 4 + [1] + [2] + [9] * 4
+    assert "long" in produced[10]
 
 
 def test_long_prompts_take_turns_and_are_read_beside_short_ones(tiny_model: ModelMaker) -> None:
     engine = Engine(tiny_model(), prefill_tokens=8)
     for name in ("first", "second"):
         engine.submit(request(name, prompts=((7,) * 24,), max_new_tokens=1))
-    for number in range(30):
+    for number in range(200):
         engine.submit(request(f"short {number}", prompts=((6,),), max_new_tokens=1))
-    produced = [[event.request_id for event in engine.step()] for _ in range(34)]
-    # A piece behind four short ones each, in turns: first, second, first, second, which have one piece left then.
+    produced = [[event.request_id for event in engine.step()] for _ in range(24)]
+    # A piece behind four times all short ones that fit: first, second, first, second, which have one left then.
     assert [place for place, ids in enumerate(produced) if not ids] == [4, 9, 14, 19]
     assert [produced.index([name]) for name in ("first", "second")] == [15, 20]
 
@@ -231,6 +269,6 @@ def test_what_fails_in_company_fails_alone_and_the_others_go_on(
     assert isinstance(failure, ResourceExhausted)
     assert failure.reason == "OUT_OF_MEMORY"
     assert "1 at a time of up to 11 and 12 tokens do not" in failure.message
-    assert together.count(2) == 2, "who failed together goes on alone"
+    assert together.count(2) == 3, "they are read together, and who failed together goes on alone"
     for row in range(len(PROMPTS)):
         assert answers["good", row] == expected["good", row][:4]

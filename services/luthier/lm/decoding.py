@@ -89,10 +89,13 @@ class Batch:
         one = self._pass(self._prompt_BC[:, begin:end], self._head if end == C else None)
         return one._replace(lengths=lengths)
 
-    def is_last_piece(self, prefill_tokens: int) -> bool:
-        """Whether what is left of the prompts is one piece."""
-        begin = self._cache.get_seq_length()
-        return self._end_of_piece(begin, prefill_tokens) >= self._prompt_BC.shape[1]
+    @property
+    def num_unread(self) -> int:
+        """How many tokens of the prompts are not read, or columns of all rows where those are read."""
+        begin, C = self._cache.get_seq_length(), self._prompt_BC.shape[1]
+        if not reads_tokens(self._model):
+            return max(0, C - begin) * len(self._first)
+        return sum(max(0, C - max(begin, first)) for first in self._first)
 
     def _end_of_piece(self, begin: int, prefill_tokens: int) -> int:
         C, firsts = self._prompt_BC.shape[1], sorted(self._first)
@@ -252,7 +255,7 @@ def require_room(model: PreTrainedModel, request: GenerationRequest) -> None:
 def compute_prefix(
     model: PreTrainedModel, ids: Sequence[int], prefill_tokens: int
 ) -> Generator[Events, None, Prefix]:
-    """Keys and values of a prefix, in pieces of `prefill_tokens`; yields after each and returns the whole."""
+    """Keys and values of a prefix, in pieces of `prefill_tokens`; yields after each but the last, returns the whole."""
     cache = BatchCache(model.config.num_hidden_layers, len(ids))
     tokens = torch.tensor([list(ids)], device=model.device)
     for start in range(0, len(ids), prefill_tokens):
@@ -260,5 +263,6 @@ def compute_prefix(
         columns = torch.arange(start, end, device=model.device)
         one = Pass(tokens[:, start:end], columns[None], cache, head=None, lengths=(len(ids),))
         forward_together(model, [one])
-        yield []
+        if end < len(ids):
+            yield []
     return cache.keys_values()

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from luthier.lm.cache import Prefix
 from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
-from luthier.lm.passes import Pass, forward_together, reads_tokens
+from luthier.lm.passes import Pass, forward_together
 
 _logger = logging.getLogger(__name__)
 _PREFIXES_KEPT = 4
-_SHORT_READS = 4
-"""How many short prompts are read one after the other before those that are answered have a turn."""
+_MANY_ROWS = 32
+"""Beside so many rows that are answered a short prompt is read before they go on: they take as long, or longer."""
+_READS_BEFORE = 4
+"""How many times in a row short prompts may go before others."""
 
 
 _Key = tuple[str | None, tuple[int, ...]]
@@ -27,16 +29,25 @@ _Key = tuple[str | None, tuple[int, ...]]
 
 
 class _Group:
-    """One admitted request: its batch (None while its prefix is computed) and how far it is."""
+    """One admitted request: its batch (None while its prefix is computed), and when it last had a turn or came."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, turn: int) -> None:
         self.request = request
         self.key: _Key = (request.adapter, request.shared_prefix)
         self.batch: Batch | None = None
-        self.reading: Generator[Events, None, None] | None = None
-        self.is_read = False
+        self.reading: Generator[Events, None, Prefix] | None = None
         self.is_apart = False
-        self.last_turn = 0
+        self.last_turn = turn
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its prompts are read."""
+        return self.batch is not None and self.batch.is_read
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it asks for."""
+        return len(self.request.prompts) * self.request.num_samples
 
     def cancelled(self) -> Events:
         if self.batch is not None:
@@ -50,21 +61,22 @@ class _Group:
                 num_generated=0,
                 finish_reason=FinishReason.CANCELLED,
             )
-            for row in range(len(self.request.prompts) * self.request.num_samples)
+            for row in range(self.num_rows)
         ]
 
 
 class Engine:
     """Runs many requests at once, a pass of the model at every step.
 
-    A pass reads a piece of one request's prompts, or makes the next token of every row of all requests of one adapter,
-    which begin and end between passes. What is read in one piece is read as soon as it comes, at most four of them
-    before the others have a turn; of longer prompts, in turns, a piece follows each pass that makes tokens. On a
-    processor a request has the same bits alone and in company, where C++ knows the model's type.
+    A pass makes the next token of every row of all requests of one adapter, which begin and end between passes, and
+    reads on in the prompts of those that have come: whole short ones, and in turns what there is room for of longer
+    ones. An adapter whose short prompt has come goes before others, and that prompt before many rows of its own, at
+    most four times in a row. On a processor a request has the same bits alone and in company, where C++ knows the
+    model's type.
 
     `submit`, `cancel` and `wait` may be called from any thread; `step` from one thread only, which is also
     the only one that may touch the model meanwhile. `decode` turns token ids into text for the events (None:
-    no text); `prefill_tokens` bounds the prompt tokens of one piece, and so how long others wait for it. A prefix that
+    no text); `prefill_tokens` bounds the prompt tokens of a pass, and so how long others wait for it. A prefix that
     several requests share is computed once, for each adapter, and kept until four others are newer.
 
     Memory: keys and values for every row's prompt and new tokens, once more for each prefix kept. The caller
@@ -83,8 +95,7 @@ class Engine:
         self._prefixes: OrderedDict[_Key, Prefix] = OrderedDict()
         self._computing: dict[_Key, _Group] = {}
         self._turns = 0
-        self._short_reads = 0
-        self._may_read = True
+        self._reads_before = 0
         self._lock = threading.Condition()
         self._submitted: dict[str, GenerationRequest] = {}
         self._cancelled: set[str] = set()
@@ -131,20 +142,13 @@ class Engine:
         events: Events = []
         with self._lock:
             for request_id, request in self._submitted.items():
-                self._groups[request_id] = _Group(request)
+                self._groups[request_id] = _Group(request, self._turns)
             self._submitted.clear()
             for request_id in self._cancelled & self._groups.keys():
                 events += self._release(request_id).cancelled()
             running = list(self._groups.values())
-        readers = [group for group in running if not group.is_read and not self._waits(group)]
-        writers = [group for group in running if group.is_read]
-        reader = self._reader(readers, has_writers=bool(writers))
         with torch.inference_mode():
-            if reader is not None:
-                events += self._read(reader)
-            elif writers:
-                events += self._write(writers)
-        return events
+            return events + self._advance([group for group in running if not self._waits(group)])
 
     def _waits(self, group: _Group) -> bool:
         """Whether another one computes a group's prefix."""
@@ -152,30 +156,65 @@ class Engine:
             return False
         return self._computing.get(group.key) not in (None, group)
 
-    def _reader(self, readers: Sequence[_Group], *, has_writers: bool) -> _Group | None:
-        """The group whose turn it is to read; None: it is that of those that write."""
-        short = [group for group in readers if self._is_short(group)]
-        long = [group for group in readers if group not in short]
-        if short and (self._short_reads < _SHORT_READS or not (long or has_writers)):
-            self._short_reads += 1
-            return short[0]
-        if long and (self._may_read or not has_writers):
-            self._may_read = False
-            if not has_writers:
-                self._short_reads = 0
-            return min(long, key=lambda group: group.last_turn)
-        self._may_read, self._short_reads = True, 0
-        return None
+    def _advance(self, groups: Sequence[_Group]) -> Events:
+        """One pass: of the adapter of a short prompt that has come, or of whoever has waited for the longest."""
+        groups = [group for group in groups if group.batch is not None or self._begin(group)]
+        if not groups:
+            return []
+        short = [
+            group for group in groups if not group.is_read and self._unread(group) <= self._prefill_tokens
+        ]
+        goes_before = bool(short) and self._reads_before < _READS_BEFORE
+        others = [group for group in groups if group not in short]
+        first = short[0] if goes_before else min(others or groups, key=lambda group: group.last_turn)
+        together = self._together(first, groups, short)
+        self._turns += 1
+        for group in together:
+            group.last_turn = self._turns
+        is_overtaken = any(group not in together for group in others)
+        self._reads_before = self._reads_before + 1 if goes_before and is_overtaken else 0
+        return self._read_prefix(first) if first.batch is None else self._pass(together)
 
-    def _is_short(self, group: _Group) -> bool:
-        """Whether what is left to read of a group is one piece."""
+    def _together(
+        self, first: _Group, groups: Sequence[_Group], short: Sequence[_Group]
+    ) -> dict[_Group, int]:
+        """Who goes through a pass with the first one, and how many prompt tokens each may read in it."""
+        if first.batch is None or first.is_apart:
+            return {first: self._prefill_tokens}
+        alike = [
+            group
+            for group in groups
+            if group.batch is not None
+            and group.request.adapter == first.request.adapter
+            and not group.is_apart
+        ]
+        readers = self._readers(first, alike, short)
+        writers = [group for group in alike if group.is_read]
+        goes_before = first in short and self._reads_before < _READS_BEFORE
+        if goes_before and sum(group.num_rows for group in writers) >= _MANY_ROWS:
+            return {group: tokens for group, tokens in readers.items() if group in short}
+        return dict.fromkeys(writers, 0) | readers
+
+    def _readers(self, first: _Group, alike: Sequence[_Group], short: Sequence[_Group]) -> dict[_Group, int]:
+        """Whose prompts are read, and how much of them: the first one's, whole short ones, what fits of longer ones."""
+        unread = [group for group in alike if not group.is_read]
+        long = [group for group in unread if group not in short]
+        wanted = [first, *short, *sorted(long, key=lambda group: group.last_turn)]
+        readers: dict[_Group, int] = {}
+        left = self._prefill_tokens
+        for group in wanted:
+            tokens = self._unread(group)
+            is_open = group in unread and group not in readers and left > 0
+            if is_open and (tokens <= left or group not in short):
+                readers[group] = min(left, tokens)
+                left -= readers[group]
+        return readers
+
+    def _unread(self, group: _Group) -> int:
+        """How many tokens a group has to read, or how much is computed for them."""
         if group.batch is not None:
-            return group.batch.is_last_piece(self._prefill_tokens)
-        prompts, prefix = group.request.prompts, group.request.shared_prefix
-        columns = max(map(len, prompts)) * len(prompts)
-        unread = sum(map(len, prompts)) if reads_tokens(self._model) else columns
-        unread += 0 if group.key in self._prefixes else len(prefix)
-        return unread <= self._prefill_tokens
+            return group.batch.num_unread
+        return len(group.request.shared_prefix) + sum(map(len, group.request.prompts))
 
     def take_failures(self) -> dict[str, Exception]:
         """The errors of requests that were dropped since the last call, by id; for the stepping thread."""
@@ -192,62 +231,51 @@ class Engine:
         for key in [key for key in self._computing if key[0] == name]:
             self._computing.pop(key).reading = None
 
-    def _read(self, group: _Group) -> Events:
-        """Read a piece of a group's prefix or prompts; the last one makes the first token of its rows."""
-        if group.reading is None:
-            group.reading = self._reading(group)
-        try:
-            with use_adapter(self._model, group.request.adapter):
-                events = next(group.reading)
-        except Exception as error:  # it belongs to whoever asked
-            self._fail(group, error)
-            return []
-        self._turns += 1
-        group.last_turn = self._turns
-        if events:
-            group.is_read, group.reading = True, None
-            self._drop_if_done(group)
-        return events
-
-    def _reading(self, group: _Group) -> Generator[Events, None, None]:
+    def _begin(self, group: _Group) -> bool:
+        """Make a group's batch if its prefix is there; False: it has failed."""
         request, prefix = group.request, None
         if request.shared_prefix:
             if group.key not in self._prefixes:
-                self._computing[group.key] = group
-                self._prefixes[group.key] = yield from compute_prefix(
-                    self._model, request.shared_prefix, self._prefill_tokens
-                )
-                del self._computing[group.key]
+                return True
             self._prefixes.move_to_end(group.key)
             prefix = self._prefixes[group.key]
+        try:
+            group.batch = Batch(self._model, request, self._decode, prefix)
+        except Exception as error:  # it belongs to whoever asked
+            self._fail(group, error)
+            return False
+        return True
+
+    def _read_prefix(self, group: _Group) -> Events:
+        """Read a piece of a group's prefix, alone."""
+        if group.reading is None:
+            self._computing[group.key] = group
+            group.reading = compute_prefix(self._model, group.request.shared_prefix, self._prefill_tokens)
+        try:
+            with use_adapter(self._model, group.request.adapter):
+                return next(group.reading)
+        except StopIteration as read:
+            group.reading = None
+            del self._computing[group.key]
+            self._prefixes[group.key] = read.value
             while len(self._prefixes) > _PREFIXES_KEPT:
                 self._prefixes.popitem(last=False)
-        group.batch = Batch(self._model, request, self._decode, prefix)
-        yield from group.batch.read(self._prefill_tokens)
+        except Exception as error:  # it belongs to whoever asked
+            self._fail(group, error)
+        return []
 
-    def _write(self, writers: Sequence[_Group]) -> Events:
-        """Make the next token of all rows of the adapter that has waited for the longest."""
-        first = min(writers, key=lambda group: group.last_turn)
-        adapter = first.request.adapter
-        groups = [
-            group
-            for group in writers
-            if group is first or not (group.is_apart or first.is_apart or group.request.adapter != adapter)
-        ]
-        self._turns += 1
-        for group in groups:
-            group.last_turn = self._turns
+    def _pass(self, together: Mapping[_Group, int]) -> Events:
         try:
-            with use_adapter(self._model, adapter):
-                return self._written(groups)
+            with use_adapter(self._model, next(iter(together)).request.adapter):
+                return self._taken(together)
         except NotFound as error:  # the adapter has left the model
-            for group in groups:
+            for group in together:
                 self._fail(group, error)
             return []
 
-    def _written(self, groups: Sequence[_Group]) -> Events:
+    def _taken(self, together: Mapping[_Group, int]) -> Events:
         events: Events = []
-        for group, logits in self._logits(groups):
+        for group, logits in self._logits(together):
             assert group.batch is not None
             try:
                 events += group.batch.take(logits)
@@ -257,9 +285,13 @@ class Engine:
                 self._drop_if_done(group)
         return events
 
-    def _logits(self, groups: Sequence[_Group]) -> list[tuple[_Group, Tensor]]:
+    def _logits(self, together: Mapping[_Group, int]) -> list[tuple[_Group, Tensor]]:
         """The logits of each group; those that fail alone too are dropped."""
-        passes = [(group, one) for group in groups if (one := self._next_pass(group)) is not None]
+        passes = [
+            (group, one)
+            for group, tokens in together.items()
+            if (one := self._next_pass(group, tokens)) is not None
+        ]
         lengths = [one.cache.get_seq_length() for _, one in passes]
         if not passes:
             return []
@@ -282,10 +314,10 @@ class Engine:
                 self._fail(group, error)
         return alone
 
-    def _next_pass(self, group: _Group) -> Pass | None:
+    def _next_pass(self, group: _Group, prefill_tokens: int) -> Pass | None:
         assert group.batch is not None
         try:
-            return group.batch.next_pass()
+            return group.batch.next_pass() if group.is_read else group.batch.next_piece(prefill_tokens)
         except Exception as error:  # it belongs to whoever asked
             self._fail(group, error)
             return None
