@@ -52,7 +52,7 @@ def run(stage: Stage) -> bool:
     done = before_and_after(stage.shell, stage.client, version, f"noise-{stage.stamp}", models, *limits)
     for one in done.drift_results:
         said = (retained_words(one), divergence_words(one), text_loss_words(one))
-        say(f"{one.arm_id:>10}: retained {said[0]}; divergence {said[1]}; general text {said[2]} bits a byte")
+        say(f"{one.arm_id:>10}: retained {said[0]}; divergence {said[1]}; general text {said[2]}")
     return are_told_apart(done)
 
 
