@@ -50,18 +50,73 @@ def test_where_torch_attends_a_prompt_is_read_by_itself_and_what_is_answered_goe
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     engine = Engine(model)
+    engine.submit(request("writes", prompts=(PROMPTS[0],)))
     force_impl("eager")
     try:
-        for number in (0, 2):
-            engine.submit(request(f"writes {number}", prompts=(PROMPTS[number],)))
         engine.step()
-        engine.submit(request("reads", prompts=(PROMPTS[3],)))
+        for number in (1, 3):
+            engine.submit(request(f"reads {number}", prompts=(PROMPTS[number],)))
         seen.clear()
-        produced = [event.request_id for event in engine.step()]
+        produced = [sorted(event.request_id for event in engine.step()) for _ in range(3)]
     finally:
         force_impl("auto")
-    assert seen == [(2, 1), (1, len(PROMPTS[3]))]
-    assert sorted(produced) == ["reads", "writes 0", "writes 2"]
+    assert seen == [(1, 1), (1, len(PROMPTS[3])), (3, 1)]
+    assert produced == [["reads 1"], ["reads 3"], ["reads 1", "reads 3", "writes"]]
+
+
+def test_what_is_answered_goes_on_every_other_time_however_many_adapters_read(
+    tiny_model: ModelMaker,
+) -> None:
+    model = tiny_model()
+    for seed, name in enumerate("abc"):
+        with_adapter(model, name, seed)
+    engine = Engine(model, prefill_tokens=8)
+    engine.submit(request("writes", prompts=((5,),), max_new_tokens=40))
+    engine.step()
+    for name in "abc":
+        engine.submit(request(name, prompts=((7,) * 64,), adapter=name))
+    produced = [[event.request_id for event in engine.step()] for _ in range(12)]
+    assert produced == [["writes"], []] * 6
+
+
+def test_what_short_prompts_leave_of_a_pass_is_no_turn_of_a_long_one(tiny_model: ModelMaker) -> None:
+    engine = Engine(tiny_model(), prefill_tokens=8)
+    engine.submit(request("long", prompts=((7,) * 200,), max_new_tokens=1))
+    for number in range(40):
+        engine.submit(request(f"short {number}", prompts=((6,) * 5,), max_new_tokens=1))
+    produced = [[event.request_id for event in engine.step()] for _ in range(20)]
+    assert [place for place, ids in enumerate(produced) if not ids] == [4, 9, 14, 19]
+
+
+def test_a_prompt_that_fails_leaves_together_what_is_answered(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = importlib.import_module("luthier.lm.engine")
+    original, together = module.forward_together, []
+
+    def full(model: Any, passes: Any) -> Any:
+        together.append(len(passes))
+        found = original(model, passes)  # keys and values are held by then
+        if any(one.ids.shape[1] > 7 for one in passes):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return found
+
+    model = tiny_model()
+    wanted = [request(name, prompts=(PROMPTS[0],), max_new_tokens=6) for name in "ab"]
+    alone, _ = run(Engine(model), *wanted)
+    monkeypatch.setattr(module, "forward_together", full)
+    engine = Engine(model)
+    for one in wanted:
+        engine.submit(one)
+    answers: dict[Any, Any] = {}
+    collect(engine.step(), answers, {})
+    engine.submit(request("large", prompts=((7,) * 11,)))
+    while engine.wait(0):
+        collect(engine.step(), answers, {})
+    assert answers == alone
+    assert list(engine.take_failures()) == ["large"]
+    # Both are read, all fail, those that are answered go on, the prompt fails, and they are never apart.
+    assert together == [2, 3, 2, 1, 2, 2, 2, 2]
 
 
 def test_long_prompts_are_computed_in_pieces_so_that_others_advance(tiny_model: ModelMaker) -> None:
@@ -137,6 +192,24 @@ def test_whoever_reads_a_prefix_of_an_adapter_that_leaves_hears_of_it_in_the_nex
     anew, _ = run(engine)
     alone, _ = run(Engine(model, prefill_tokens=4), wanted)
     assert anew == alone, "nothing of the first adapter's is read on"
+
+
+def test_whoever_has_not_read_begins_anew_when_its_adapter_leaves(tiny_model: ModelMaker) -> None:
+    model, prefix = tiny_model(), tuple(range(30, 36))
+    with_adapter(model, "a", 1)
+    engine = Engine(model, prefill_tokens=8)
+    run(engine, request("before", shared_prefix=prefix, adapter="a"))
+    wanted = request("waits", prompts=((9,) * 30,), shared_prefix=prefix, adapter="a")
+    engine.submit(request("reads", prompts=((7,) * 30,), shared_prefix=prefix, adapter="a"))
+    engine.submit(wanted)
+    engine.step()
+    engine.cancel("reads")
+    engine.forget_adapter("a")
+    remove_adapter(model, "a")
+    with_adapter(model, "a", 2)
+    anew, _ = run(engine)
+    alone, _ = run(Engine(model, prefill_tokens=8), wanted)
+    assert anew["waits", 0] == alone["waits", 0]
 
 
 def test_a_prefix_is_computed_once_for_those_who_ask_at_the_same_time(

@@ -90,6 +90,16 @@ class Batch:
         return one._replace(lengths=lengths)
 
     @property
+    def num_rows(self) -> int:
+        """How many rows its passes have."""
+        return len(self._first)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any of the prompts is read."""
+        return self._cache.get_seq_length() > 0
+
+    @property
     def num_unread(self) -> int:
         """How many tokens of the prompts are not read, or columns of all rows where those are read."""
         begin, C = self._cache.get_seq_length(), self._prompt_BC.shape[1]

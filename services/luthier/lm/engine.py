@@ -14,7 +14,7 @@ from luthier.lm.cache import Prefix
 from luthier.lm.decoding import Batch, Events, compute_prefix, require_room
 from luthier.lm.generate import Decode, FinishReason, GenerationEvent, GenerationRequest
 from luthier.lm.lora import find_adapter, use_adapter
-from luthier.lm.passes import Pass, forward_together
+from luthier.lm.passes import Pass, forward_together, reads_beside
 
 _logger = logging.getLogger(__name__)
 _PREFIXES_KEPT = 4
@@ -46,8 +46,8 @@ class _Group:
 
     @property
     def num_rows(self) -> int:
-        """How many rows it asks for."""
-        return len(self.request.prompts) * self.request.num_samples
+        """How many rows a pass of it has."""
+        return 0 if self.batch is None else self.batch.num_rows
 
     def cancelled(self) -> Events:
         if self.batch is not None:
@@ -61,7 +61,7 @@ class _Group:
                 num_generated=0,
                 finish_reason=FinishReason.CANCELLED,
             )
-            for row in range(self.num_rows)
+            for row in range(len(self.request.prompts) * self.request.num_samples)
         ]
 
 
@@ -96,6 +96,7 @@ class Engine:
         self._computing: dict[_Key, _Group] = {}
         self._turns = 0
         self._reads_before = 0
+        self._writers_wait = False
         self._lock = threading.Condition()
         self._submitted: dict[str, GenerationRequest] = {}
         self._cancelled: set[str] = set()
@@ -164,23 +165,33 @@ class Engine:
         short = [
             group for group in groups if not group.is_read and self._unread(group) <= self._prefill_tokens
         ]
-        goes_before = bool(short) and self._reads_before < _READS_BEFORE
         others = [group for group in groups if group not in short]
-        first = short[0] if goes_before else min(others or groups, key=lambda group: group.last_turn)
-        together = self._together(first, groups, short)
+        writers = [group for group in others if group.is_read]
+        goes_before = bool(short) and self._reads_before < _READS_BEFORE
+        # No two passes in a row leave out all that are answered, but for what is short.
+        next_ones = writers if self._writers_wait and writers else others or groups
+        first = short[0] if goes_before else min(next_ones, key=lambda group: group.last_turn)
+        together = self._together(first, groups, short, goes_before=goes_before)
         self._turns += 1
-        for group in together:
+        served = [group for group, tokens in together.items() if self._is_served(group, tokens)]
+        for group in served:
             group.last_turn = self._turns
-        is_overtaken = any(group not in together for group in others)
+        is_overtaken = any(group not in served for group in others)
         self._reads_before = self._reads_before + 1 if goes_before and is_overtaken else 0
+        self._writers_wait = not any(group in together for group in writers)
         return self._read_prefix(first) if first.batch is None else self._pass(together)
 
+    def _is_served(self, group: _Group, tokens: int) -> bool:
+        """Whether a pass with so many prompt tokens of a group is a turn of its own, not what others had left."""
+        return group.is_read or tokens >= min(self._unread(group), self._prefill_tokens)
+
     def _together(
-        self, first: _Group, groups: Sequence[_Group], short: Sequence[_Group]
+        self, first: _Group, groups: Sequence[_Group], short: Sequence[_Group], *, goes_before: bool
     ) -> dict[_Group, int]:
         """Who goes through a pass with the first one, and how many prompt tokens each may read in it."""
+        alone = {first: self._prefill_tokens}
         if first.batch is None or first.is_apart:
-            return {first: self._prefill_tokens}
+            return alone
         alike = [
             group
             for group in groups
@@ -188,12 +199,13 @@ class Engine:
             and group.request.adapter == first.request.adapter
             and not group.is_apart
         ]
+        writers = dict.fromkeys((group for group in alike if group.is_read), 0)
+        if not reads_beside(self._model):
+            return writers if first.is_read else alone
         readers = self._readers(first, alike, short)
-        writers = [group for group in alike if group.is_read]
-        goes_before = first in short and self._reads_before < _READS_BEFORE
         if goes_before and sum(group.num_rows for group in writers) >= _MANY_ROWS:
             return {group: tokens for group, tokens in readers.items() if group in short}
-        return dict.fromkeys(writers, 0) | readers
+        return writers | readers
 
     def _readers(self, first: _Group, alike: Sequence[_Group], short: Sequence[_Group]) -> dict[_Group, int]:
         """Whose prompts are read, and how much of them: the first one's, whole short ones, what fits of longer ones."""
@@ -230,6 +242,9 @@ class Engine:
             del self._prefixes[key]
         for key in [key for key in self._computing if key[0] == name]:
             self._computing.pop(key).reading = None
+        for group in self._groups.values():
+            if group.request.adapter == name and group.batch is not None and not group.batch.is_begun:
+                group.batch = None
 
     def _begin(self, group: _Group) -> bool:
         """Make a group's batch if its prefix is there; False: it has failed."""
@@ -274,6 +289,7 @@ class Engine:
             return []
 
     def _taken(self, together: Mapping[_Group, int]) -> Events:
+        """What the rows of a pass produce."""
         events: Events = []
         for group, logits in self._logits(together):
             assert group.batch is not None
@@ -292,27 +308,32 @@ class Engine:
             for group, tokens in together.items()
             if (one := self._next_pass(group, tokens)) is not None
         ]
+        return self._computed(passes) if passes else []
+
+    def _computed(self, passes: Sequence[tuple[_Group, Pass]]) -> list[tuple[_Group, Tensor]]:
+        """The logits of passes, together; if that fails, of prompts one by one and of what is answered together.
+
+        If what is answered fails again, each goes alone, and does so from now on.
+        """
         lengths = [one.cache.get_seq_length() for _, one in passes]
-        if not passes:
-            return []
         try:
             found = forward_together(self._model, [one for _, one in passes])
         except Exception as error:  # it belongs to one of them
             if len(passes) == 1:
                 self._fail(passes[0][0], error)
                 return []
-            _logger.warning("%d requests fail together and go on alone", len(passes), exc_info=error)
+            _logger.warning("%d requests fail together and go on apart", len(passes), exc_info=error)
         else:
             return [(group, logits) for (group, _), logits in zip(passes, found, strict=True)]
-        alone = []
-        for (group, one), length in zip(passes, lengths, strict=True):
+        for (_, one), length in zip(passes, lengths, strict=True):
             one.cache.rewind(length)
+        readers = [[reader] for reader in passes if not reader[0].is_read]
+        writers = [writer for writer in passes if writer[0].is_read]
+        if readers and writers:
+            return [found for part in (writers, *readers) for found in self._computed(part)]
+        for group, _ in writers:
             group.is_apart = True
-            try:
-                alone.append((group, forward_together(self._model, [one])[0]))
-            except Exception as error:  # it belongs to whoever asked
-                self._fail(group, error)
-        return alone
+        return [found for one in passes for found in self._computed([one])]
 
     def _next_pass(self, group: _Group, prefill_tokens: int) -> Pass | None:
         assert group.batch is not None

@@ -80,7 +80,13 @@ class Pass(NamedTuple):
 
 def reads_tokens(model: PreTrainedModel) -> bool:
     """Whether passes compute tokens alone; else all columns of all rows, also before a row begins."""
-    return attends_in_one_call(_embedding(model))
+    with rows_apart():
+        return attends_in_one_call(_embedding(model))
+
+
+def reads_beside(model: PreTrainedModel) -> bool:
+    """Whether prompts and the tokens of others are one pass, which reads the weights once; else each goes alone."""
+    return reads_tokens(model) and not turns_by_longest(model)
 
 
 def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Tensor]:
@@ -88,16 +94,14 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
 
     On a processor the bits of each row are those that it has alone, and however its tokens are cut into passes: it
     attends to its own keys as it would alone, and what all tokens go through treats each by itself. Passes whose angles
-    depend on the longest row go alone; where C++ does not attend, so do those of several columns, behind the others.
+    depend on the longest row go alone; so do those of several columns where C++ does not attend.
     """
     if len(passes) > 1 and turns_by_longest(model):
         return [forward_together(model, [one])[0] for one in passes]
     with rows_apart():
         joint = JointRows([one.rows for one in passes], _embedding(model))
-        if not joint.is_one_call and len(passes) == 1:
-            return [_forward(model, passes[0])]
-        if not joint.is_one_call and any(one.ids.shape[1] > 1 for one in passes):
-            return _apart(model, passes)
+        if not joint.is_one_call and (len(passes) == 1 or any(one.ids.shape[1] > 1 for one in passes)):
+            return [_forward(model, one) for one in passes]
         if joint.is_one_call:
             ids_T1, positions_T1 = _tokens(joint, passes)
             if turns_by_longest(model):
@@ -118,18 +122,6 @@ def forward_together(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Ten
             )
             hidden_TE = output.last_hidden_state[:, -1]
         return _logits(model, passes, _last_tokens(joint, passes, hidden_TE))
-
-
-def _apart(model: PreTrainedModel, passes: Sequence[Pass]) -> list[Tensor]:
-    """Run the passes of one column as one, and each of the others by itself."""
-    found: dict[int, Tensor] = {}
-    single = [place for place, one in enumerate(passes) if one.ids.shape[1] == 1]
-    if single:
-        found.update(zip(single, forward_together(model, [passes[place] for place in single]), strict=True))
-    for place, one in enumerate(passes):
-        if place not in found:
-            found[place] = _forward(model, one)
-    return [found[place] for place in range(len(passes))]
 
 
 def _embedding(model: PreTrainedModel) -> Tensor:

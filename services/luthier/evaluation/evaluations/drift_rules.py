@@ -191,7 +191,7 @@ def retained_words(evaluation: Evaluation) -> str:
 
 
 def _gained_words(result: DriftResult) -> str:
-    """Return how many questions the arm alone has right: where that is what it lost, it forgot nothing for sure."""
+    """Return how many questions the arm alone has right; empty for none."""
     num_gained = sum(skill.num_gained for skill in result.skills)
     return f", {num_gained:,} gained" if num_gained else ""
 
