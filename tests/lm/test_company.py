@@ -64,6 +64,23 @@ def test_where_torch_attends_a_prompt_is_read_by_itself_and_what_is_answered_goe
     assert produced == [["reads 1"], ["reads 3"], ["reads 1", "reads 3", "writes"]]
 
 
+def test_where_prompts_are_read_alone_short_ones_that_keep_coming_leave_turns_to_all(
+    tiny_model: ModelMaker,
+) -> None:
+    engine = Engine(tiny_model(), prefill_tokens=8)
+    engine.submit(request("writes", prompts=((5,),), max_new_tokens=40))
+    force_impl("eager")
+    try:
+        engine.step()
+        engine.submit(request("long", prompts=((7,) * 24,), max_new_tokens=1))
+        for number in range(20):
+            engine.submit(request("short" + " " * number, prompts=((6,),), max_new_tokens=1))
+        produced = ["".join(event.request_id for event in engine.step()).rstrip() for _ in range(12)]
+    finally:
+        force_impl("auto")
+    assert produced == [*["short"] * 4, "writes", ""] * 2
+
+
 def test_what_is_answered_goes_on_every_other_time_however_many_adapters_read(
     tiny_model: ModelMaker,
 ) -> None:

@@ -71,8 +71,9 @@ class Engine:
     A pass makes the next token of every row of all requests of one adapter, which begin and end between passes, and
     reads on in the prompts of those that have come: whole short ones, and in turns what there is room for of longer
     ones. An adapter whose short prompt has come goes before others, and that prompt before many rows of its own, at
-    most four times in a row. On a processor a request has the same bits alone and in company, where C++ knows the
-    model's type.
+    most four times in a row. A prefix that is shared is read by itself; so is each prompt where C++ does not attend, or
+    angles depend on the longest row. On a processor a request has the same bits alone and in company, where C++ knows
+    the model's type.
 
     `submit`, `cancel` and `wait` may be called from any thread; `step` from one thread only, which is also
     the only one that may touch the model meanwhile. `decode` turns token ids into text for the events (None:
@@ -168,16 +169,20 @@ class Engine:
         others = [group for group in groups if group not in short]
         writers = [group for group in others if group.is_read]
         goes_before = bool(short) and self._reads_before < _READS_BEFORE
-        # No two passes in a row leave out all that are answered, but for what is short.
-        next_ones = writers if self._writers_wait and writers else others or groups
-        first = short[0] if goes_before else min(next_ones, key=lambda group: group.last_turn)
+        if goes_before:
+            first, reads_before = short[0], self._reads_before + 1
+        elif writers and self._writers_wait:
+            # No two passes in a row leave out all that are answered, but for what is short.
+            first, reads_before = min(writers, key=lambda group: group.last_turn), self._reads_before
+        else:
+            first, reads_before = min(others or groups, key=lambda group: group.last_turn), 0
         together = self._together(first, groups, short, goes_before=goes_before)
         self._turns += 1
         served = [group for group, tokens in together.items() if self._is_served(group, tokens)]
         for group in served:
             group.last_turn = self._turns
         is_overtaken = any(group not in served for group in others)
-        self._reads_before = self._reads_before + 1 if goes_before and is_overtaken else 0
+        self._reads_before = reads_before if is_overtaken else 0
         self._writers_wait = not any(group in together for group in writers)
         return self._read_prefix(first) if first.batch is None else self._pass(together)
 
@@ -216,8 +221,8 @@ class Engine:
         left = self._prefill_tokens
         for group in wanted:
             tokens = self._unread(group)
-            is_open = group in unread and group not in readers and left > 0
-            if is_open and (tokens <= left or group not in short):
+            fits = tokens <= left if group in short else left >= group.num_rows
+            if group in unread and group not in readers and (fits or group is first):
                 readers[group] = min(left, tokens)
                 left -= readers[group]
         return readers
