@@ -117,7 +117,7 @@ def prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
 
 
 def work(cluster: Cluster, client: Client, told: str) -> None:
-    """Prepare data, train well and badly, lose a worker, evaluate, generate; `told` is who receives webhooks."""
+    """Prepare data, train well and badly, lose a worker, evaluate, generate, purge; `told` is who receives webhooks."""
     version = client.renderings.get(prepare(cluster, client)).dataset_version
     spoilt_version(cluster, client)
     rendering = validated_rendering(cluster, client)
@@ -147,6 +147,8 @@ def work(cluster: Cluster, client: Client, told: str) -> None:
         list(client.generate("tiny", HELLO, max_new_tokens=40, temperature=1.0))
         time.sleep(1.0)
     client.evaluations.wait(evaluation.name, timeout_seconds=PATIENCE_SECONDS)
+    client.evaluations.delete(evaluation.name)
+    client.evaluations.purge(evaluation.name)
     client.jobs.wait("rewarded", timeout_seconds=PATIENCE_SECONDS)
     with pytest.raises(JobFailed):
         client.jobs.wait("hopeless", timeout_seconds=PATIENCE_SECONDS)
