@@ -172,10 +172,10 @@ class Engine:
         if goes_before:
             first, reads_before = short[0], self._reads_before + 1
         elif writers and self._writers_wait:
-            # No two passes in a row leave out all that are answered, but for what is short.
-            first, reads_before = min(writers, key=lambda group: group.last_turn), self._reads_before
+            # Two passes in a row that leave out all that are answered would be too long a wait; short ones are not.
+            first, reads_before = _oldest(writers), self._reads_before
         else:
-            first, reads_before = min(others or groups, key=lambda group: group.last_turn), 0
+            first, reads_before = _oldest(others or groups), 0
         together = self._together(first, groups, short, goes_before=goes_before)
         self._turns += 1
         served = [group for group, tokens in together.items() if self._is_served(group, tokens)]
@@ -374,6 +374,11 @@ class Engine:
         if request.adapter is not None:
             find_adapter(self._model, request.adapter)
         require_room(self._model, request)
+
+
+def _oldest(groups: Sequence[_Group]) -> _Group:
+    """The one whose last turn was longest ago."""
+    return min(groups, key=lambda group: group.last_turn)
 
 
 def _too_large(request: GenerationRequest, error: Exception) -> ResourceExhausted:

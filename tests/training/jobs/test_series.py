@@ -75,7 +75,7 @@ EVERYTHING = dict.fromkeys(
 )
 """More than any method reports."""
 PAGE_SECONDS = 0.1
-"""What a page may take, of a processor to itself."""
+"""What a page may take, of a core to itself."""
 FIGURES = TaskFigures(
     phase_seconds={**dict.fromkeys(PHASES, 2.0), "made up": 3.0}, peak_memory_bytes=1 << 30, device_use=0.5
 )
@@ -382,13 +382,16 @@ async def test_a_page_with_two_hundred_jobs_costs_a_tenth_of_a_second(tmp_path: 
         for number in range(200):
             parts.work_metrics.reported(of_job(number), step(1), FIGURES)
         await parts.figures.look()
-        seconds: list[float] = []
-        # A thread takes longer while the other half of its core is busy, as with other tests: it has more tries then.
-        while len(seconds) < 7 or (min(seconds) > PAGE_SECONDS and len(seconds) < 200):
-            await asyncio.sleep(0.1)
-            began = time.thread_time()
-            page = exposition.generate_latest(parts.metrics.registry)  # type: ignore[no-untyped-call]
-            seconds.append(time.thread_time() - began)
+        # A thread takes longer while others have the other half of its core: then it is measured again, a while later.
+        for _ in range(30):
+            seconds = []
+            for _ in range(7):
+                began = time.thread_time()
+                page = exposition.generate_latest(parts.metrics.registry)  # type: ignore[no-untyped-call]
+                seconds.append(time.thread_time() - began)
+            if min(seconds) <= PAGE_SECONDS:
+                break
+            await asyncio.sleep(1)
     assert page.endswith(b"# EOF\n")
     assert page.count(b"fine_tuning_job=") > 200 * 18
     assert min(seconds) <= PAGE_SECONDS
