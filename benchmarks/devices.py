@@ -4,15 +4,16 @@
 JSON, of medians over all rounds:
 
     child_step_ratio        seconds of a step in a child of the executor inline, as its driver hears them, by those of
-                            the bare recipe in a process of its own; as many threads
-    ranks2_vs_rank1         of two ranks of one thread each, by those of one rank of two threads; the same work
+                            the bare recipe in a process of its own; as many threads; both take turns every two steps
+    ranks2_vs_rank1         of two ranks of one thread each, by those of one rank of two threads; the same, in turns
     rank_kill_seconds       from the SIGKILL of one of two ranks to the first step of the attempt after it, a tiny
                             model, the driver's part: without the queue between them, which takes milliseconds
     checkpoint_stall_steps  how much longer the step behind a checkpoint of 500 MB takes, in steps (`devices_stall.py`)
     int8_bytes_ratio,       bytes of base weights by those in bfloat16 (`devices_bytes.py`)
     nf4_bytes_ratio
     plan_memory_error       the largest of what a plan is off by, over all configurations of `calibration.py`
-    plan_time_error         the same of a step's time, by the rates that each process reached just before
+    plan_time_error         the same of a step's time, by the rates that each process reached just before; of each
+                            configuration in the round that is its median
     plan_told_time_error    the same of the time that a plan tells, by the rates that it has of the instruction set
 
 What was not asked for is null there. All details, the machine and its load (`/proc/loadavg`
@@ -77,7 +78,7 @@ def _bytes(asked: Asked) -> Found:
 
 
 def _plan(asked: Asked) -> Found:
-    return devices_plan.measured(asked.folder, is_fast=asked.is_fast)
+    return devices_plan.measured(asked.folder, asked.rounds, is_fast=asked.is_fast)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import statistics
@@ -10,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, count, pairwise
+from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from devices_turns import Side, take_turns
 from devices_work import LocalDesk, Size, Work
 
 from luthier.errors import Unavailable
@@ -25,86 +26,127 @@ from luthier.training.executors.inline import InChild
 from luthier.training.executors.pulse import shown
 from luthier.training.executors.ranks import pulse_path
 from luthier.training.executors.torchrun import Crew, Torchrun
+from luthier.training.executors.vigil import Bounds
 from luthier.work.children import Children, Program
 from luthier.work.device import Setup
 
-SIZE = Size(width=512, layers=6, row_tokens=128, steps=12)
+SIZE = Size(width=512, layers=6, row_tokens=128, steps=24)
 TINY = Size(width=64, layers=2, row_tokens=16, steps=200)
-_FAST = replace(TINY, steps=6)
-_SKIPPED_STEPS = 2
-"""The first ones find kernels and threads cold."""
+_FAST = replace(TINY, steps=12)
+_PATIENT = Bounds(still_seconds=120.0, apart_seconds=120.0)
+"""For ranks that are stopped while another training has its turn."""
 _CHECKPOINT_SECONDS = 120.0
 """To the first checkpoint of a tiny model."""
 _numbers = count()
 
 
 @contextmanager
-def children_of(threads: int) -> Iterator[Children]:
+def children_of(threads: int, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[Children]:
     """Yield what starts children of so many threads, as a training worker does, once one is ready."""
     setup = Setup(device="cpu", num_threads=threads, log_level="WARNING")
-    environment = {"OMP_NUM_THREADS": str(threads)}
     command = ("-P", "-m", "luthier.training.worker.child")
-    with Children(Program(command=command, setup=setup, environment=environment)) as children:
+    program = Program(
+        command=command, setup=setup, environment={"OMP_NUM_THREADS": str(threads), **environment}
+    )
+    with Children(program) as children:
         children.require_ready()
         yield children
 
 
-def desk_of(work: Work, ranks: int = 1, checkpoint_interval: int = 1000) -> LocalDesk:
-    """Return a desk with an order of its own."""
+def desk_of(
+    work: Work, ranks: int = 1, checkpoint_interval: int = 1000, heard: Callable[[], None] = lambda: None
+) -> LocalDesk:
+    """Return a desk with an order of its own, which calls `heard` whenever a step has ended."""
     scratch = work.folder / f"attempt-{next(_numbers)}"
     order = work.order(scratch, ranks, checkpoint_interval)
-    return LocalDesk(work=work, order=order, kept=work.folder / f"{scratch.name}-kept")
+    return LocalDesk(work=work, order=order, kept=work.folder / f"{scratch.name}-kept", heard=heard)
 
 
-def run(executor: InChild | Torchrun, desk: LocalDesk) -> list[float]:
-    """Train by an executor; returns the seconds of each step but the first."""
-    executor(desk.order, desk, desk)
-    return [after - before for before, after in pairwise(desk.step_times)]
+def child_side(name: str, work: Work, threads: int) -> Side:
+    """Return a training in a child of so many threads, by the executor inline."""
+
+    def run(heard: Callable[[], None]) -> None:
+        with children_of(threads, side.environment) as children:
+            desk = desk_of(work, heard=heard)
+            InChild(children)(desk.order, desk, desk)
+
+    side = Side(name=name, run=run)
+    return side
 
 
-def bare(work: Work, threads: int) -> list[float]:
-    """Make the same steps by the recipe alone, in a process of its own."""
-    torch.save(desk_of(work).order, work.folder / "order.pt")
-    script = Path(__file__).with_name("devices_work.py")
-    command = [sys.executable, str(script), str(work.folder), str(threads)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the bare recipe ended with {done.returncode}: {done.stderr[-2000:]}")
-    found: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def ranks_side(name: str, work: Work, num_ranks: int) -> Side:
+    """Return a training on so many ranks of one thread each."""
+
+    def run(heard: Callable[[], None]) -> None:
+        with children_of(1, side.environment) as children:
+            desk = desk_of(work, num_ranks, heard=heard)
+            crew = Crew(num_ranks=num_ranks, num_threads=1, bounds=_PATIENT)
+            Torchrun(children, crew)(desk.order, desk, desk)
+
+    side = Side(name=name, run=run)
+    return side
 
 
-def ratio(
-    left: Callable[[], Sequence[float]], right: Callable[[], Sequence[float]], rounds: int
-) -> dict[str, Any]:
-    """Return the medians of both sides' steps, from rounds in which they take turns, and the left by the right.
+def bare_side(name: str, work: Work, threads: int) -> Side:
+    """Return the same steps by the recipe alone, in a process of its own."""
 
-    `by_round` are the ratios of the rounds' own medians: how far they are apart is how sure the figure is.
+    def run(heard: Callable[[], None]) -> None:
+        torch.save(desk_of(work).order, work.folder / "order.pt")
+        script = Path(__file__).with_name("devices_work.py")
+        command = [sys.executable, str(script), str(work.folder), str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), **side.environment}
+        errors = work.folder / "bare.log"
+        with (
+            errors.open("wb") as log,
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log) as process,
+        ):
+            assert process.stdout is not None
+            for _ in process.stdout:
+                heard()
+        if process.returncode:
+            said = errors.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"the bare recipe ended with {process.returncode}: {said}")
+
+    side = Side(name=name, run=run)
+    return side
+
+
+def ratio(left: Callable[[], Side], right: Callable[[], Side], rounds: int) -> dict[str, Any]:
+    """Return the medians of both sides' steps, and the left by the right.
+
+    In each round both are begun anew and take turns. `ratio` is the median, over all turns, of the mean step of a turn
+    of the left by that of the turn of the right beside it; `quartiles` are of these, `by_round` the medians of each
+    round: how far they are apart is how sure the figure is.
     """
-    found: tuple[list[Sequence[float]], list[Sequence[float]]] = ([], [])
+    steps: tuple[list[float], list[float]] = ([], [])
+    rounds_ratios: list[list[float]] = []
     for turn in range(rounds):
-        for side, measure in ((0, left), (1, right)) if turn % 2 == 0 else ((1, right), (0, left)):
-            found[side].append(measure()[_SKIPPED_STEPS:])
-    medians = [statistics.median(chain.from_iterable(side)) for side in found]
-    by_round = [statistics.median(one) / statistics.median(other) for one, other in zip(*found, strict=True)]
-    return {"left": medians[0], "right": medians[1], "ratio": medians[0] / medians[1], "by_round": by_round}
+        sides = (left(), right())
+        take_turns(*(sides if turn % 2 == 0 else sides[::-1]))
+        for found, side in zip(steps, sides, strict=True):
+            found.extend(side.seconds)
+        pairs = zip(sides[0].turns, sides[1].turns, strict=True)
+        rounds_ratios.append([statistics.mean(one) / statistics.mean(other) for one, other in pairs])
+    ratios = list(chain.from_iterable(rounds_ratios))
+    return {
+        "left": statistics.median(steps[0]),
+        "right": statistics.median(steps[1]),
+        "ratio": statistics.median(ratios),
+        "quartiles": statistics.quantiles(ratios, n=4, method="inclusive")[::2],
+        "by_round": [statistics.median(one) for one in rounds_ratios],
+    }
 
 
 def child_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:
     """Return the seconds of a step in a child, by those of the bare recipe."""
     work = Work(folder / "work", _FAST if is_fast else SIZE)
-    with children_of(2) as two:
-        executor = InChild(two)
-        return ratio(lambda: run(executor, desk_of(work)), lambda: bare(work, 2), rounds)
+    return ratio(lambda: child_side("child", work, 2), lambda: bare_side("bare", work, 2), rounds)
 
 
 def ranks_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:
     """Return the seconds of a step on two ranks of one thread each, by those on one of two threads."""
     work = Work(folder / "work", _FAST if is_fast else SIZE)
-    with children_of(2) as two, children_of(1) as one:
-        alone, both = InChild(two), Torchrun(one, Crew(num_ranks=2, num_threads=1))
-        return ratio(lambda: run(both, desk_of(work, 2)), lambda: run(alone, desk_of(work)), rounds)
+    return ratio(lambda: ranks_side("two", work, 2), lambda: child_side("one", work, 2), rounds)
 
 
 def kill_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:

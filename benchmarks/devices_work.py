@@ -1,20 +1,18 @@
 """A training without services: a random model and rows in files, and a desk of this process. For `devices.py`.
 
 As a program, `devices_work.py FOLDER THREADS`, it is the bare recipe: it makes the steps of FOLDER with nobody to tell
-and writes the seconds of each as one line of JSON.
+and writes a line, the number of the step, whenever one has ended.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +141,7 @@ class LocalDesk:
         work: whose files are fetched.
         order: what is trained.
         kept: a folder for the last checkpoint.
+        heard: called for each step.
         step_times: when the driver heard of each step.
         checkpoint: files of the last checkpoint by their names.
         checkpoint_step: its step; 0: there is none yet.
@@ -151,6 +150,7 @@ class LocalDesk:
     work: Work
     order: TrainOrder
     kept: Path
+    heard: Callable[[], None] = lambda: None
     step_times: list[float] = field(default_factory=list)
     checkpoint: dict[str, task_pb2.BlobFile] = field(default_factory=dict)
     checkpoint_step: int = 0
@@ -189,6 +189,7 @@ class LocalDesk:
         """Note the time of a step."""
         del step, values
         self.step_times.append(time.perf_counter())
+        self.heard()
 
     def fetch(self, file: task_pb2.BlobFile) -> Path:
         """Return a file of the model or of the last checkpoint."""
@@ -237,8 +238,8 @@ class LocalDesk:
         raise AssertionError(f"no job of this benchmark has a grader, asked for {asked}")
 
 
-def bare_seconds(folder: Path) -> list[float]:
-    """Make the steps of a folder's rows and model with the recipe alone; returns the seconds of each."""
+def bare_steps(folder: Path) -> Iterator[int]:
+    """Make the steps of a folder's rows and model with the recipe alone; yields the number of each that has ended."""
     order: Any = torch.load(folder / "order.pt", weights_only=False)
     corpus = read_corpus(order.renderings[0], lambda: None)
     model = load_model(folder / "model")
@@ -254,12 +255,9 @@ def bare_seconds(folder: Path) -> list[float]:
     )
     optimiser = OptimiserSettings(weight_decay=0.0, max_grad_norm=1.0)
     engine = Engine(Adapter(model, "default", base_model="random"), optimiser, torch.device("cpu"))
-    times = [
-        time.perf_counter()
-        for event in sft.train(engine, corpus, settings, Course())
-        if isinstance(event, StepDone)
-    ]
-    return [after - before for before, after in pairwise(times)]
+    for event in sft.train(engine, corpus, settings, Course()):
+        if isinstance(event, StepDone):
+            yield event.step
 
 
 def _digest(path: Path) -> str:
@@ -269,4 +267,5 @@ def _digest(path: Path) -> str:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(int(sys.argv[2]))
-    print(json.dumps(bare_seconds(Path(sys.argv[1]))))
+    for done in bare_steps(Path(sys.argv[1])):
+        print(done, flush=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import calibration
+import devices_plan
 import pytest
 from calibration import CONFIGURATIONS, Configuration, Found, summary_of
 
@@ -73,6 +74,24 @@ def test_a_summary_has_the_largest_errors() -> None:
     )
     assert told["full_memory_ratio"] == pytest.approx(0.8)
     assert told["full_time_ratio"] == pytest.approx(1.25)
+
+
+def test_of_several_runs_the_worst_memory_and_the_usual_time_count() -> None:
+    made = Found(
+        name="x",
+        memory=100,
+        expected_memory=100,
+        seconds=1.0,
+        expected_seconds=1.0,
+        planned_seconds=1.0,
+        runtime=1,
+        operations=1.0,
+        trained_head=1.0,
+        bytes=1.0,
+    )
+    runs = [made, replace(made, seconds=4.0), replace(made, memory=80, seconds=2.0, expected_seconds=1.5)]
+    assert devices_plan.middle(runs) == replace(made, memory=80, seconds=2.0, expected_seconds=1.5)
+    assert devices_plan.middle(runs[:2]) == runs[1], "of two the worse one"
 
 
 def test_an_unknown_configuration_says_why(tmp_path: Path) -> None:

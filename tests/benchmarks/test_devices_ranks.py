@@ -8,7 +8,8 @@ from pathlib import Path
 import devices_ranks
 import pytest
 import torch
-from devices_work import LocalDesk, Work, bare_seconds
+from devices_turns import Side
+from devices_work import LocalDesk, Work, bare_steps
 
 from luthier.training.worker.computing import computed
 
@@ -16,7 +17,7 @@ from luthier.training.worker.computing import computed
 def test_the_bare_recipe_and_the_desk_make_the_same_steps(tmp_path: Path) -> None:
     work = Work(tmp_path / "work", replace(devices_ranks.TINY, steps=4))
     torch.save(devices_ranks.desk_of(work).order, work.folder / "order.pt")
-    assert len(bare_seconds(work.folder)) == 3
+    assert list(bare_steps(work.folder)) == [1, 2, 3, 4]
     desk: LocalDesk = devices_ranks.desk_of(work, checkpoint_interval=2)
     computed(desk.order, desk, torch.device("cpu"))
     assert len(desk.step_times) == 4
@@ -33,27 +34,30 @@ def test_a_bare_recipe_that_fails_says_why(tmp_path: Path) -> None:
     work = Work(tmp_path / "work", replace(devices_ranks.TINY, steps=2))
     (work.folder / "model" / "config.json").write_text("{")
     with pytest.raises(RuntimeError, match="the bare recipe ended with 1: "):
-        devices_ranks.bare(work, 1)
+        devices_ranks.bare_side("bare", work, 1).run(lambda: None)
 
 
-def test_a_ratio_is_of_medians_without_the_first_steps_of_each_round() -> None:
-    left = iter([[9.0, 9.0, 1.0, 3.0], [9.0, 9.0, 2.0]])
-    right = iter([[8.0, 8.0, 4.0], [8.0, 8.0, 4.0, 4.0]])
-    found = devices_ranks.ratio(lambda: next(left), lambda: next(right), rounds=2)
-    by_round = found.pop("by_round")
-    assert found == pytest.approx({"left": 2.0, "right": 4.0, "ratio": 0.5})
-    assert by_round == pytest.approx([0.5, 0.5])
+def test_a_ratio_is_the_median_of_turns_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[str, str]] = []
+    turns = {"left": iter([[[1.0, 3.0]], [[2.0], [6.0]]]), "right": iter([[[4.0, 4.0]], [[4.0], [2.0]]])}
 
+    def take_turns(first: Side, second: Side) -> None:
+        order.append((first.name, second.name))
+        for side in (first, second):
+            side.turns.extend(next(turns[side.name]))
 
-def test_both_sides_begin_in_turns() -> None:
-    order: list[str] = []
-
-    def side(name: str) -> list[float]:
-        order.append(name)
-        return [1.0, 1.0, 1.0]
-
-    devices_ranks.ratio(lambda: side("left"), lambda: side("right"), rounds=3)
-    assert order == ["left", "right", "right", "left", "left", "right"]
+    monkeypatch.setattr(devices_ranks, "take_turns", take_turns)
+    made = [lambda name=name: Side(name=name, run=lambda _: None) for name in ("left", "right")]
+    found = devices_ranks.ratio(made[0], made[1], rounds=2)
+    assert order == [("left", "right"), ("right", "left")]
+    # Turns: 2 by 4, 2 by 4, 6 by 2.
+    assert found == {
+        "left": 2.5,
+        "right": 4.0,
+        "ratio": 0.5,
+        "quartiles": [0.5, 1.75],
+        "by_round": [0.5, 1.75],
+    }
 
 
 @pytest.mark.long

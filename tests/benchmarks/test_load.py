@@ -34,16 +34,20 @@ def test_the_fast_run_refuses_what_is_too_much_and_cuts_no_watcher_off() -> None
     assert uploads["mb_per_second_p50"] > 1
 
 
-@pytest.mark.slow
-def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -> None:
-    """Wanted are 250 and 50 ms: four times as long on a machine that does other things too, in the best of three runs.
+def require_free_processors() -> None:
+    """A machine that has hardly a processor to spare says nothing of the service.
 
-    A machine that has hardly a processor to spare says nothing of the service: 4x of what it could do a moment ago
-    is then 20x of what it can do now.
+    4x of what it could do a moment ago is then 20x of what it can do now.
     """
     others, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if others > cores / 2:
         pytest.skip(f"{others:.1f} processes want the {cores} processors already")
+
+
+@pytest.mark.slow
+def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -> None:
+    """In the best of three runs. That refusals take 50 ms is wanted, and missed where refusing alone takes a core."""
+    require_free_processors()
     plan, late = load.Plan(seconds=5.0), list[str]()
     for _ in range(3):
         found = asyncio.run(load.measured(plan, ("overload",)))["overload"]
@@ -51,7 +55,7 @@ def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -
         for name, part in product(load.CALLS, ("2x", "4x")):
             seen = found[name][part]
             assert seen["others"] == {}, (name, part, seen)
-            if seen["admitted_ms_p99"] > 4 * 250 or (seen["refused_ms_p99"] or 0) > 4 * 50:
+            if seen["admitted_ms_p99"] > 250 or (seen["refused_ms_p99"] or 0) > 4 * 50:
                 late.append(f"{name} {part}: {seen}")
         if not late:
             return
@@ -60,12 +64,26 @@ def test_what_is_admitted_is_answered_and_what_is_refused_is_told_so_in_time() -
 
 @pytest.mark.slow
 def test_none_of_500_watchers_is_cut_off() -> None:
-    """However busy the machine is; how late they learn of an event is wanted to be 1 s, and is not more than ten."""
+    """However busy the machine is; nor is any told of an event ten seconds late."""
     plan = load.Plan(seconds=5.0)
     watched = asyncio.run(load.measured(plan, ("watchers",)))["watchers"]
     assert plan.num_watchers == 500
     assert (watched["complete"], watched["breaks"]) == (500, {})
     assert watched["lag_ms_p99"] <= 10_000
+
+
+@pytest.mark.slow
+def test_500_watchers_are_told_within_a_second_and_uploads_take_100_mb_a_second() -> None:
+    """In the best of three runs, on a machine with nothing else to do."""
+    require_free_processors()
+    plan, lags, rates = load.Plan(seconds=5.0, num_uploads=1), list[float](), list[float]()
+    for _ in range(3):
+        found = asyncio.run(load.measured(plan, ("watchers", "uploads")))
+        lags.append(found["watchers"]["lag_ms_p99"])
+        rates.append(found["uploads"]["mb_per_second_p50"])
+        if min(lags) <= 1000 and max(rates) >= 100:
+            return
+    pytest.fail(f"watchers were told after {lags} ms (p99), uploads took {rates} MB/s")
 
 
 def test_a_whole_run_keeps_what_it_found_and_a_part_does_not(
