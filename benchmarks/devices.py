@@ -4,7 +4,7 @@
 JSON, of medians over all rounds:
 
     child_step_ratio        seconds of a step in a child of the executor inline, as its driver hears them, by those of
-                            the bare recipe in a process of its own; as many threads; both take turns every two steps
+                            the bare recipe in a process of its own; as many threads; both take turns step by step
     ranks2_vs_rank1         of two ranks of one thread each, by those of one rank of two threads; the same, in turns
     rank_kill_seconds       from the SIGKILL of one of two ranks to the first step of the attempt after it, a tiny
                             model, the driver's part: without the queue between them, which takes milliseconds

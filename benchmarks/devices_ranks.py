@@ -30,7 +30,7 @@ from luthier.training.executors.vigil import Bounds
 from luthier.work.children import Children, Program
 from luthier.work.device import Setup
 
-SIZE = Size(width=512, layers=6, row_tokens=128, steps=24)
+SIZE = Size(width=512, layers=6, row_tokens=128, steps=32)
 TINY = Size(width=64, layers=2, row_tokens=16, steps=200)
 _FAST = replace(TINY, steps=12)
 _PATIENT = Bounds(still_seconds=120.0, apart_seconds=120.0)

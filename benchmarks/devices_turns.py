@@ -1,7 +1,7 @@
-"""Two trainings that take turns every few steps: while one works, the other's processes are stopped. For `devices.py`.
+"""Two trainings that take turns step by step: while one works, the other's processes are stopped. For `devices.py`.
 
 Machines are shared, and how fast one is changes within seconds, by more than what is measured here. So both sides live
-at once, and each has the machine for a few steps at a time.
+at once, and each has the machine for a step at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 _MARK = "LUTHIER_BENCHMARK_SIDE"
 _WARM_STEPS = 2
 """The first ones find kernels and threads cold."""
-_TURN_STEPS = 2
+_TURN_STEPS = 1
 _LONGEST_SECONDS = 900.0
 
 

@@ -40,12 +40,14 @@ def worker(name: str, steps: int, seconds: float, said: list[tuple[str, float]])
     return side
 
 
-def test_each_has_the_machine_for_two_steps_and_its_waits_do_not_count() -> None:
+def test_each_has_the_machine_for_a_step_and_its_waits_do_not_count() -> None:
     said: list[tuple[str, float]] = []
     slow, quick = worker("slow", 10, 3 * _STEP_SECONDS, said), worker("quick", 10, _STEP_SECONDS, said)
     take_turns(slow, quick)
-    assert [name for name, _ in said[:12]] == (["slow"] * 2 + ["quick"] * 2) * 3
-    assert [len(turn) for turn in slow.turns[:3]] == [len(turn) for turn in quick.turns[:3]] == [2, 2, 2]
+    assert [name for name, _ in said[:8]] == ["slow"] * 2 + ["quick"] * 2 + ["slow", "quick"] * 2, (
+        "warm, then in turns"
+    )
+    assert [len(turn) for turn in slow.turns[:3]] == [len(turn) for turn in quick.turns[:3]] == [1, 1, 1]
     assert len(slow.turns) == len(quick.turns)
     # On a machine that is shared both take longer; who had counted the other's turns would be four times as slow.
     ratio = min(slow.seconds) / min(quick.seconds)
