@@ -53,6 +53,26 @@ def test_a_flood_begins_with_two_long_waits_and_ends_with_a_short_one() -> None:
     assert not intake.is_flooded(clock.now)
 
 
+def test_for_a_second_it_takes_little_to_begin_a_flood_anew() -> None:
+    clock = Clock()
+    intake = Intake(clock)
+    wait(intake, clock, 0.012)
+    assert not intake.is_flooded(clock.now), "there was none before"
+    wait(intake, clock, 0.06)
+    assert intake.is_flooded(clock.now)
+    wait(intake, clock, 0.001)
+    assert not intake.is_flooded(clock.now)
+    wait(intake, clock, 0.009)
+    assert not intake.is_flooded(clock.now)
+    wait(intake, clock, 0.012)
+    assert intake.is_flooded(clock.now), "those who made it are still there"
+    wait(intake, clock, 0.001)
+    assert not intake.is_flooded(clock.now)
+    clock.now += 1.0
+    wait(intake, clock, 0.03)
+    assert not intake.is_flooded(clock.now), "a second later once is a stall again"
+
+
 def test_who_still_waits_counts_by_now() -> None:
     clock = Clock()
     intake = Intake(clock)

@@ -25,6 +25,8 @@ _CROWDED_FOR_SECONDS = 0.25
 _FLOOD_SECONDS = 0.02
 _FLOOD_OVER_SECONDS = 0.005
 _STALL_SECONDS = 0.05
+_AGAIN_SECONDS = 0.01
+_RECENT_SECONDS = 1.0
 _FEWEST_AHEAD = 16
 _LONGEST_SECONDS = 10.0
 # Channels of one process share a connection unless told not to; and no proxy stands between a server and itself.
@@ -51,6 +53,7 @@ class Intake(grpc.GenericRpcHandler):
         self._ahead = 0
         self._waited = 0.0
         self._flooded = False
+        self._flooded_at = -math.inf
 
     def arrived(self) -> None:
         """Count a call that was taken in, and that could have been refused: a unary one with a key."""
@@ -71,8 +74,9 @@ class Intake(grpc.GenericRpcHandler):
         """Tell whether calls come faster than they are taken in beside those that run.
 
         It begins when two waits running are long, as one alone may be a stall, or one is very long. It ends with one
-        that is short. A wait in which few calls were taken in is none of theirs: then the machine is busy otherwise,
-        and to refuse them would help nobody.
+        that is short, and for a second takes little to begin anew: those who made it are still there. A wait in which
+        few calls were taken in is none of theirs: then the machine is busy otherwise, and to refuse them would help
+        nobody.
         """
         before, last = self._waits
         if self._sent_at is not None and self._ahead >= _FEWEST_AHEAD:
@@ -80,8 +84,12 @@ class Intake(grpc.GenericRpcHandler):
             before, last = last, max(waits_by_now, last if self._flooded else 0.0)
         if self._flooded:
             self._flooded = last > _FLOOD_OVER_SECONDS
+        elif now - self._flooded_at < _RECENT_SECONDS:
+            self._flooded = last > _AGAIN_SECONDS
         else:
             self._flooded = min(before, last) > _FLOOD_SECONDS or last > _STALL_SECONDS
+        if self._flooded:
+            self._flooded_at = now
         return self._flooded
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
