@@ -90,12 +90,9 @@ class _Turns:
             self._threads[0].start()
             until = time.monotonic() + _LONGEST_SECONDS
             for thread in self._threads:
-                while not thread.ident and not self._is_over:
-                    time.sleep(0.01)
+                # The second begins while the first lives, or never.
                 if thread.ident:
-                    thread.join(until - time.monotonic())
-                    if thread.is_alive():
-                        raise TimeoutError(f"the {thread.name} must end within {_LONGEST_SECONDS:g} s")
+                    self._join(thread, until)
         finally:
             self._is_over = True
             for side in self._sides:
@@ -105,6 +102,11 @@ class _Turns:
         fewest = min(len(side.turns) for side in self._sides)
         for side in self._sides:
             del side.turns[fewest:]
+
+    def _join(self, thread: threading.Thread, until: float) -> None:
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive():
+            raise TimeoutError(f"the {thread.name} must end within {_LONGEST_SECONDS:g} s")
 
     def _work(self, place: int) -> None:
         try:

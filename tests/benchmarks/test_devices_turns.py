@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ def test_one_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 def test_processes_of_others_are_left_alone(tmp_path: Path) -> None:
     one, other = Side(name="one", run=lambda _: None), Side(name="other", run=lambda _: None)
     with subprocess.Popen(["sleep", "60"], env=dict(other.environment)) as process:
-        one.signal(devices_turns.signal.SIGKILL)
+        one.signal(signal.SIGKILL)
         assert process.poll() is None
-        other.signal(devices_turns.signal.SIGKILL)
+        other.signal(signal.SIGKILL)
         assert process.wait() == -9
