@@ -20,6 +20,7 @@ from tests.runtime.test_server import metrics_of, refusal
 from luthier.errors import NotFound, Reason, ResourceExhausted
 from luthier.runtime import admission, calls
 from luthier.runtime.admission import Gate, Limits, Slots
+from luthier.worker.v1 import worker_service_pb2, worker_service_pb2_grpc
 
 HOME = "ipv4:127.0.0.1"
 FEW = Limits(
@@ -148,8 +149,15 @@ async def opened(stream: Any) -> Any:
     return stream
 
 
-async def test_a_thousand_callers_without_a_key_take_no_slots_of_others(site: Site) -> None:
-    health = health_pb2_grpc.HealthStub(site.wire)
+@pytest.fixture
+async def manned(tmp_path: Path) -> AsyncIterator[Site]:
+    """Takes heartbeats of workers, too."""
+    async with serve(tmp_path / "home", with_worker_service=True) as served:
+        yield served
+
+
+async def test_a_thousand_callers_without_a_key_take_no_slots_of_others(manned: Site) -> None:
+    health = health_pb2_grpc.HealthStub(manned.wire)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(1000)]
     answers = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, aio.AioRpcError)]
@@ -160,12 +168,17 @@ async def test_a_thousand_callers_without_a_key_take_no_slots_of_others(site: Si
         kinds = [detail.TypeName() for detail in status.details]
         assert sorted(kinds) == ["google.rpc.ErrorInfo", "google.rpc.RequestInfo", "google.rpc.RetryInfo"]
     # While those that were let in stay: users, workers and probes are served.
-    assert (await site.create()).uid == "1"
-    await opened(site.stream())
+    assert (await manned.create()).uid == "1"
+    await opened(manned.stream())
+    worker = manned.metadata(manned.keys.worker_key)
+    beat = worker_service_pb2_grpc.WorkerServiceStub(manned.wire).Heartbeat
+    for _ in range(20):
+        await beat(worker_service_pb2.HeartbeatRequest(), metadata=worker, timeout=10)
     answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    text = await metrics_of(site)
+    text = await metrics_of(manned)
     assert f'luthier_calls_refused_total{{pool="probe_streams",reason="OVERLOADED"}} {len(refused)}.0' in text
+    assert 'luthier_calls_refused_total{pool="workers",reason="OVERLOADED"} 0.0' in text
     assert 'luthier_calls_running{pool="probe_streams"} 32.0' in text
     for watch in watches:
         watch.cancel()

@@ -17,6 +17,7 @@ from tests.text.conftest import (
 )
 from transformers import AutoTokenizer
 
+from luthier.text.records import ChatRecord, CompletionRecord, Message
 from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TokenizerBundle
 
@@ -118,6 +119,46 @@ def test_a_prefix_is_written_once() -> None:
     assert renderer.raw("the user") == (0, 3, *ids)
     assert renderer.raw("<|endoftext|><s>the user") == (0, 3, *ids)
     assert renderer.raw("<|endoftext|>the user") == (0, 3, 0, *ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "num_bos"),
+    [("{{ bos_token }}" + CHATML, 1), (CHATML, 0), ("{{ bos_token + bos_token }}" + CHATML, 2)],
+    ids=["its own", "none", "twice"],
+)
+@pytest.mark.parametrize("name", ["none", "bos", "bos in a sequence", "bos and eos", "two before", "roberta"])
+def test_a_chat_has_the_bos_that_its_template_writes_and_no_other(
+    tmp_path: Path, name: str, template: str, num_bos: int
+) -> None:
+    """As transformers reads a chat, whatever the post-processor writes before a plain text."""
+    stored = {**json.loads(TOKENIZER_JSON), "post_processor": POST_PROCESSORS[name]}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    (tmp_path / TOKENIZER_FILE).write_text(json.dumps(stored))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    (tmp_path / TEMPLATE_FILE).write_text(template)
+    oracle = AutoTokenizer.from_pretrained(tmp_path)
+    bundle = TokenizerBundle.load(tmp_path)
+    renderer = Renderer(bundle, today=date(2026, 1, 2))
+    said = (("user", "asks"), ("assistant", "answers"), ("user", "the"), ("assistant", "words"))
+    record = ChatRecord(messages=tuple(Message(role=role, content=text) for role, text in said))
+    turns = [{"role": role, "content": text} for role, text in said]
+    whole, first, asked = (
+        tuple(
+            oracle.apply_chat_template(
+                turns[:end], tokenize=True, add_generation_prompt=end == 3, return_dict=False
+            )
+        )
+        for end in (4, 2, 3)
+    )
+    assert renderer.render(record).input_ids == renderer.answer(record).input_ids == whole
+    assert [row.input_ids for row in renderer.render_turns(record)] == [first, whole]
+    assert renderer.prompt(record) == renderer.conversation(turns[:3]) == asked
+    assert renderer.asking(record.messages[:3]).input_ids == asked
+    bos = bundle.special_id("bos_token")
+    assert [ids.count(bos) for ids in (whole, first, asked)] == [num_bos] * 3
+    plain = CompletionRecord(prompt="the user", completion="asks")
+    assert renderer.prompt(plain) == renderer.raw("the user")
+    assert (*renderer.raw("the user"), *bundle.suffix_ids) == tuple(oracle("the user")["input_ids"])
 
 
 def test_a_post_processor_that_is_none_is_refused() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.work.hosted import Site, serve
 
 from luthier.errors import FailedPrecondition, LuthierError, ResourceExhausted, Unavailable
@@ -74,6 +78,44 @@ async def test_faults_that_pass_cost_neither_the_job_nor_an_event(
     assert site.handler.failures == []
     assert site.states.count("SUCCEEDED") == 1
     assert await site.texts() == [*(str(number) for number in range(300)), "last"]
+
+
+async def test_a_thousand_watches_without_a_key_cost_a_running_job_no_event(site: Site) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def run(context: TaskContext) -> task_pb2.TaskResult:
+        began.set()
+        go_on.wait(60)
+        for number in range(1000):
+            context.log(str(number))
+            context.metrics(number, {"train_loss": 1.0})
+        path = context.scratch / "weights"
+        path.write_bytes(b"weights")
+        context.commit_checkpoint(1000, [context.store(path, "weights")], {})
+        return done(context)
+
+    await site.enqueue("jobs/a")
+    async with aio.insecure_channel(site.address) as channel, site.worker(run):
+        await site.until(began.is_set)
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(1000)]
+        answers = await asyncio.gather(*(watch.read() for watch in watches), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, aio.AioRpcError)]
+        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        go_on.set()
+        await site.until(lambda: "SUCCEEDED" in site.states or "FAILED" in site.states, 60)
+        # The next one, too, is claimed while they stand.
+        await site.enqueue("jobs/b")
+        await site.until(lambda: site.states.count("SUCCEEDED") == 2)
+        standing = [watch for watch in watches if not watch.done()]
+        assert len(standing) == len(watches) - len(refused) > 0
+        for watch in standing:
+            watch.cancel()
+    assert site.handler.failures == []
+    for subject in ("jobs/a", "jobs/b"):
+        assert await site.texts(subject) == [str(number) for number in range(1000)]
+    assert site.states.count("checkpointed") == 2
+    assert sum(number for state, number in site.handler.calls if state == "reported") >= 4000
 
 
 async def test_an_event_that_is_refused_is_dropped_alone_and_told(
