@@ -34,6 +34,7 @@ from luthier.evaluation.config import Config as EvaluationConfig
 from luthier.runtime.auth import HOLDER, TaskTokens
 from luthier.runtime.calls import StagedMethods
 from luthier.runtime.keys import Keys, read_or_create_keys
+from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.opening import open_stores
 from luthier.training import __main__ as training
 from luthier.training.config import Config as TrainingConfig
@@ -100,7 +101,7 @@ class Sites:
 
 
 @asynccontextmanager
-async def served(home: Path) -> AsyncIterator[Sites]:
+async def served(home: Path, min_free_bytes: int = MIN_FREE_BYTES) -> AsyncIterator[Sites]:
     addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
     shared: dict[str, Any] = {
         "home": home,
@@ -109,6 +110,7 @@ async def served(home: Path) -> AsyncIterator[Sites]:
         "data_address": addresses[0],
         "training_address": addresses[1],
         "metrics_address": "127.0.0.1:0",
+        "min_free_bytes": min_free_bytes,
     }
     rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
     # A golden home has its stores in itself, wherever those of other tests are.
