@@ -143,7 +143,7 @@ class EventLog:
         not there; asked where nothing is told of it, as it may be purged since it was found.
 
         Raises:
-            OutOfRange: start_sequence lies beyond the next event, or that event is gone.
+            OutOfRange: start_sequence is below 0 or beyond the next event, or that event is gone.
             NotFound: the resource is purged before its last event was read.
             ResourceExhausted: the reader took too long to accept an event; it can resume after it.
         """
@@ -153,7 +153,7 @@ class EventLog:
             # None is let go from here on, as it is watched.
             while (trimming := self._trimming.get(uid)) is not None:
                 await trimming.wait()
-            wanted = await self._place(uid, name, max(start_sequence, 0), require)
+            wanted = await self._place(uid, name, start_sequence, require)
             if wanted is None:
                 return
             async for wire in self._follow(uid, name, wanted, woken):
@@ -177,10 +177,11 @@ class EventLog:
         wanted = start_sequence or first
         if self._is_purged(uid):
             raise _purged(name, wanted)
-        if wanted > last + 1:
+        if not 0 <= wanted <= last + 1:
+            most = f"at most {last + 1}, the next of {name}"
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
-                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
+                message=f"start_sequence must be {most if wanted > 0 else '0 or more'}, got {wanted}",
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
         if wanted < first:
