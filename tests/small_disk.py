@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +44,10 @@ def fill(folder: Path, leave_bytes: int = 0) -> Path:
         if leave_bytes:
             os.ftruncate(file.fileno(), max(0, os.fstat(file.fileno()).st_size - leave_bytes))
     return filler
+
+
+def fill_again(folder: Path) -> None:
+    """Take at once what somebody made room for."""
+    with (folder / "filler-2").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))

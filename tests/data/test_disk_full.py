@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.data.conftest import MODEL, PROJECT, Service
-from tests.small_disk import fill, mounted
+from tests.small_disk import fill, fill_again, mounted
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.storage.disk import Disk
@@ -150,10 +149,3 @@ async def test_cancelling_works_on_a_disk_that_others_filled(
         (folder / "filler-2").unlink()
         await service.call("CreateDataset", dataset)
         await service.stop()
-
-
-def fill_again(folder: Path) -> None:
-    """Take at once what somebody made room for."""
-    with (folder / "filler-2").open("ab", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(1 << 12))

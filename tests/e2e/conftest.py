@@ -33,7 +33,7 @@ from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, Hyperparameters, LoraConfig
 from luthier.v1.model_pb2 import Model
 from luthier.v1.rendering_pb2 import Rendering
-from luthier.worker.v1 import worker_service_pb2
+from luthier.worker.v1 import hold_service_pb2, worker_service_pb2
 
 SERVICES = ("data", "training", "evaluation")
 TUNING_WORKERS = ("data-worker", "training-worker")
@@ -313,7 +313,7 @@ def tuning(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def described_methods(service: str) -> list[MethodDescriptor]:
-    """All methods that a service's process offers, the worker protocol included."""
+    """All methods that a service's process offers, those for workers and for other services included."""
     files = {
         "data": (data_service_pb2,),
         "training": (training_service_pb2, model_service_pb2),
@@ -321,7 +321,7 @@ def described_methods(service: str) -> list[MethodDescriptor]:
     }[service]
     return [
         method
-        for file in (*files, worker_service_pb2)
+        for file in (*files, worker_service_pb2, hold_service_pb2)
         for described in file.DESCRIPTOR.services_by_name.values()
         for method in described.methods
     ]

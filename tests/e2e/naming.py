@@ -1,9 +1,10 @@
-"""Every field in which a caller may name a resource, read off the descriptors by another walk than the services'."""
+"""Every field in which a caller may name a resource, or say a number, read off by another walk than the services'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -11,6 +12,16 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 Path = tuple[FieldDescriptor, ...]
+
+EXTREMES: Mapping[int, tuple[float, float]] = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_FLOAT: (-3e38, 3e38),
+    FieldDescriptor.CPPTYPE_DOUBLE: (-1.7e308, 1.7e308),
+}
+"""The least and the most that a number of each kind can say."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +51,32 @@ class Place:
         """The field as a violation names it, with the first value of a list and the key `a` of a map."""
         return ".".join(field.name + _index(field) for field in self.path)
 
-    def put(self, request: Message, name: str) -> None:
-        """Write a name there."""
+    @property
+    def value(self) -> FieldDescriptor:
+        """The field of what stands there: of a map its values."""
+        last: Any = self.path[-1]
+        value: FieldDescriptor = last.message_type.fields_by_name["value"] if _is_map(last) else last
+        return value
+
+    def put(self, request: Message, value: str | float) -> None:
+        """Write a value there."""
         message = request
         for field in self.path[:-1]:
-            value = getattr(message, field.name)
+            inner = getattr(message, field.name)
             if _is_map(field):
-                message = value["a"]
+                message = inner["a"]
             elif field.is_repeated:
-                message = value[0] if len(value) else value.add()
+                message = inner[0] if len(inner) else inner.add()
             else:
-                value.SetInParent()
-                message = value
+                inner.SetInParent()
+                message = inner
         last = self.path[-1]
-        if last.is_repeated:
-            getattr(message, last.name).append(name)
+        if _is_map(last):
+            getattr(message, last.name)["a"] = value
+        elif last.is_repeated:
+            getattr(message, last.name).append(value)
         else:
-            setattr(message, last.name, name)
+            setattr(message, last.name, value)
 
 
 def empty(method: MethodDescriptor) -> Message:
@@ -74,6 +94,14 @@ def texts(method: MethodDescriptor) -> Iterator[Place]:
     for path in _leaves(method.input_type, (), ()):
         if path[-1].type == FieldDescriptor.TYPE_STRING:
             yield Place(method, path)
+
+
+def numbers(method: MethodDescriptor) -> Iterator[Place]:
+    """Yield every number that a caller may send."""
+    for path in _leaves(method.input_type, (), ()):
+        place = Place(method, path)
+        if place.value.cpp_type in EXTREMES:
+            yield place
 
 
 def _paths(descriptor: Descriptor, before: Path, within: tuple[str, ...]) -> Iterator[Path]:

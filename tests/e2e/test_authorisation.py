@@ -26,10 +26,8 @@ from luthier.v1 import data_service_pb2
 from luthier.work.hold_servicer import POLICY as HOLD_POLICY
 from luthier.work.peers import error_of
 from luthier.work.servicer import POLICY as WORKER_POLICY
-from luthier.worker.v1 import hold_service_pb2
 
-HOLDS = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"].methods
-METHODS = [(service, method) for service in SERVICES for method in (*described_methods(service), *HOLDS)]
+METHODS = [(service, method) for service in SERVICES for method in described_methods(service)]
 PUBLIC = [(service, method) for service, method in METHODS if method.full_name.startswith("luthier.v1.")]
 HELD = [(service, method) for service, method in METHODS if method.containing_service.name == "HoldService"]
 READING = ("Get", "List", "Watch", "Read", "Preview", "Plan", "Download")

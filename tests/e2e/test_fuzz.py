@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from luthier.data import __main__ as data
 from luthier.data.config import Config as DataConfig
 from luthier.evaluation import __main__ as evaluation
 from luthier.evaluation.config import Config as EvaluationConfig
-from luthier.runtime.auth import TaskTokens
+from luthier.runtime.auth import HOLDER, TaskTokens
+from luthier.runtime.calls import StagedMethods
 from luthier.runtime.keys import Keys, read_or_create_keys
+from luthier.storage.disk import MIN_FREE_BYTES
 from luthier.storage.opening import open_stores
 from luthier.training import __main__ as training
 from luthier.training.config import Config as TrainingConfig
@@ -45,21 +48,17 @@ from luthier.v1 import (
     training_service_pb2,
 )
 from luthier.work.host import hosting
-from luthier.worker.v1 import task_pb2, worker_service_pb2
+from luthier.worker.v1 import hold_service_pb2, task_pb2, worker_service_pb2
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "homes").iterdir())[-1]
 """A home with models, versions and renderings that are READY, and whatever else was made of them."""
-PUBLIC_OF = {
-    method.input_type.full_name: (service, method)
-    for service in SERVICES
-    for method in described_methods(service)
-    if "worker" not in method.full_name
-}
-"""The service and the method that take a request."""
+HOLDS = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
+METHODS = [(service, method) for service in SERVICES for method in described_methods(service)]
 DEEP = {
     *("PreviewRendering", "ReadRendering", "ListRecords", "CreateDatasetVersion", "CreateRendering"),
     *("PlanFineTuningJob", "CreateFineTuningJob", "ReadFineTuningJobMetrics", "MergeModel", "ListModelFiles"),
     *("CreateEvaluation", "ListPredictions", "GetModelAlias", "MoveModelAlias", "ListRollouts"),
+    *("CreateHold", "ReleaseHold"),
 }
 """Methods that only do something where there is something, all of which some request gets so far."""
 OTHERS = [
@@ -83,8 +82,18 @@ class Sites:
         tokens = TaskTokens(self.keys.token_secret)
         ours = tokens.mint("default", ("projects/default/datasets/d",), 1, "t", 600)
         foreign = tokens.mint("other", ("projects/other",), 1, "t", 600)
-        secrets = [*(self.keys.api_key,) * 6, *(self.keys.worker_key,) * 2, ours, foreign, "lk_wrong"]
+        holder = tokens.mint("other", ("projects/other",), 0, HOLDER, 600)
+        secrets = [*(self.keys.api_key,) * 6, *(self.keys.worker_key,) * 2, ours, foreign, holder, "lk_wrong"]
         return [(("authorization", f"Bearer {secret}"),) for secret in secrets] + [()]
+
+    def credential_for(self, method: MethodDescriptor) -> tuple[tuple[str, str], ...]:
+        """Return one that may call a method about what is in the default project."""
+        if method.containing_service == HOLDS:
+            tokens = TaskTokens(self.keys.token_secret)
+            secret = tokens.mint("default", ("projects/default",), 0, HOLDER, 600)
+        else:
+            secret = self.keys.worker_key if "worker" in method.full_name else self.keys.api_key
+        return (("authorization", f"Bearer {secret}"),)
 
     async def call(self, service: str, path: str, data: bytes, secret: str) -> bytes:
         call: Any = self.of[service].channel.unary_unary(path)
@@ -92,7 +101,7 @@ class Sites:
 
 
 @asynccontextmanager
-async def served(home: Path) -> AsyncIterator[Sites]:
+async def served(home: Path, min_free_bytes: int = MIN_FREE_BYTES) -> AsyncIterator[Sites]:
     addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
     shared: dict[str, Any] = {
         "home": home,
@@ -101,6 +110,7 @@ async def served(home: Path) -> AsyncIterator[Sites]:
         "data_address": addresses[0],
         "training_address": addresses[1],
         "metrics_address": "127.0.0.1:0",
+        "min_free_bytes": min_free_bytes,
     }
     rewarded = {**shared, "reward_addresses": ("127.0.0.1",)}
     # A golden home has its stores in itself, wherever those of other tests are.
@@ -130,7 +140,7 @@ async def served(home: Path) -> AsyncIterator[Sites]:
 def meant(home: Path) -> tuple[list[str], list[Message]]:
     """Return the names of all that is in a golden home, and requests that meant something there."""
     recorded = read_answers(GOLDEN, home)
-    methods = {path_of(method): method for _, method in PUBLIC_OF.values()}
+    methods = {path_of(method): method for _, method in METHODS}
     requests: list[Message] = []
     for one in recorded:
         kind = GetMessageClass(methods[f"/{one['rpc']}"].input_type)
@@ -140,7 +150,7 @@ def meant(home: Path) -> tuple[list[str], list[Message]]:
                 request.ClearField(known.name)
         requests.append(request)
     names = sorted(set(re.findall(r'"(projects/[^"/ ]+(?:/[^"/ ]+)*)"', json.dumps(recorded))))
-    return names, [*requests, *_later_requests()]
+    return names, [*requests, *_later_requests(), *_holding_requests()]
 
 
 def _later_requests() -> Iterator[Message]:
@@ -164,6 +174,21 @@ def _later_requests() -> Iterator[Message]:
     jobs = f"{parent}/fineTuningJobs"
     yield training_service_pb2.ListRolloutsRequest(parent=f"{jobs}/taught", page_size=3, step=2)
     yield training_service_pb2.ListFineTuningJobEventsRequest(parent=f"{jobs}/taught", page_size=3)
+
+
+def _holding_requests() -> Iterator[Message]:
+    """Yield what services ask of one another; who has no such collection says that there is none."""
+    held = (
+        "datasets/things/versions/v1",
+        "renderings/chat",
+        "models/tiny",
+        "fineTuningJobs/taught/checkpoints/step-3",
+    )
+    for number, resource in enumerate(held):
+        name, hold = f"projects/default/{resource}", str(uuid.UUID(int=number))
+        holder = "projects/default/evaluations/of-another"
+        yield hold_service_pb2.CreateHoldRequest(name=name, hold=hold, holder=holder, seconds=60.0)
+        yield hold_service_pb2.ReleaseHoldRequest(name=name, hold=hold)
 
 
 async def seeded(sites: Sites) -> list[str]:
@@ -220,31 +245,35 @@ class Attempt:
         return f"{self.service} {path_of(self.method)} {problem}\n{self.metadata}\n{shown}"
 
 
+def fuzzed_methods(service: str) -> list[MethodDescriptor]:
+    return [*described_methods(service), *OTHERS]
+
+
 def attempts(fuzzer: Fuzzer, sites: Sites, service: str) -> Iterator[Attempt]:
     """Draw a call of each method of a service."""
     credentials = sites.credentials()
     draw = fuzzer.random
-    for method in [*described_methods(service), *OTHERS]:
+    for method in fuzzed_methods(service):
         kind = GetMessageClass(method.input_type)
         number = draw.choice((0, 1, 1, 3)) if method.client_streaming else 1
         sent = [fuzzer.raw() if draw.random() < 0.1 else fuzzer.request(kind) for _ in range(number)]
         secret = draw.choice(credentials)
         if "worker" in method.full_name and draw.random() < 0.8:
-            secret = (("authorization", f"Bearer {sites.keys.worker_key}"),)
+            secret = sites.credential_for(method)
         metadata = (*secret, *fuzzer.metadata())
         yield Attempt(service=service, method=method, sent=sent, metadata=metadata)
 
 
 async def asked_as_meant(sites: Sites, requests: list[Message]) -> list[str | None]:
     """Make each request that means something as it is: what is drawn from them comes as far; return what went wrong."""
-    secret = (("authorization", f"Bearer {sites.keys.api_key}"),)
     found = []
     for request in requests:
-        service, method = PUBLIC_OF[request.DESCRIPTOR.full_name]
-        if not method.name.startswith("Watch"):
-            sent = [request.SerializeToString()]
-            attempt = Attempt(service=service, method=method, sent=sent, metadata=secret)
-            found.append(await attempt.wrong_answer(sites))
+        kind = request.DESCRIPTOR.full_name
+        for service, method in METHODS:
+            if method.input_type.full_name == kind and not method.name.startswith("Watch"):
+                metadata, sent = sites.credential_for(method), [request.SerializeToString()]
+                attempt = Attempt(service=service, method=method, sent=sent, metadata=metadata)
+                found.append(await attempt.wrong_answer(sites))
     return found
 
 
@@ -317,10 +346,26 @@ async def check(home: Path, seed: int, rounds: int, caplog: pytest.LogCaptureFix
     assert traces == []
 
 
+@pytest.fixture
+def served_methods(monkeypatch: pytest.MonkeyPatch) -> dict[StagedMethods, set[str]]:
+    """The paths of all methods that servers take, in the order in which they begin."""
+    served: dict[StagedMethods, set[str]] = {}
+    add = StagedMethods.add
+
+    def noted(self: StagedMethods, name: str, handler: Any) -> Any:
+        served.setdefault(self, set()).add(name)
+        return add(self, name, handler)
+
+    monkeypatch.setattr(StagedMethods, "add", noted)
+    return served
+
+
 async def test_no_request_is_answered_with_internal_or_unknown(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, served_methods: dict[StagedMethods, set[str]]
 ) -> None:
     await check(tmp_path, seed=14, rounds=8, caplog=caplog)
+    fuzzed = [{path_of(method) for method in fuzzed_methods(service)} for service in SERVICES]
+    assert list(served_methods.values()) == fuzzed, "what is served must be fuzzed, all of it"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from tests.work.things import NAME, PARENT, State, Thing, Things, things_in
+from tests.work.watching import messages
 
 from luthier.errors import (
     Aborted,
@@ -293,7 +294,7 @@ async def test_watch_brings_what_happens_while_it_is_open(things: Things) -> Non
     found: list[Event] = []
 
     async def follow() -> None:
-        async with aclosing(things.family.watch(NAME, 0)) as watching:
+        async with aclosing(messages(things.family.watch(NAME, 0))) as watching:
             async for event in watching:
                 found.append(event)
 

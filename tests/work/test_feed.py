@@ -26,7 +26,7 @@ class Log:
         last = min(self.size, first + limit - 1)
         await self.gate.wait()
         return [
-            Told(sequence=number, final=False, message=event_pb2.Event(sequence=number))
+            Told(sequence=number, final=False, wire=event_pb2.Event(sequence=number).SerializeToString())
             for number in range(first, last + 1)
         ]
 
@@ -59,7 +59,7 @@ async def test_those_who_ask_at_once_wait_for_one_reading() -> None:
     answers = await asyncio.gather(*asked)
     assert [numbers(answer) for answer in answers] == [list(range(1, 11))] * 50
     assert log.readings == [(1, CHUNK)]
-    assert len({id(answer[0].message) for answer in answers}) == 1, "translated once"
+    assert len({id(answer[0].wire) for answer in answers}) == 1, "the same bytes"
 
 
 async def test_what_was_read_is_read_again_only_after_a_touch_and_from_where_it_ended() -> None:

@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.work.watching import messages
 
 from luthier.errors import Failure, OutOfRange, Reason, ResourceExhausted
 from luthier.errors.status import failure_to_status
@@ -34,7 +35,11 @@ def numbered(number: int) -> Event:
 
 
 async def collect(bench: Bench, start: int = 0) -> list[Event]:
-    return [event async for event in bench.log.watch(UID, NAME, start) if not event.HasField("heartbeat")]
+    return [
+        event
+        async for event in messages(bench.log.watch(UID, NAME, start))
+        if not event.HasField("heartbeat")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +106,16 @@ async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
     assert caught.value.reason == Reason.SEQUENCE_EXPIRED
 
 
+async def test_watch_below_nothing_is_refused(bench: Bench) -> None:
+    await append(bench, numbered(1))
+    with pytest.raises(OutOfRange, match=r"must be 0 or more, got -1") as caught:
+        await collect(bench, -1)
+    assert caught.value.reason == Reason.SEQUENCE_EXPIRED
+
+
 async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
     await append(bench, numbered(1))
-    stream = bench.log.watch(UID, NAME)
+    stream = messages(bench.log.watch(UID, NAME))
     assert (await anext(stream)).sequence == 1
     beat = await asyncio.wait_for(anext(stream), 2.0)
     assert beat.HasField("heartbeat")
@@ -114,7 +126,7 @@ async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
 async def test_watch_refuses_a_reader_that_is_too_slow(bench: Bench) -> None:
     log = EventLog(bench.database, slow_reader_seconds=0.05)
     await append(bench, numbered(1), numbered(2))
-    stream = aiter(log.watch(UID, NAME))
+    stream = aiter(messages(log.watch(UID, NAME)))
     await anext(stream)
     await asyncio.sleep(0.1)
     with pytest.raises(ResourceExhausted, match="watch again from sequence 2") as caught:
@@ -154,7 +166,7 @@ async def test_a_slow_watcher_reads_again_what_was_let_go(
 ) -> None:
     monkeypatch.setattr(feed, "MAX_CHUNKS", 2)
     monkeypatch.setattr(feed, "CHUNK", 8)
-    slow = aiter(bench.log.watch(UID, NAME))
+    slow = aiter(messages(bench.log.watch(UID, NAME)))
     await append(bench, *(numbered(number) for number in range(40)))
     seen = [(await anext(slow)).sequence]
     fast = asyncio.create_task(collect(bench, 1))

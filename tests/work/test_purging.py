@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import func, select
 from tests.work.things import NAME, Thing, Things, things_in
+from tests.work.watching import messages
 
 from luthier.errors import NotFound, Reason
 from luthier.work import purging
@@ -83,7 +84,7 @@ async def test_who_is_behind_when_it_is_purged_is_told_in_place_of_waiting(
     things: Things, has_read: int
 ) -> None:
     made = await ended(things)
-    async with aclosing(things.family.watch(NAME, 0)) as watching:
+    async with aclosing(messages(things.family.watch(NAME, 0))) as watching:
         seen = [(await anext(watching)).sequence for _ in range(has_read)]
         await give_up(things)
         await purging_of(things).sweep()
@@ -98,7 +99,7 @@ async def test_who_reads_while_it_is_purged_sees_no_gap(
 ) -> None:
     monkeypatch.setattr(purging, "PURGE_BATCH", 10)
     made = await ended(things)
-    async with aclosing(things.family.watch(NAME, 0)) as watching:
+    async with aclosing(messages(things.family.watch(NAME, 0))) as watching:
         seen = [(await anext(watching)).sequence for _ in range(CHUNK)]
         await give_up(things)
         sweeping = asyncio.create_task(purging_of(things).sweep())
@@ -114,7 +115,7 @@ async def test_who_waits_to_begin_while_it_is_purged_is_told(things: Things) -> 
     made = await ended(things)
     log = things.family._log
     with log.unwatched(made.uid):
-        watching = aiter(log.watch(made.uid, NAME, 3))
+        watching = aiter(messages(log.watch(made.uid, NAME, 3)))
         beginning = asyncio.ensure_future(anext(watching))
         await asyncio.sleep(0.05)
         await give_up(things)
@@ -135,7 +136,7 @@ async def test_who_begins_while_it_is_purged_is_told(things: Things, monkeypatch
         pass
     for start in (0, 3):
         with pytest.raises(NotFound, match="was purged while it was watched"):
-            await anext(aiter(log.watch(made.uid, NAME, start)))
+            await anext(aiter(messages(log.watch(made.uid, NAME, start))))
     assert not sweeping.done()
     await sweeping
     assert (log._watchers, log._purging, log._purged) == ({}, set(), set())
@@ -154,13 +155,13 @@ async def test_who_begins_when_it_has_been_purged_is_told(
 
     monkeypatch.setattr(things.family, "read", read)
     with pytest.raises(NotFound) as caught:
-        await asyncio.wait_for(anext(aiter(things.family.watch(NAME, 0))), 5.0)
+        await asyncio.wait_for(anext(aiter(messages(things.family.watch(NAME, 0)))), 5.0)
     assert caught.value.reason == Reason.RESOURCE_NOT_FOUND
 
 
 async def test_who_has_read_the_end_is_told_nothing(things: Things) -> None:
     await ended(things)
-    async with aclosing(things.family.watch(NAME, LINES)) as watching:
+    async with aclosing(messages(things.family.watch(NAME, LINES))) as watching:
         seen = [await anext(watching)]
         await give_up(things)
         seen += [event async for event in watching]

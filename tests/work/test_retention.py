@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import event, select, text
 from tests.stores import database_url, open_database
 from tests.work.things import NAME, things_in
+from tests.work.watching import messages
 
 from luthier.errors import OutOfRange, Reason
 from luthier.storage.database import Database
@@ -54,7 +55,7 @@ async def kept(database: Database, uid: str) -> list[int]:
 
 async def watched(bench: Bench, uid: str, start: int = 0) -> list[int]:
     async with asyncio.timeout(10.0):
-        return [event.sequence async for event in bench.log.watch(uid, "jobs/a", start)]
+        return [event.sequence async for event in messages(bench.log.watch(uid, "jobs/a", start))]
 
 
 async def test_what_ended_long_ago_keeps_its_last_event_and_nothing_else_loses_any(bench: Bench) -> None:
@@ -132,7 +133,7 @@ async def test_others_write_between_two_batches(bench: Bench, monkeypatch: pytes
 async def test_what_is_watched_is_trimmed_when_nobody_watches_it_any_more(bench: Bench) -> None:
     await told(bench, "old", 600)
     await told(bench, "older", 3)
-    async with aclosing(bench.log.watch("old", "jobs/a")) as stream:
+    async with aclosing(messages(bench.log.watch("old", "jobs/a"))) as stream:
         seen = [(await anext(stream)).sequence]
         await later(bench).trim()
         assert await kept(bench.database, "older") == [3], "it keeps no other"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.work.things import NAME, PARENT, State, Things, things_in
+from tests.work.watching import messages
 
 from luthier.errors import InvalidArgument, NotFound, Reason
 from luthier.runtime.names import Pattern
@@ -62,7 +63,7 @@ def servicer(things: Things) -> ThingsServicer:
 
 @asynccontextmanager
 async def watched(servicer: ThingsServicer, request: api.WatchEvaluationRequest) -> AsyncIterator[Any]:
-    events: Any = servicer.WatchEvaluation(request, CONTEXT)
+    events = messages(servicer.WatchEvaluation(request, CONTEXT))
     try:
         yield events
     finally:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stores import open_database
+from tests.work.watching import messages
 
 from luthier.errors import Failure
 from luthier.errors.status import failure_to_status
@@ -112,7 +113,7 @@ class Things:
     async def events(self, name: str = NAME, start_sequence: int = 0, number: int = 100) -> list[Event]:
         """The first events from a number on, until the final one or one that says that there is no more yet."""
         found: list[Event] = []
-        async with aclosing(self.family.watch(name, start_sequence)) as watching:
+        async with aclosing(messages(self.family.watch(name, start_sequence))) as watching:
             async for event in watching:
                 if event.HasField("heartbeat"):
                     break

@@ -272,7 +272,7 @@ class _Writing:
 
 
 class _Serializer:
-    """Passes bytes through, as a replayed answer is stored as it went over the wire, and has sizes measured.
+    """Passes bytes through, as replayed answers and events are stored as they go over the wire; has sizes measured.
 
     One for all calls of a method, which are measured alike.
     """

@@ -188,8 +188,11 @@ class Family(Generic[M, P]):
         """Return a page of resources and the next page's token. Raises InvalidArgument, and what `live` raises."""
         return await list_page(self._database, self._rows, tokens, request, filters=filters, live=live)
 
-    async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncGenerator[Event, None]:
-        """Yield the events of a resource from a number on, until its final one. Raises as `read`, and OutOfRange."""
+    async def watch(self, name: str, start_sequence: int, uid: str = "") -> AsyncGenerator[bytes, None]:
+        """Yield the events of a resource from a number on, until its final one, as the bytes of each.
+
+        Raises as `read`, and OutOfRange.
+        """
         stored = await self.read(name, uid)
         require = partial(self._rows.of_uid, uid=stored.uid)
         async for event in self._log.watch(stored.uid, name, start_sequence, require):

@@ -1,4 +1,4 @@
-"""Events on their way to watchers: read and translated once for all who stand at the same place."""
+"""Events on their way to watchers: read once for all who stand at the same place, and sent as they are stored."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from luthier.v1 import event_pb2
-
 CHUNK = 256
 MAX_CHUNKS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """An event as watchers get it; after a `final` one none follows."""
+    """An event as it goes over the wire, which is as it is stored; after a `final` one none follows."""
 
     sequence: int
     final: bool
-    message: event_pb2.Event
+    wire: bytes
 
 
 Load = Callable[[str, int, int], Awaitable[Sequence[Told]]]
@@ -40,7 +38,7 @@ class Feed:
 
     A log grows at its end alone, so a full chunk is true for ever, and the last one until its resource is `touch`ed. Of
     what was told long ago the beginning may be gone, but not while it is watched (`EventLog.unwatched`). What was let
-    go from here is read again by whom it is late for. Messages are shared: who gets one must not change it.
+    go from here is read again by whom it is late for.
     """
 
     def __init__(self, load: Load) -> None:

@@ -87,7 +87,9 @@ class EventLog:
         self, connection: AsyncConnection, uid: str, start_sequence: int, limit: int
     ) -> list[Event]:
         """Return at most `limit` events of a resource from `start_sequence` on, in order."""
-        return [told.message for told in await self._told(connection, uid, start_sequence, limit)]
+        return [
+            Event.FromString(told.wire) for told in await self._told(connection, uid, start_sequence, limit)
+        ]
 
     async def newest(self, connection: AsyncConnection, uid: str, limit: int) -> list[Event]:
         """Return the last events of a resource, at most `limit`, in order."""
@@ -126,20 +128,22 @@ class EventLog:
             .limit(limit)
         )
         return [
-            Told(sequence=row.sequence, final=row.final, message=Event.FromString(row.event))
+            Told(sequence=row.sequence, final=row.final, wire=row.event)
             for row in await connection.execute(statement)
         ]
 
     async def watch(
         self, uid: str, name: str, start_sequence: int = 0, require: _Require | None = None
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a resource from `start_sequence` (0: the first there is) on, with heartbeats while quiet.
+
+        As the bytes of each, which are made once, when it is stored, and shared by all who watch.
 
         Ends after a final state change; at once when that one is already read. `require` raises where the resource is
         not there; asked where nothing is told of it, as it may be purged since it was found.
 
         Raises:
-            OutOfRange: start_sequence lies beyond the next event, or that event is gone.
+            OutOfRange: start_sequence is below 0 or beyond the next event, or that event is gone.
             NotFound: the resource is purged before its last event was read.
             ResourceExhausted: the reader took too long to accept an event; it can resume after it.
         """
@@ -149,11 +153,11 @@ class EventLog:
             # None is let go from here on, as it is watched.
             while (trimming := self._trimming.get(uid)) is not None:
                 await trimming.wait()
-            wanted = await self._place(uid, name, max(start_sequence, 0), require)
+            wanted = await self._place(uid, name, start_sequence, require)
             if wanted is None:
                 return
-            async for message in self._follow(uid, name, wanted, woken):
-                yield message
+            async for wire in self._follow(uid, name, wanted, woken):
+                yield wire
         finally:
             self._watchers[uid].discard(woken)
             if not self._watchers[uid]:
@@ -173,10 +177,11 @@ class EventLog:
         wanted = start_sequence or first
         if self._is_purged(uid):
             raise _purged(name, wanted)
-        if wanted > last + 1:
+        if not 0 <= wanted <= last + 1:
+            most = f"at most {last + 1}, the next of {name}"
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
-                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
+                message=f"start_sequence must be {most if wanted > 0 else '0 or more'}, got {wanted}",
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
         if wanted < first:
@@ -213,7 +218,7 @@ class EventLog:
 
     async def _follow(
         self, uid: str, name: str, wanted: int, woken: asyncio.Event
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[bytes, None]:
         while True:
             woken.clear()
             batch = await self._feed.events(uid, wanted)
@@ -223,7 +228,7 @@ class EventLog:
             for event in batch:
                 assert event.sequence == wanted, f"{name}: event {event.sequence} follows {wanted - 1}"
                 sent_at = time.monotonic()
-                yield event.message
+                yield event.wire
                 self._refuse_slow_reader(name, event.sequence, time.monotonic() - sent_at)
                 wanted = event.sequence + 1
                 if event.final:
@@ -236,7 +241,7 @@ class EventLog:
             except TimeoutError:
                 heartbeat = Event(sequence=wanted - 1)
                 heartbeat.heartbeat.SetInParent()
-                yield heartbeat
+                yield heartbeat.SerializeToString()
 
     def _refuse_slow_reader(self, name: str, sequence: int, seconds: float) -> None:
         if seconds > self._slow_reader_seconds:

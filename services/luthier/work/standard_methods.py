@@ -8,7 +8,7 @@ A servicer makes its methods of them, by name and typed, each of the function th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +27,6 @@ Q = TypeVar("Q")
 A = TypeVar("A", bound=Message)
 A_co = TypeVar("A_co", covariant=True)
 Unary = Callable[[Q, Context], Coroutine[Any, Any, A]]
-ServerStream = Callable[[Q, Context], AsyncIterator[A]]
 Page = tuple[tuple[M, ...], str]
 
 
@@ -185,11 +184,14 @@ class StandardMethods:
         return changed
 
     def watch(
-        self, follow: Callable[[str, int, str], AsyncIterator[Event]]
-    ) -> ServerStream[WatchRequest, Event]:
-        """Return a method that streams the events of a resource from a number on."""
+        self, follow: Callable[[str, int, str], AsyncIterator[bytes]]
+    ) -> Callable[[WatchRequest, Context], AsyncGenerator[bytes, None]]:
+        """Return a method that streams the events of a resource from a number on.
 
-        async def watch(request: WatchRequest, _: Context) -> AsyncIterator[Event]:
+        As bytes, which are sent as such: nobody makes them of a message again, however many watch.
+        """
+
+        async def watch(request: WatchRequest, _: Context) -> AsyncGenerator[bytes, None]:
             self.check(request.name)
             async for event in follow(request.name, request.start_sequence, request.uid):
                 yield event

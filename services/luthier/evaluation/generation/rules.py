@@ -26,6 +26,7 @@ LIMITS: LimitTable = {
     "max_new_tokens": demanded(whole(1, MAX_NEW_TOKENS)),
     "temperature": not_negative(10),
     "top_p": demanded(Limit(rule="must be in (0, 1]", allows=lambda value: 0 < value <= 1)),
+    "conversation.messages[].weight": Limit(rule="must be 0 or 1", allows=lambda value: value in {0, 1}),
 }
 """Of a request with every default filled in."""
 
