@@ -64,15 +64,21 @@ async def test_an_adapter_of_a_divided_model_outlives_a_rank_and_loses_no_bit(
     async with working(site, model_folder, crew_of(children, 2)):
         alone = await site.ended((await site.create_job("alone", asked(is_divided=False, num_epochs=4))).name)
         whole = await site.ended((await site.create_job("whole", asked(num_epochs=4))).name)
-        hurt = await disturbed(site, "hurt", signalled(signal.SIGKILL, 1), asked(num_epochs=4))
-        for job in (alone, whole, hurt.job):
+        for job in (alone, whole):
             assert job.state == FineTuningJob.STATE_SUCCEEDED, job.error
         assert (whole.run_record.sharding, whole.run_record.num_ranks) == (SHARDING_FSDP2, 2)
         assert whole.run_record.determinism == DETERMINISM_BITWISE
-        lost, succeeded = changes(hurt.events)
-        assert (lost, succeeded[0]) == ((AttemptChange.KIND_LOST, "RANK_LOST"), AttemptChange.KIND_SUCCEEDED)
-        assert 0 < hurt.seconds < 10.0
-        await assert_same(site, whole.name, hurt.job.name)
+        for number, rank in ((signal.SIGKILL, 1), (signal.SIGSTOP, 0)):
+            hurt = await disturbed(site, f"hurt-{rank}", signalled(number, rank), asked(num_epochs=4))
+            assert hurt.job.state == FineTuningJob.STATE_SUCCEEDED, hurt.job.error
+            lost, succeeded = changes(hurt.events)
+            assert (lost, succeeded[0]) == (
+                (AttemptChange.KIND_LOST, "RANK_LOST"),
+                AttemptChange.KIND_SUCCEEDED,
+            )
+            assert f"rank {rank} of 2" in hurt.why
+            assert 0 < hurt.seconds < 10.0
+            await assert_same(site, whole.name, hurt.job.name)
     assert_close(await site.metrics(whole.name), await site.metrics(alone.name))
 
 

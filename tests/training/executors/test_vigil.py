@@ -34,7 +34,7 @@ class Ranks:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
-        self.state = [[NOBODY, 0, 0, 0, 0] for _ in range(count)]
+        self.state = [[NOBODY, 0, 0, 0, 0, 0] for _ in range(count)]
         self.now = 0.0
         looks = [partial(shown, pulse_path(folder, rank)) for rank in range(count)]
         self.vigil = Vigil(looks, Bounds(bytes_per_second=1e6), lambda: self.now)
@@ -54,10 +54,10 @@ class Ranks:
             self.vigil.look(gone)
 
 
-def lost(ranks: Ranks, seconds: float, beating: tuple[int, ...]) -> Unavailable:
+def lost(ranks: Ranks, seconds: float, beating: tuple[int, ...], reason: str = "RANK_LOST") -> Unavailable:
     with pytest.raises(Unavailable) as caught:
         ranks.look(seconds, beating)
-    assert caught.value.reason == "RANK_LOST"
+    assert caught.value.reason == reason
     return caught.value
 
 
@@ -68,6 +68,28 @@ def test_a_rank_that_neither_beats_nor_computes_is_named(tmp_path: Path) -> None
     ranks.look(100.0, (0, 1, 2))
     error = lost(ranks, 8.0, (0, 2))
     assert (error.metadata["rank"], error.message) == ("1", "rank 1 of 3 hangs, with no sign of life for 5 s")
+
+
+def test_a_rank_that_beats_and_sleeps_for_nobody_is_named(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 2)
+    ranks.state[1][5] = 10
+    ranks.look(60.0, (0, 1))
+    ranks.state[1][5] = 11
+    error = lost(ranks, 1.0, (0, 1), "STALLED")
+    assert error.metadata["rank"] == "1"
+    assert error.message == "rank 1 of 2 sleeps for 5 s in a wait that nothing in it ends"
+
+
+def test_those_that_others_wait_for_are_told(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, 3)
+    for state, entered in zip(ranks.state, (7, 6, 7), strict=True):
+        state[2:4] = [entered, 6]
+    ranks.show()
+    assert ranks.vigil.awaited() == [1]
+    assert ranks.vigil.awaited(gone=(1,)) == []
+    ranks.state[1][2] = 7
+    ranks.show()
+    assert ranks.vigil.awaited() == []
 
 
 def test_one_that_waits_for_another_may_wait_for_long(tmp_path: Path) -> None:
@@ -81,7 +103,7 @@ def test_one_that_waits_for_another_may_wait_for_long(tmp_path: Path) -> None:
 def test_ranks_that_all_came_and_do_not_end_are_apart(tmp_path: Path, num_bytes: int, seconds: float) -> None:
     ranks = Ranks(tmp_path, 2)
     for state in ranks.state:
-        state[2:] = [7, 6, num_bytes]
+        state[2:5] = [7, 6, num_bytes]
     ranks.look(seconds, (0, 1))
     error = lost(ranks, 2.0, (0, 1))
     assert error.metadata["rank"] == "0,1"

@@ -295,7 +295,7 @@ def job_of(**hyperparameters: Any) -> fine_tuning_job_pb2.FineTuningJob:
     )
 
 
-async def stop_after_a_checkpoint(site: Site, name: str) -> None:
+async def stop_after_a_checkpoint(site: Site, name: str, **worker: Any) -> None:
     """Work until a job has its first checkpoint, and no further: training waits until it is stored."""
     stopping, stored = asyncio.Event(), threading.Event()
     begin = TaskContext.begin_checkpoint
@@ -305,7 +305,7 @@ async def stop_after_a_checkpoint(site: Site, name: str) -> None:
         stored.wait(30)
 
     with patch.object(TaskContext, "begin_checkpoint", held):
-        async with site.worker(stopping):
+        async with site.worker(stopping, **worker):
             await has_a_checkpoint(site, name)
             stopping.set()
             stored.set()

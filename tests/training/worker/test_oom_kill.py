@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.memory_group import MemoryGroup, memory_group
-from tests.training.worker.conftest import Site
+from tests.training.worker.conftest import Site, job_of
 from tests.training.worker.real_worker import real_worker
 
 from luthier.errors.status import status_to_failure
 from luthier.training.fitting import expected_words
 from luthier.v1.event_pb2 import AttemptChange
-from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
+from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
+from luthier.work.machine import num_cores
 
 GLUTTON = """
 import time
@@ -46,14 +47,26 @@ async def until_step(site: Site, name: str, step: int) -> None:
             return
 
 
+def on_ranks(num_ranks: int) -> FineTuningJob:
+    """Return a job that takes so many, and comes to no end."""
+    job = job_of(num_epochs=10_000, micro_batch_tokens=48)
+    job.ranks.CopyFrom(RankRange(min_ranks=num_ranks, max_ranks=num_ranks))
+    return job
+
+
 @pytest.mark.long
 @pytest.mark.e2e
+@pytest.mark.parametrize("num_ranks", [1, 2])
 async def test_a_training_that_the_kernel_ends_for_want_of_memory_fails_with_out_of_memory(
-    site: Site, model_folder: Path
+    site: Site, model_folder: Path, num_ranks: int
 ) -> None:
-    with memory_group() as group, real_worker(site, "small", group=group) as worker:
+    """Of two ranks the kernel ends one, or both one after the other."""
+    if num_ranks > num_cores():
+        pytest.skip("a worker takes at most as many ranks as there are processors")
+    options = () if num_ranks == 1 else ("--executor", "torchrun", "--ranks", str(num_ranks))
+    with memory_group() as group, real_worker(site, "small", *options, group=group) as worker:
         site.data.tokenizer_digest = (await site.register(model_folder)).tokenizer_digest
-        made = await site.create("starved", num_epochs=10_000)
+        made = await site.create_job("starved", on_ranks(num_ranks))
         await until_step(site, made.name, 3)
         group.limit(group.held_bytes() + (16 << 20))
         with glutton(group):
@@ -64,7 +77,7 @@ async def test_a_training_that_the_kernel_ends_for_want_of_memory_fails_with_out
         assert worker.poll() is None, "the worker itself goes on"
         events = [event async for event in site.watch(made.name)]
         attempts = [event.attempt_change async for event in site.watch(again.name)]
-    assert job.state == FineTuningJob.STATE_FAILED
+    assert (job.state, job.run_record.num_ranks) == (FineTuningJob.STATE_FAILED, num_ranks)
     failure = status_to_failure(job.error)
     assert failure.reason == "OUT_OF_MEMORY"
     assert "ended by the kernel for want of memory" in failure.message

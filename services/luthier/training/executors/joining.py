@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,12 +27,28 @@ from luthier.worker.v1 import task_pb2, worker_service_pb2
 
 _WAIT = timedelta(days=30)
 """The first rank may wait for its service for as long as that is away: who waits too long is the driver's to say."""
+Asking = Callable[[], AbstractContextManager[None]]
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A rank among the others.
+
+    Attributes:
+        collective: all of them.
+        device: of this one.
+        asking: gives a block in which it waits for its driver.
+    """
+
+    collective: Collective
+    device: torch.device
+    asking: Asking
+
+
 @contextmanager
-def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective, torch.device]]:
-    """Give the ranks of a training, and this one's device, for the length of a block.
+def joined(order: RankOrder, device: torch.device) -> Iterator[Joined]:
+    """Give a rank among the others for the length of a block.
 
     The environment is what torchrun sets, for libraries that look there. Ranks find one another by a file and speak
     over the loopback interface alone.
@@ -63,24 +80,41 @@ def joined(order: RankOrder, device: torch.device) -> Iterator[tuple[Collective,
             world_size=order.num_ranks,
             timeout=_WAIT,
         )
-        yield Replicas(device, pulse, passes_together=is_divided(order.order.task.train.job)), device
+        replicas = Replicas(device, pulse, passes_together=is_divided(order.order.task.train.job))
+        with pulse.working() if device.type == "cpu" else nullcontext():
+            yield Joined(collective=replicas, device=device, asking=pulse.asking)
         dist.destroy_process_group()
     finally:
         pulse.close()
 
 
 class RankDesk:
-    """The desk of one rank: the first tells, stores and asks for all, the others fetch and work."""
+    """The desk of one rank: the first tells, stores and asks for all, the others fetch and work.
 
-    def __init__(self, desk: Desk, collective: Collective) -> None:
+    Args:
+        desk: of the rank itself.
+        collective: all ranks.
+        asking: gives a block in which the rank waits for its driver.
+    """
+
+    def __init__(self, desk: Desk, collective: Collective, asking: Asking = nullcontext) -> None:
         self.task = desk.task
         self.scratch = desk.scratch
         self.check = desk.check
-        self.fetch = desk.fetch
-        self.fetch_into = desk.fetch_into
         self.handed = desk.handed
         self._desk = desk
         self._collective = collective
+        self._asking = asking
+
+    def fetch(self, file: task_pb2.BlobFile) -> Path:
+        """Return a file of the task's own service; do not change it."""
+        with self._asking():
+            return self._desk.fetch(file)
+
+    def fetch_into(self, folder: Path, file: task_pb2.BlobFile) -> Path:
+        """Put a file of the task's own service into a folder under its own path; do not change it there."""
+        with self._asking():
+            return self._desk.fetch_into(folder, file)
 
     def progress(
         self,
@@ -116,12 +150,14 @@ class RankDesk:
     def pausing(self) -> bool:
         """Tell whether the job is to pause: the first rank's call."""
         assert self._is_first, "the first rank asks for all"
-        return self._desk.pausing()
+        with self._asking():
+            return self._desk.pausing()
 
     def run_record(self, record: fine_tuning_job_pb2.RunRecord) -> None:
         """Report what exactly runs."""
         if self._is_first:
-            self._desk.run_record(record)
+            with self._asking():
+                self._desk.run_record(record)
 
     def begin_checkpoint(self, step: int, paths: Sequence[Path], metrics: Mapping[str, float]) -> None:
         """Begin to make files, of all ranks, the checkpoint to resume from: the first rank does."""
@@ -130,19 +166,25 @@ class RankDesk:
 
     def checkpoint_stored(self) -> list[task_pb2.BlobFile]:
         """Return the files of the checkpoint that was begun; all ranks wait until it is the one to resume from."""
-        return self._collective.of_first(self._desk.checkpoint_stored)
+        return self._collective.of_first(self._stored)
 
     def commit_rollouts(self, step: int, path: Path) -> None:
         """Keep what a step drew from its model: the first rank's call."""
         assert self._is_first, "the first rank keeps for all"
-        self._desk.commit_rollouts(step, path)
+        with self._asking():
+            self._desk.commit_rollouts(step, path)
 
     def scored(
         self, grader: grader_pb2.RemoteGrader, samples: Sequence[grader_pb2.Sample], most_errors: int
     ) -> list[float | GradingError]:
         """Return what a reward service says of each sample: the first rank's call."""
         assert self._is_first, "the first rank grades for all"
-        return self._desk.scored(grader, samples, most_errors)
+        with self._asking():
+            return self._desk.scored(grader, samples, most_errors)
+
+    def _stored(self) -> list[task_pb2.BlobFile]:
+        with self._asking():
+            return self._desk.checkpoint_stored()
 
     @property
     def _is_first(self) -> bool:

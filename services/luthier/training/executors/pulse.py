@@ -1,4 +1,4 @@
-"""What a rank shows of itself while it works: that it lives, and which exchange with the others it is in.
+"""What a rank shows of itself while it works: that it lives and does not sleep, and which exchange it is in.
 
 A file that the rank maps and its driver reads, on one machine: to show costs the rank no call, so that it may do it for
 every exchange, and what it shows stands when the rank does.
@@ -10,12 +10,16 @@ import mmap
 import os
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.training.executors.slumber import Slumber
+
 BEAT_SECONDS = 0.5
-_LAYOUT = struct.Struct("=5q")
-_BEATS, _ENTERED, _LEFT, _NUM_BYTES = (8 * place for place in range(1, 5))
+_LAYOUT = struct.Struct("=6q")
+_BEATS, _ENTERED, _LEFT, _NUM_BYTES, _ASLEEP = (8 * place for place in range(1, 6))
 _ONE = struct.Struct("=q")
 
 
@@ -29,6 +33,8 @@ class Shown:
         entered: exchanges that it began.
         left: exchanges that it ended.
         num_bytes: what the last one begun moves.
+        asleep: beats in a row for which the thread that works has slept, and waited neither for the others nor for the
+            driver.
         cpu: time that its process has had of the processors, as the kernel of its machine says; empty: it says none.
     """
 
@@ -37,6 +43,7 @@ class Shown:
     entered: int
     left: int
     num_bytes: int
+    asleep: int = 0
     cpu: tuple[str, ...] = ()
 
 
@@ -45,11 +52,13 @@ class Pulse:
 
     def __init__(self, path: Path) -> None:
         aside = path.with_suffix(".new")
-        aside.write_bytes(_LAYOUT.pack(os.getpid(), 0, 0, 0, 0))
+        aside.write_bytes(_LAYOUT.pack(os.getpid(), 0, 0, 0, 0, 0))
         with aside.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _LAYOUT.size)
         aside.replace(path)
         self._entered = self._left = 0
+        self._num_asked = 0
+        self._slumber: Slumber | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
         self._thread.start()
@@ -65,6 +74,27 @@ class Pulse:
         self._left += 1
         self._put(_LEFT, self._left)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Give a block in which this thread works: it is looked at, whether it sleeps.
+
+        Not for a rank on a GPU, for which a thread may sleep while the GPU computes.
+        """
+        self._slumber = Slumber()
+        try:
+            yield
+        finally:
+            self._slumber = None
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Give a block in which the thread that works waits for the driver, which may take as long as it likes."""
+        self._num_asked += 1
+        try:
+            yield
+        finally:
+            self._num_asked -= 1
+
     def close(self) -> None:
         """Beat no more."""
         self._closed.set()
@@ -72,10 +102,18 @@ class Pulse:
         self._map.close()
 
     def _beat(self) -> None:
-        beats = 0
+        beats = asleep = 0
         while not self._closed.wait(BEAT_SECONDS):
             beats += 1
+            asleep = asleep + 1 if self._is_asleep() else 0
+            self._put(_ASLEEP, asleep)
             self._put(_BEATS, beats)
+
+    def _is_asleep(self) -> bool:
+        slumber = self._slumber
+        if slumber is None or self._num_asked or self._entered != self._left:
+            return False
+        return slumber.lasts()
 
     def _put(self, place: int, value: int) -> None:
         _ONE.pack_into(self._map, place, value)
@@ -87,8 +125,10 @@ def shown(path: Path) -> Shown | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    pid, beats, entered, left, num_bytes = _LAYOUT.unpack(data)
-    return Shown(pid=pid, beats=beats, entered=entered, left=left, num_bytes=num_bytes, cpu=_cpu(pid))
+    pid, beats, entered, left, num_bytes, asleep = _LAYOUT.unpack(data)
+    return Shown(
+        pid=pid, beats=beats, entered=entered, left=left, num_bytes=num_bytes, asleep=asleep, cpu=_cpu(pid)
+    )
 
 
 def _cpu(pid: int) -> tuple[str, ...]:

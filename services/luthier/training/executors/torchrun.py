@@ -22,7 +22,7 @@ from luthier.training.executors.pulse import shown
 from luthier.training.executors.ranks import RankOrder, pulse_path, ranks_for
 from luthier.training.executors.vigil import Bounds, Vigil
 from luthier.training.worker.order import Desk, RenderingRows, TrainEnd, TrainOrder
-from luthier.work.child_watch import Overseer, Patience
+from luthier.work.child_watch import Overseer, Patience, Stalled
 from luthier.work.children import Calls, Children
 from luthier.work.events import Severity
 from luthier.work.limited import Check
@@ -31,6 +31,8 @@ from luthier.worker.v1 import task_pb2
 
 _CAUSE_SECONDS = 2.0
 """A rank that lost another says so at once; what became of the other is known a moment later."""
+_WHERE_SECONDS = 6.0
+"""One that others wait for is looked into before it is ended: it writes where it is at."""
 _OF_ALL = ("fetch", "fetch_into")
 """What every rank may ask for; all else is the first one's."""
 
@@ -72,8 +74,8 @@ class Torchrun:
         """Return what the first rank made, the others gone.
 
         Raises:
-            Unavailable: TOO_FEW_RANKS; RANK_LOST, which names the rank; STALLED, no step was made for long;
-                RANKS_DIVERGED.
+            Unavailable: TOO_FEW_RANKS; RANK_LOST, which names the rank; STALLED, no step was made for long, or a rank
+                sleeps; RANKS_DIVERGED.
             ResourceExhausted: OUT_OF_MEMORY, of any rank.
             LuthierError: what the training raised, or the task's context.
         """
@@ -117,6 +119,7 @@ class _Group:
         looks = [partial(shown, pulse_path(self._meeting, rank)) for rank in range(num_ranks)]
         self._vigil = Vigil(looks, crew.bounds)
         self._verdict: LuthierError | None = None
+        self._hanging: dict[int, str] = {}
         self._over = threading.Event()
         self._gone: set[int] = set()
         self._bringing = threading.Lock()
@@ -143,7 +146,7 @@ class _Group:
     def _awaited(self, runs: Mapping[Future[Any], int]) -> TrainEnd:
         pending, unexplained = set(runs), None
         while True:
-            done, pending = wait(pending, _CAUSE_SECONDS if unexplained else None, FIRST_COMPLETED)
+            done, pending = wait(pending, self._cause_seconds(unexplained), FIRST_COMPLETED)
             if not done:
                 assert unexplained is not None, "only then there is a limit"
                 raise unexplained
@@ -155,7 +158,7 @@ class _Group:
                     return result
                 if error is None:
                     self._gone.add(runs[run])
-                elif self._is_consequence(error):
+                elif self._is_consequence(error) or self._waited(error, runs[run]):
                     unexplained = unexplained or error
                 else:
                     raise self._named(error, runs[run])
@@ -167,13 +170,30 @@ class _Group:
         is_lost = isinstance(error, LuthierError) and error.reason == Reason.RANK_LOST
         return is_lost and error is not self._verdict
 
+    def _waited(self, error: BaseException, rank: int) -> bool:
+        """Whether a rank made no step since it waited for others, which are asked where they are then, and ended."""
+        if not isinstance(error, LuthierError) or error.reason != Reason.STALLED or rank in self._hanging:
+            return False
+        awaited = self._vigil.awaited(tuple(self._gone))
+        if rank in awaited:
+            return False
+        self._hanging.update(dict.fromkeys(awaited, f"the others wait for it: {error.message}"))
+        return bool(awaited)
+
+    def _cause_seconds(self, unexplained: BaseException | None) -> float | None:
+        """Return how long to wait for why ranks are gone that said no reason of their own."""
+        if unexplained is None:
+            return None
+        return _WHERE_SECONDS if self._hanging else _CAUSE_SECONDS
+
     def _named(self, error: BaseException, rank: int) -> BaseException:
-        """Return the error of a rank that is gone as that of the group."""
-        if not isinstance(error, LuthierError) or error.reason != Reason.CRASHED:
+        """Return the error of a rank that is gone, or hangs, as that of the group."""
+        if not isinstance(error, LuthierError) or error.reason not in (Reason.CRASHED, Reason.STALLED):
             return error
+        is_gone = error.reason == Reason.CRASHED
         return Unavailable(
-            f"rank {rank} of {self._num_ranks} is lost: {error.message}",
-            reason=Reason.RANK_LOST,
+            f"rank {rank} of {self._num_ranks} {'is lost' if is_gone else 'hangs'}: {error.message}",
+            reason=Reason.RANK_LOST if is_gone else Reason.STALLED,
             metadata={**error.metadata, "rank": str(rank)},
         )
 
@@ -199,15 +219,32 @@ class _Group:
         self._context.check()
 
     def heed(self) -> None:
-        """Return while the training is wanted and all ranks go on. Raises what ends it."""
+        """Return while the training is wanted and all ranks go on, or hang so that each is asked where it is.
+
+        Raises what ends it.
+        """
         if self._over.is_set():
             raise _Over
         self._context.heed()
         try:
             self._vigil.look(tuple(self._gone))
         except Unavailable as error:
+            if error.reason == Reason.STALLED:
+                rank = int(error.metadata["rank"])
+                how = error.message.removeprefix(f"rank {rank} of {self._num_ranks} ")
+                self._hanging.setdefault(rank, f"it {how}")
+                return
             self._verdict = error
             raise
+
+    def require_moving(self, rank: int) -> None:
+        """Return while a rank does not hang.
+
+        Raises:
+            Stalled: it does; whoever watches it has it say where.
+        """
+        if rank in self._hanging:
+            raise Stalled(self._hanging[rank])
 
     def log(self, text: str, severity: Severity) -> None:
         """Report a line for people."""
@@ -221,7 +258,11 @@ class _Overseer:
         self._group = group
         self._rank = rank
         self.check = group.check
-        self.heed = group.heed
+
+    def heed(self) -> None:
+        """Return while the work is wanted. Raises as the group's, and where this rank hangs."""
+        self._group.heed()
+        self._group.require_moving(self._rank)
 
     def log(self, text: str, severity: Severity = "INFO") -> None:
         """Report a line for people, with the rank."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from luthier.errors import Reason, Unavailable
-from luthier.training.executors.pulse import Shown
+from luthier.training.executors.pulse import BEAT_SECONDS, Shown
 
 Look = Callable[[], Shown | None]
 """Returns what one rank shows just now; None: it has not begun."""
@@ -20,7 +20,8 @@ class Bounds:
     """How long ranks may go without a sign.
 
     Attributes:
-        still_seconds: one neither beats nor computes: it is stopped, or the kernel holds it.
+        still_seconds: one neither beats nor computes: it is stopped, or the kernel holds it. Or its thread that works
+            sleeps, and waits for nobody that could wake it.
         apart_seconds: all have come to an exchange, and one does not come to its end.
         bytes_per_second: what that takes longer for the bytes that are exchanged: the slowest that is no fault.
         begin_seconds: one has not begun, though another has.
@@ -61,7 +62,7 @@ class Vigil:
         """Look, unless that was a moment ago; ranks that are `gone`, their work done, need show nothing.
 
         Raises:
-            Unavailable: RANK_LOST; the message names the ranks and how that shows.
+            Unavailable: RANK_LOST; STALLED, a rank lives and sleeps. The message names the ranks and how that shows.
         """
         with self._lock:
             now = self._clock()
@@ -85,6 +86,17 @@ class Vigil:
             self._still[rank] = _Since()
         if self._still[rank].seconds(now) > self._bounds.still_seconds:
             raise self._lost([rank], f"hangs, with no sign of life for {self._bounds.still_seconds:g} s")
+        # A rank counts its beats itself: what it does while nobody looks, or nobody can, is no sleep.
+        if one.asleep * BEAT_SECONDS > self._bounds.still_seconds:
+            how = f"sleeps for {self._bounds.still_seconds:g} s in a wait that nothing in it ends"
+            raise self._lost([rank], how, Reason.STALLED)
+
+    def awaited(self, gone: Sequence[int] = ()) -> list[int]:
+        """Return the ranks that the others wait for just now: they have not come to an exchange that one is in."""
+        found = {rank: look() for rank, look in enumerate(self._looks) if rank not in gone}
+        shown = {rank: one for rank, one in found.items() if one is not None}
+        latest = max((one.entered for one in shown.values()), default=0)
+        return [rank for rank, one in shown.items() if one.entered < latest]
 
     def _require_reach(self, begun: dict[int, Shown], now: float) -> None:
         """Check that what all have come to is ended by all; one that has not come yet may compute for long."""
@@ -99,11 +111,11 @@ class Vigil:
                 inside, f"did not end exchange {exchange}, to which all came: they do not reach one another"
             )
 
-    def _lost(self, ranks: Sequence[int], how: str) -> Unavailable:
+    def _lost(self, ranks: Sequence[int], how: str, reason: Reason = Reason.RANK_LOST) -> Unavailable:
         named = ", ".join(map(str, ranks))
         return Unavailable(
             f"rank {named} of {len(self._looks)} {how}",
-            reason=Reason.RANK_LOST,
+            reason=reason,
             metadata={"rank": named.replace(" ", "")},
         )
 

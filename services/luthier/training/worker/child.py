@@ -76,9 +76,9 @@ def prepare(setup: Setup) -> Work:
             return fitted(line, order)
         if isinstance(order, TrainOrder):
             return computed(order, ChildDesk(line, order), device)
-        with joined(order, device) as (collective, own_device):
-            desk = RankDesk(ChildDesk(line, order.order), collective)
-            return computed(order.order, desk, own_device, collective)
+        with joined(order, device) as own:
+            desk = RankDesk(ChildDesk(line, order.order), own.collective, own.asking)
+            return computed(order.order, desk, own.device, own.collective)
 
     def work(
         line: Line, order: TrainOrder | RankOrder | RayOrder | RegisterOrder | MakeOrder

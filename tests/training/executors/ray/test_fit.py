@@ -16,8 +16,10 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 
 from luthier.errors import DataLoss, LuthierError, Unavailable
+from luthier.training.executors.ray import fit as fitting
 from luthier.training.executors.ray.driver import _unless_stored
 from luthier.training.executors.ray.fit import _lost, _Run
+from luthier.training.executors.ray.orders import Fleet
 from luthier.training.executors.ray.post import Letter
 from luthier.training.executors.ray.rank import FarDesk
 from luthier.work.context import TaskContext
@@ -128,3 +130,30 @@ def test_a_file_that_does_not_come_ends_the_attempt_whoever_waits_for_it(
     with ThreadPoolExecutor(1) as server, pytest.raises(LuthierError, match=words) as raised:
         _Run._take(cast(_Run, run), letter, server)
     assert raised.value.code == code
+
+
+def test_ray_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is the attempt, of which the queue makes another."""
+    given: list[dict[str, Any]] = []
+    trainer = SimpleNamespace(fit=lambda: None)
+
+    def made(_: Any, **options: Any) -> Any:
+        given.append(options)
+        return trainer
+
+    monkeypatch.setattr(fitting, "_Trainer", made)
+    monkeypatch.setattr(fitting, "put", lambda _: None)
+    run = SimpleNamespace(
+        _given=SimpleNamespace(
+            fleet=Fleet(address="auto", num_ranks=2), order=SimpleNamespace(scratch=tmp_path)
+        ),
+        _nodes=[SimpleNamespace(node_id="n")],
+        _num_ranks=2,
+        _post=None,
+        _attempt="a",
+    )
+    _Run._fit(cast(_Run, run), cast(Any, None))
+    [options] = given
+    again = options["run_config"].failure_config
+    assert (again.max_failures, again.max_preemption_failures, again.controller_failure_limit) == (0, 0, 0)
+    assert options["scaling_config"].num_workers == 2, "a number, no range that Ray may choose from again"

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def _trained(part: Part, wire: Wire, folder: Path, files: NodeFiles) -> TrainEnd
         if part.num_ranks == 1:
             return computed(order, desk, device)
         collective = Replicas(device, pulse, passes_together=is_divided(part.task.train.job))
-        return computed(order, RankDesk(desk, collective), device, collective)
+        with pulse.working() if device.type == "cpu" else nullcontext():
+            return computed(order, RankDesk(desk, collective, pulse.asking), device, collective)
     finally:
         pulse.close()
 

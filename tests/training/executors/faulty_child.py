@@ -1,0 +1,80 @@
+"""The process of a training whose rank goes wrong as the job's id says, `deadlocks-1`, in its first attempt.
+
+It is a program of its own: what is changed in the tests' process is not changed in those that compute.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from luthier.training.executors.ranks import RankOrder
+from luthier.training.worker import child
+from luthier.work.child import Line, Work, serve
+from luthier.work.device import Setup
+
+_MEETING = 6
+"""Sums of gradients that come before: a checkpoint is there."""
+_fault: list[Callable[[], None]] = []
+
+
+def deadlocks() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def spins() -> None:
+    while True:
+        pass
+
+
+def is_short() -> None:
+    raise MemoryError
+
+
+FAULTS = {"deadlocks": deadlocks, "spins": spins, "short": is_short}
+
+
+def begin(setup: Setup) -> None:
+    """Begin as any, and go wrong where it is told to."""
+    child.begin(setup)
+    from luthier.training.recipes.process_group import Replicas
+    from luthier.training.worker import trial
+
+    ranks_of_any, trial_of_any = cast(Any, Replicas), cast(Any, trial)
+    summed, tried = ranks_of_any.sum_gradients, trial_of_any.try_pass
+    met: list[None] = []
+
+    def sum_gradients(ranks: Replicas, gradients: Sequence[Any]) -> None:
+        met.append(None)
+        if _fault and len(met) > _MEETING:
+            _fault[0]()
+        summed(ranks, gradients)
+
+    def try_pass(*arguments: Any) -> None:
+        if _fault == [is_short]:
+            is_short()
+        tried(*arguments)
+
+    ranks_of_any.sum_gradients = sum_gradients
+    trial_of_any.try_pass = try_pass
+
+
+def prepare(setup: Setup) -> Work:
+    """Return what does an order, as any, and hears which fault is its own."""
+    does = child.prepare(setup)
+
+    def work(line: Line, order: Any) -> Any:
+        if isinstance(order, RankOrder):
+            fault, _, rank = order.order.task.train.job.name.rpartition("/")[2].partition("-")
+            if fault in FAULTS and order.rank == int(rank) and order.order.task.attempt == 1:
+                _fault.append(FAULTS[fault])
+        return does(line, order)
+
+    return work
+
+
+if __name__ == "__main__":
+    serve(prepare, begin)
