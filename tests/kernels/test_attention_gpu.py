@@ -149,6 +149,10 @@ def test_force_impl_eager_turns_the_libraries_off(
     assert gpu.backend_for(INPUTS, "torch varlen").name == "torch varlen"
 
 
+told_deterministic: list[bool] = []
+"""What the made-up flash-attn was told, call by call."""
+
+
 def flash_attn_varlen_func(  # noqa: PLR0917
     q: Tensor,
     k: Tensor,
@@ -166,6 +170,7 @@ def flash_attn_varlen_func(  # noqa: PLR0917
     deterministic: bool = False,
 ) -> Tensor:
     """With the arguments of flash-attn 2.8; computed by the reference."""
+    told_deterministic.append(deterministic)
     assert causal
     assert dropout_p == 0
     assert softmax_scale is not None
@@ -219,6 +224,20 @@ def test_libraries_are_called_with_what_they_take(
     askew = value.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     want = attention_varlen_reference(query, key, value, bounds, *options)
     torch.testing.assert_close(attend(query, key, askew, bounds, *options), want)
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_flash_attn_is_told_to_be_deterministic_where_torch_is(
+    *, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on a GPU is recorded as BITWISE for it."""
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: wanted)
+    attend = next(backend.attend for backend in gpu.BACKENDS if backend.name == "flash-attn")
+    query, key, value = (tensor.detach() for tensor in heads([0, 5], (4, 2, 64)))
+    told_deterministic.clear()
+    attend(query, key, value, [0, 5], *options_of({}, 64))
+    assert told_deterministic == [wanted]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from tests.training.conftest import lengths_of
+from tests.training.jobs.rollouts import reinforcement
+from tests.training.jobs.test_reinforcement import know, prompts
 
 from luthier.errors import FailedPrecondition, InvalidArgument
 from luthier.v1.base_precision_pb2 import BASE_PRECISION_NF4
@@ -16,8 +20,10 @@ from luthier.v1.fine_tuning_job_pb2 import (
     FullConfig,
     Hyperparameters,
     LoraConfig,
+    PreferenceConfig,
     RankRange,
 )
+from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE
 
 FIELD = "fine_tuning_job.ranks"
 CUT = {"hyperparameters": Hyperparameters(batch_tokens=40, micro_batch_tokens=10)}
@@ -68,6 +74,85 @@ async def test_passes_of_an_open_size_are_cut_by_who_trains(bench: Any) -> None:
     plan = await bench.plan(ranks=RankRange(min_ranks=2))
     assert plan.resolved_job.hyperparameters.micro_batch_tokens == 0
     assert not [text for text in plan.warnings if "ranks" in text]
+
+
+async def test_more_ranks_than_a_step_has_rows_are_refused_before_anything_is_loaded(bench: Any) -> None:
+    """20 rows of 10 tokens; passes are of an open size, as they are by default."""
+    for rows, steers in (
+        (20, Hyperparameters()),
+        (4, Hyperparameters(batch_rows=4)),
+        (4, Hyperparameters(batch_tokens=45)),
+        (1, Hyperparameters(batch_tokens=10, micro_batch_tokens=10)),
+    ):
+        said = {"hyperparameters": steers}
+        await bench.plan(ranks=RankRange(min_ranks=rows), **said)
+        with pytest.raises(FailedPrecondition) as caught:
+            await bench.plan(ranks=RankRange(min_ranks=rows + 1), **said)
+        assert caught.value.reason == "TOO_MANY_RANKS"
+        assert f"of the largest step, got {rows + 1}: lower it" in caught.value.message
+        assert f"ranks.min_ranks must be at most the {rows} " in caught.value.message
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.create("many", ranks=RankRange(min_ranks=21))
+    assert caught.value.message == (
+        "ranks.min_ranks must be at most the 20 rows of the largest step, got 21: lower it, or make steps of more rows"
+    )
+    assert caught.value.metadata == {"min_ranks": "21", "rows": "20"}
+    with pytest.raises(FailedPrecondition, match="at most the 4 rows of the largest step, got 5"):
+        await bench.create(
+            "some", ranks=RankRange(min_ranks=5), hyperparameters=Hyperparameters(batch_rows=4)
+        )
+    assert (await bench.create("enough", ranks=RankRange(min_ranks=20))).ranks.min_ranks == 20
+
+
+async def test_a_job_is_refused_by_the_rows_that_its_steps_have_room_for(bench: Any) -> None:
+    bench.renderings.views[bench.RENDERING].split_statistics[0].tokens.minimum = 10
+    with pytest.raises(FailedPrecondition, match="at most the 4 rows of the largest step, got 5"):
+        await bench.create(
+            "many", ranks=RankRange(min_ranks=5), hyperparameters=Hyperparameters(batch_tokens=49)
+        )
+
+
+async def test_a_pass_of_an_open_size_has_the_longest_row_and_so_many_short_ones(bench: Any) -> None:
+    """One row of 40 tokens and four of 10: two passes are the most, though there are five rows."""
+    rendering = bench.renderings.views[bench.RENDERING]
+    bench.know(rendering, (*lengths_of(1, 40), *lengths_of(4, 10, first=1)), ())
+    await bench.plan(ranks=RankRange(min_ranks=2))
+    with pytest.raises(FailedPrecondition) as caught:
+        await bench.plan(ranks=RankRange(min_ranks=3))
+    assert caught.value.message == (
+        "ranks.min_ranks must be at most the 2 forward passes of the largest step, got 3: lower it, or make steps "
+        "larger, as no pass is smaller than the longest row"
+    )
+    warned = await bench.plan(ranks=RankRange(max_ranks=3))
+    assert (
+        "with 3 ranks 1 of 1 steps leave some of them idle, as they have fewer forward passes; a larger batch makes "
+        "more"
+    ) in warned.warnings
+
+
+@pytest.mark.parametrize(("rows", "most"), [(4, 4), (0, 16), (64, 20)])
+async def test_ranks_of_reinforcement_share_the_prompts_of_a_step(bench: Any, rows: int, most: int) -> None:
+    know(bench, prompts(*[10] * 20))
+    said = {
+        "reinforcement": reinforcement(max_new_tokens=20),
+        "hyperparameters": Hyperparameters(batch_rows=rows) if rows else Hyperparameters(),
+    }
+    await bench.plan(ranks=RankRange(min_ranks=most), **said)
+    for ask in (bench.plan, partial(bench.create, "many")):
+        with pytest.raises(FailedPrecondition) as caught:
+            await ask(ranks=RankRange(min_ranks=most + 1), **said)
+        assert caught.value.reason == "TOO_MANY_RANKS"
+        assert caught.value.message == (
+            f"ranks.min_ranks must be at most the {most} prompts of the largest step, got {most + 1}: lower it, or "
+            "make steps of more prompts"
+        )
+
+
+async def test_two_rows_of_a_pair_are_no_work_for_two_ranks(bench: Any) -> None:
+    bench.add_rendering(kind=RENDERING_KIND_PREFERENCE)
+    bench.renderings.views[bench.RENDERING].split_statistics[0].num_units = 10
+    with pytest.raises(FailedPrecondition, match="at most the 10 pairs of the largest step, got 11"):
+        await bench.create("many", ranks=RankRange(min_ranks=11), preference=PreferenceConfig())
 
 
 @pytest.mark.parametrize(

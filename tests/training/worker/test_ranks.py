@@ -15,6 +15,7 @@ from tests.training.worker.conftest import Site, compute_here, job_of
 from tests.training.worker.test_reinforcement import prompts, registered, reinforcement, rollouts_of
 from tests.training.worker.test_weights import ended
 
+from luthier.errors.status import status_to_failure
 from luthier.lm.load import load_model
 from luthier.training.executors.joining import RankDesk
 from luthier.training.executors.torchrun import _own
@@ -24,6 +25,7 @@ from luthier.training.worker.order import Desk, TrainOrder
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FullConfig, PreferenceConfig, RankRange
 from luthier.v1.rendering_pb2 import RENDERING_KIND_PREFERENCE
 from luthier.work.context import TaskContext
+from luthier.work.requirements import Equipment
 from luthier.worker.v1 import task_pb2
 
 __all__ = ["prompts"]
@@ -126,6 +128,29 @@ class _Placed:
 def on_two(job: FineTuningJob) -> FineTuningJob:
     job.ranks.CopyFrom(RankRange(min_ranks=1, max_ranks=2))
     return job
+
+
+async def test_ranks_that_no_step_has_work_for_are_found_before_a_model_is_loaded(
+    site: Site, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes are of an open size: as the longest row alone fills a step, no step has two."""
+    longest = max(len(row.input_ids) for row in site.data.rows)
+    wanted = job_of(max_steps=1)
+    wanted.ranks.CopyFrom(RankRange(min_ranks=2))
+    loaded: list[Any] = []
+    async with site.worker(compute=compute_on_two, equipment=Equipment(num_ranks=2)):
+        await registered(site, model_folder)
+        assert (await ended(site, "enough", wanted)).run_record.num_ranks == 2
+        wanted.hyperparameters.batch_tokens = longest
+        monkeypatch.setattr("luthier.training.worker.computing.load_model", loaded.append)
+        job = await site.ended((await site.create_job("two", wanted)).name)
+    failure = status_to_failure(job.error)
+    assert (failure.reason, failure.code) == ("TOO_MANY_RANKS", "FAILED_PRECONDITION")
+    assert failure.message == (
+        "ranks.min_ranks must be at most the 1 forward passes of the largest step, got 2: lower it, or make steps "
+        "larger, as no pass is smaller than the longest row"
+    )
+    assert not loaded
 
 
 async def test_all_weights_learn_preferences_on_two_ranks_from_one_stored_reference(

@@ -10,9 +10,9 @@ import asyncio
 import json
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -32,10 +32,12 @@ async def survey_elsewhere(
     batches: BatchSettings,
     max_new_tokens: int = 0,
     mixture: Mixture | None = None,
+    *,
+    is_cut: bool = False,
 ) -> Survey:
     """Return what `quick_survey` finds, computed in a process that ends with the call.
 
-    With `max_new_tokens` rows are prompts, and have answers of so many tokens.
+    With `max_new_tokens` rows are prompts, and have answers of so many tokens. `is_cut` is `quick_survey`'s.
 
     Raises:
         Internal: the process failed; the message has the last of what it said.
@@ -49,10 +51,10 @@ async def survey_elsewhere(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    asked = {"batches": asdict(batches), "max_new_tokens": max_new_tokens, "is_cut": is_cut}
+    asked["mixture"] = None if mixture is None else asdict(mixture)
     try:
-        output, errors = await process.communicate(
-            _written(train, validation, batches, max_new_tokens, mixture)
-        )
+        output, errors = await process.communicate(_written(train, validation, asked))
     finally:
         if process.returncode is None:
             process.kill()
@@ -75,19 +77,8 @@ def estimate_warnings(found: Survey, max_steps: int) -> Iterator[str]:
         )
 
 
-def _written(
-    train: PackedLengths,
-    validation: PackedLengths,
-    batches: BatchSettings,
-    max_new_tokens: int,
-    mixture: Mixture | None,
-) -> bytes:
-    head = {
-        "batches": asdict(batches),
-        "counts": [len(train), len(validation)],
-        "max_new_tokens": max_new_tokens,
-        "mixture": None if mixture is None else asdict(mixture),
-    }
+def _written(train: PackedLengths, validation: PackedLengths, asked: Mapping[str, Any]) -> bytes:
+    head = {**asked, "counts": [len(train), len(validation)]}
     columns = [column.tobytes() for split in (train, validation) for column in _columns(split)]
     return b"\n".join((json.dumps(head).encode(), b"".join(columns)))
 
@@ -107,7 +98,8 @@ def _read(stream: BinaryIO) -> Survey:
         splits.append(lengths.with_answers(answer_tokens) if answer_tokens else lengths)
     train, validation = splits
     mixture = msgspec.convert(head["mixture"], Mixture | None)
-    return quick_survey(train, validation, BatchSettings(**head["batches"]), mixture)
+    batches = BatchSettings(**head["batches"])
+    return quick_survey(train, validation, batches, mixture, is_cut=head["is_cut"])
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from luthier.training.fitting import (
     what_would,
     work_of,
 )
-from luthier.training.jobs.planning import statistics_of
 from luthier.training.jobs.reward_models import RewardModel
+from luthier.training.jobs.split_counts import statistics_of
 from luthier.training.recipe_settings import is_divided, named_kept, precision_of, ranks_of
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.footprint import Place, Speed, Trained, seconds

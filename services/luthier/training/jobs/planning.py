@@ -11,6 +11,7 @@ from luthier.training.jobs.methods import described, judged_by, main_metric, ren
 from luthier.training.jobs.mixing import mixture_warnings
 from luthier.training.jobs.ranks import rank_warnings, require_work_for_ranks
 from luthier.training.jobs.reinforcement import answer_tokens, answers_per_row
+from luthier.training.jobs.split_counts import num_idle, num_teaching, statistics_of
 from luthier.training.recipe_settings import (
     batch_settings,
     measure_of,
@@ -25,7 +26,7 @@ from luthier.training.recipes.survey import (
     first_rows,
     require_fitting,
 )
-from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION, Split
+from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, FineTuningPlan, RenderingUse
 from luthier.v1.rendering_pb2 import (
     RENDERING_KIND_SUPERVISED,
@@ -66,27 +67,6 @@ def joined(parts: Sequence[SplitLengths]) -> tuple[SplitLengths, tuple[int, ...]
         whole.train.extend(part.train, first)
         whole.validation.extend(part.validation, first)
     return whole, firsts
-
-
-def statistics_of(rendering: Rendering, split: Split.ValueType) -> RenderingSplitStatistics:
-    """Return what a rendering says of a split; all zero where it has no row of it."""
-    found = (one for one in rendering.split_statistics if one.split == split)
-    return next(found, RenderingSplitStatistics(split=split))
-
-
-def num_idle(split: RenderingSplitStatistics) -> int:
-    """Return the rows of a split that teach nothing."""
-    return split.num_unsupervised - split.num_without_row
-
-
-def num_teaching(split: RenderingSplitStatistics) -> int:
-    """Return the rows of a split that have something to learn."""
-    return split.tokens.count - num_idle(split)
-
-
-def longest_prompt(rendering: Rendering) -> int:
-    """Return the tokens of the longest row of a rendering of prompts, of which none is idle."""
-    return max(statistics_of(rendering, split).tokens.maximum for split in (SPLIT_TRAIN, SPLIT_VALIDATION))
 
 
 def require_usable(job: FineTuningJob, rendering: Rendering, tokenizer_digest: str) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.training.fitting import Fit, Rows, fits_of, what_would
-from luthier.training.jobs.planning import num_idle, statistics_of
 from luthier.training.jobs.reinforcement import answer_tokens
+from luthier.training.jobs.split_counts import num_idle, statistics_of
 from luthier.training.recipe_settings import is_divided, ranks_of
 from luthier.training.recipes.footprint import Place, Trained
 from luthier.v1.dataset_pb2 import SPLIT_TRAIN, SPLIT_VALIDATION

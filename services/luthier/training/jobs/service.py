@@ -22,11 +22,11 @@ from luthier.training.jobs.planning import (
     SplitLengths,
     check_counts,
     joined,
-    longest_prompt,
     make_plan,
     require_learnable,
     require_usable,
 )
+from luthier.training.jobs.ranks import is_cut_for_ranks, require_rows_for_ranks
 from luthier.training.jobs.reinforcement import GRADER_FIELD, answer_tokens
 from luthier.training.jobs.reward_models import (
     RewardModel,
@@ -39,6 +39,7 @@ from luthier.training.jobs.rollouts import KeptRollouts
 from luthier.training.jobs.room import least_rows, require_worker_with_room, room_warnings
 from luthier.training.jobs.row_places import RowPlaces, placed
 from luthier.training.jobs.rules import State
+from luthier.training.jobs.split_counts import longest_prompt
 from luthier.training.jobs.starts import Start, Starts, require_base
 from luthier.training.names import RENDERING
 from luthier.training.recipe_settings import batch_settings, mixture_of, ranks_of, rendering_names
@@ -170,7 +171,8 @@ class JobService:
             InvalidArgument: names every field that is wrong; ADDRESS_NOT_ALLOWED for a remote grader or a webhook;
                 REWARD_MODEL_EXPECTED; SEQUENCE_TOO_LONG.
             NotFound: the model, what to begin from, a reward model or a rendering does not exist.
-            FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, or NO_SUPERVISED_TOKENS.
+            FailedPrecondition: one of them is not READY, they do not fit, TOKENIZER_MISMATCH, NO_SUPERVISED_TOKENS, or
+                TOO_MANY_RANKS.
             Unavailable: the Data service is away.
         """
         rules.check_references(wanted)
@@ -196,6 +198,7 @@ class JobService:
             if not names_rows or error.reason != Reason.SEQUENCE_TOO_LONG:
                 raise
             raise await self._longest_named(job, renderings, base.message.context_length, error) from error
+        require_rows_for_ranks(job, renderings)
         require_room(job, rewards, longest_prompt(renderings[0]))
         return CheckedJob(job=job, renderings=renderings, base_model=base, start=start, reward_models=rewards)
 
@@ -254,6 +257,7 @@ class JobService:
                     batch_settings(job),
                     answer_tokens(job),
                     mixture_of(job, firsts),
+                    is_cut=is_cut_for_ranks(job),
                 )
         finally:
             self._num_plans -= 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from luthier.training.recipes.batches import BatchSettings, Drawn, PlanTotals, count_steps
 from luthier.training.recipes.mixture import Mixture
-from luthier.training.recipes.survey import Longest, PackedLengths, Survey, fits
+from luthier.training.recipes.survey import Longest, PackedLengths, Survey, finest, fits
 
 MOST_COUNTED = 400_000
 """Rows, counted anew in each epoch, whose steps are counted: some two seconds of work."""
@@ -33,8 +33,10 @@ def quick_survey(
     batches: BatchSettings,
     mixture: Mixture | None = None,
     most_counted: int = MOST_COUNTED,
+    *,
+    is_cut: bool = False,
 ) -> Survey:
-    """Return what `survey` finds of the same rows.
+    """Return what `survey` finds of the same rows; `is_cut` is its own.
 
     Totals are an estimate where more rows pass than `most_counted`, or teach in a mixture.
     """
@@ -44,7 +46,8 @@ def quick_survey(
     found = replace(own, mixed=tuple(mixed))
     if not all(fits(part, batches) for part in (own, *mixed)):
         return found
-    return replace(found, totals=_totals(train, trained, batches, mixture, most_counted))
+    counted = finest(batches, found) if is_cut else batches
+    return replace(found, totals=_totals(train, trained, counted, mixture, most_counted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,8 +132,13 @@ def survey(
     validation: Iterable[RowLength],
     batches: BatchSettings,
     mixture: Mixture | None = None,
+    *,
+    is_cut: bool = False,
 ) -> Survey:
-    """Look at all rows, those of a mixture numbered through. Takes some 4 s for each pass over a million rows."""
+    """Look at all rows, those of a mixture numbered through. Takes some 4 s for each pass over a million rows.
+
+    With `is_cut` passes of an open size are counted as small as rows allow, which takes longer; else a step is one.
+    """
     rows, others = list(train), list(validation)
     if mixture is None:
         found = _looked_at(rows, others)
@@ -141,7 +146,18 @@ def survey(
         own, *mixed = map(_looked_at, _parted(rows, mixture), _parted(others, mixture))
         found = replace(own, mixed=tuple(mixed))
     can_be_counted = all(fits(part, batches) for part in (found, *found.mixed))
-    return replace(found, totals=count_steps(rows, batches, mixture) if can_be_counted else None)
+    if not can_be_counted:
+        return found
+    counted = finest(batches, found) if is_cut else batches
+    return replace(found, totals=count_steps(rows, counted, mixture))
+
+
+def finest(batches: BatchSettings, found: Survey) -> BatchSettings:
+    """Return settings whose passes, where their size is open, are as small as the longest unit allows."""
+    if batches.micro_batch_tokens:
+        return batches
+    longest = (part.longest.num_tokens for part in (found, *found.mixed) if part.longest is not None)
+    return replace(batches, micro_batch_tokens=max(longest))
 
 
 def _parted(rows: Iterable[RowLength], mixture: Mixture) -> list[list[RowLength]]:
@@ -208,17 +224,35 @@ def require_fitting(
         )
 
 
-def require_ranks(totals: PlanTotals, least: int) -> None:
-    """Check that at least one step has a forward pass for each of so many ranks.
+def require_rows(most: int, least: int, name: str) -> None:
+    """Check that a step has something for each of so many ranks: at most `most` rows, or whatever `name` says.
+
+    Raises:
+        FailedPrecondition: TOO_MANY_RANKS.
+    """
+    if least > max(1, most):
+        raise FailedPrecondition(
+            f"ranks.min_ranks must be at most the {most} {name} of the largest step, got {least}: lower it, or make "
+            f"steps of more {name}",
+            reason=Reason.TOO_MANY_RANKS,
+            metadata={"min_ranks": str(least), name: str(most)},
+        )
+
+
+def require_ranks(totals: PlanTotals, least: int, *, is_open: bool) -> None:
+    """Check that at least one step has a forward pass for each of so many ranks; `is_open`: their size is chosen.
 
     Raises:
         FailedPrecondition: TOO_MANY_RANKS.
     """
     most = max(totals.passes, default=0)
     if least > max(1, most):
+        advice = "make more passes of a step by a smaller micro_batch_tokens or a larger batch"
+        if is_open:
+            advice = "make steps larger, as no pass is smaller than the longest row"
         raise FailedPrecondition(
             f"ranks.min_ranks must be at most the {most} forward passes of the largest step, got {least}: lower it, or "
-            "make more passes of a step by a smaller micro_batch_tokens or a larger batch",
+            f"{advice}",
             reason=Reason.TOO_MANY_RANKS,
             metadata={"min_ranks": str(least), "passes": str(most)},
         )

@@ -99,7 +99,7 @@ def _train(
     spec = order.task.train
     corpus, mixture, records, places = _rows(order, desk)
     batches = batch_settings(spec.job)
-    found = survey(corpus.lengths("TRAIN"), corpus.lengths("VALIDATION"), batches, mixture)
+    found = _surveyed(spec.job, corpus, batches, mixture)
     repeated = overlap(corpus)
     if repeated is not None:
         desk.log(repeated.text(lambda row: row_placed(row, mixture, places)), "WARNING")
@@ -247,11 +247,18 @@ def _begin(
     return Begun(engine=engine, course=course, changed=changed, extra=extra)
 
 
+def _surveyed(
+    job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, batches: BatchSettings, mixture: Mixture | None
+) -> Survey:
+    train, validation = corpus.lengths("TRAIN"), corpus.lengths("VALIDATION")
+    return survey(train, validation, batches, mixture, is_cut=ranks_of(job)[0] > 1)
+
+
 def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[str, Any]) -> PlanTotals:
     """Check what a plan checks, now that every row is known, and say what is not used.
 
     Raises:
-        FailedPrecondition: NO_SUPERVISED_TOKENS, SEQUENCE_TOO_LONG.
+        FailedPrecondition: NO_SUPERVISED_TOKENS, SEQUENCE_TOO_LONG, TOO_MANY_RANKS.
         InvalidArgument: SEQUENCE_TOO_LONG.
     """
     context_length = int(config.get("max_position_embeddings") or 0)
@@ -272,6 +279,10 @@ def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[
             text = f"{unused} of {part.num_train_rows} training rows{whose} teach nothing and are not used"
             desk.log(text, "WARNING")
     assert found.totals is not None, "rows that teach and fit were counted"
+    least = ranks_of(job)[0]
+    # What reinforcement learns from in a step is known only once it is drawn.
+    if least > 1 and not job.HasField("reinforcement"):
+        require_ranks(found.totals, least, is_open=not batches.micro_batch_tokens)
     return found.totals
 
 
@@ -285,7 +296,7 @@ def _check_ranks(desk: Desk, totals: PlanTotals, num_ranks: int) -> None:
     # What reinforcement learns from in a step is known only once it is drawn.
     if job.HasField("reinforcement"):
         return
-    require_ranks(totals, ranks_of(job)[0])
+    require_ranks(totals, ranks_of(job)[0], is_open=not job.hyperparameters.micro_batch_tokens)
     idle = steps_with_idle_ranks(totals, num_ranks)
     if num_ranks > 1 and idle:
         text = (
