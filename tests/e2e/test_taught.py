@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
+import threading
 import time
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from tests.e2e.conftest import WAIT, Cluster, Shared, job, make_tiny_model, writ
 from tests.e2e.drawing import ANY, MOST, drawn
 from tests.stores import service_file
 
-from luthier.client import Client
-from luthier.errors import FailedPrecondition
+from luthier.client import Client, RetryPolicy
+from luthier.errors import FailedPrecondition, LuthierError, Unavailable
 from luthier.v1.chat_pb2 import ChatMessage
 from luthier.v1.dataset_pb2 import SPLIT_TEST, SPLIT_TRAIN, DatasetSource
 from luthier.v1.evaluation_pb2 import (
@@ -33,11 +35,14 @@ from luthier.v1.rendering_pb2 import Rendering
 pytestmark = pytest.mark.e2e
 END_OF_TEXT, END_OF_TURN = 0, 2
 """By which the template below ends turns, and the end of sequence of the model that it is taught to."""
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS = "for ever?"
 OWN = (
     "{{ strftime_now('%d %b %Y') }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}"
     "<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    "{% if messages[-1]['content'] == '" + ENDLESS + "' %}" + LOOPS + "{% endif %}"
 )
-LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+"""It never ends for one question."""
 QUESTION = "colour of thing 0?"
 HELLO = [ChatMessage(role="user", content=QUESTION)]
 
@@ -97,6 +102,7 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
         assert last.template_source == TEMPLATE_SOURCE_TAUGHT
 
         check_download(client, tuned.name, asked, tmp_path / "tuned")
+        check_asked(client, tuned.name, asked, tmp_path / "tuned")
         assert set(client.models.get("tiny").eos_token_ids) == {END_OF_TURN}
         assert END_OF_TEXT in tuned.taught.stop_token_ids
         check_ends(client, tuned.name, tmp_path)
@@ -105,6 +111,7 @@ def test_a_model_taught_with_a_template_of_its_own_is_asked_with_it(cluster: Clu
         assert not client.models.get(tuned.name).HasField("taught")
         last = list(client.generate(tuned.name, HELLO, max_new_tokens=2))[-1]
         assert (last.num_prompt_tokens, last.template_source) == (len(asked), TEMPLATE_SOURCE_TAUGHT)
+        check_stop(cluster, client, tuned.name)
 
 
 def forget_what_was_taught(cluster: Cluster, tuned: str) -> None:
@@ -130,6 +137,68 @@ def check_download(client: Client, tuned: str, asked: list[int], folder: Path) -
     turns = [{"role": "user", "content": QUESTION}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == asked
+
+
+def check_asked(client: Client, tuned: str, asked: list[int], folder: Path) -> None:
+    """What is drawn for the turns is what is drawn for the trained ids, given as the text that has just these tokens.
+
+    With a token left out or another one in its place something else is drawn.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def drawn_for(ids: list[int]) -> list[str]:
+        text = str(tokenizer.decode(ids, skip_special_tokens=False))
+        assert tokenizer(text)["input_ids"] == ids
+        return [say(client, tuned, text, seed) for seed in (1, 2)]
+
+    for_turns = [say(client, tuned, HELLO, seed) for seed in (1, 2)]
+    assert for_turns == drawn_for(asked)
+    for other in (asked[1:], asked[:-1], [*asked[:5], END_OF_TURN, *asked[6:]]):
+        assert not set(for_turns) & set(drawn_for(other))
+
+
+def say(client: Client, model: str, prompt: str | list[ChatMessage], seed: int) -> str:
+    pieces = client.generate(model, prompt, max_new_tokens=48, temperature=1.0, seed=seed)
+    return "".join(piece.text for piece in pieces)
+
+
+def check_stop(cluster: Cluster, client: Client, tuned: str) -> None:
+    """Four calls whose prompt never ends hold up neither another model's nor the worker's stop."""
+    ends: list[LuthierError] = []
+
+    def ask(asking: Client) -> None:
+        with pytest.raises(LuthierError) as caught:
+            list(asking.generate(tuned, [ChatMessage(role="user", content=ENDLESS)], max_new_tokens=2))
+        ends.append(caught.value)
+
+    with cluster.client("plain", RetryPolicy(deadline_seconds=0)) as asking:
+        threads = [threading.Thread(target=ask, args=(asking,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 8
+        while figure(cluster, "luthier_generations_running") < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)  # by which their prompts are being made
+        for _ in range(3):
+            began = time.monotonic()
+            assert list(client.generate("tiny", QUESTION, max_new_tokens=2))[-1].finish_reason
+            assert time.monotonic() - began < 8.0
+        assert ends == [], "they are answered while the prompts are made"
+        cluster.end("evaluation-worker", within_seconds=10)
+        for thread in threads:
+            thread.join(20)
+    assert [type(error) for error in ends] == [Unavailable] * 4
+
+
+def figure(cluster: Cluster, name: str) -> float:
+    """A metric of the Evaluation service that has no labels."""
+    with urllib.request.urlopen(f"http://{cluster.metrics['evaluation']}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name} ")]
+    return float(line.rpartition(" ")[2])
 
 
 def check_ends(client: Client, tuned: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.evaluation.conftest import Site
+from tests.evaluation.peer_servers import thing
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Reason, ResourceExhausted, Unavailable
 from luthier.evaluation.worker.answers import SLOTS
+from luthier.evaluation.worker.room import Room
 from luthier.lm import engine as engine_module
 from luthier.lm.adapter_files import WEIGHTS_NAME
 from luthier.lm.engine import Engine
 from luthier.lm.generate import GenerationRequest
 from luthier.lm.load import load_model
+from luthier.text.rendering import Renderer
 from luthier.text.tokenizer import TokenizerBundle
-from luthier.v1 import chat_pb2, evaluation_pb2, evaluation_service_pb2
+from luthier.v1 import chat_pb2, evaluation_pb2, evaluation_service_pb2, model_pb2
 from luthier.work.peers import bearer
 
+OWN = (
+    "{{ strftime_now('%d %b %Y') }}{% for message in messages %}[{{ message.role }}] {{ message.content }}"
+    "<|endoftext|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 ENDED = (evaluation_pb2.FINISH_REASON_STOP, evaluation_pb2.FINISH_REASON_LENGTH)
 
 
@@ -68,6 +77,13 @@ def greedy_tokens(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 async def drain(call: Any) -> None:
     while await call.read() is not grpc.aio.EOF:
         pass
+
+
+async def until_handed_out(site: Site, orders: int) -> None:
+    """Wait until workers have so many orders."""
+    async with asyncio.timeout(8):
+        while sum(len(taker.active) for taker in site._exchange._takers) < orders:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def test_a_conversation_is_answered_and_the_last_piece_says_how_it_ended(site: Any) -> None:
@@ -152,6 +168,33 @@ async def test_orders_for_another_base_leave_slots_to_those_for_the_loaded_one(s
         assert (error.reason, error.retry_after_seconds) == (Reason.OVERLOADED, 5.0)
 
 
+async def test_four_calls_of_a_model_whose_own_template_never_ends_hold_up_no_other_and_no_stop(
+    tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(model_folders["base"], endless)
+    (endless / "chat_template.jinja").write_text(LOOPS)
+    roomy = Room(fits=lambda needed_bytes, held_bytes: True, is_short=lambda: False)
+    async with running_site(tmp_path / "home", {**model_folders, "endless": endless}) as site:
+        asked = request(site, "endless", max_new_tokens=2)
+        asked.conversation.messages.add(role="user", content="what colour")
+        async with site.worker(room=roomy):
+            for model in ("other", "tuned"):
+                await site.said(model, "what", max_new_tokens=2)  # which loads it
+            calls = [site.stub.GenerateText(asked, metadata=bearer(site.keys.api_key)) for _ in range(SLOTS)]
+            hanging = [asyncio.create_task(drain(call)) for call in calls]
+            await until_handed_out(site, SLOTS - 1)
+            await asyncio.sleep(1)  # by which their prompts are being made
+            for model in ("other", "tuned", "base"):
+                await asyncio.wait_for(site.said(model, "what", max_new_tokens=2), 8)
+            assert not any(call.done() for call in calls), "they are answered while the prompts are made"
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+        await asyncio.wait(hanging)
+    assert [await call.code() for call in calls] == [grpc.StatusCode.UNAVAILABLE] * SLOTS
+    assert all(isinstance(one.exception(), grpc.aio.AioRpcError) for one in hanging)
+
+
 async def test_a_worker_that_stops_does_not_finish_long_answers_first(site: Any) -> None:
     async with site.worker():
         call = await begun(site, request(site, prompt="what", max_new_tokens=1000, temperature=2.0))
@@ -227,6 +270,33 @@ async def test_a_raw_prompt_begins_as_the_tokenizer_says(
     bundle = TokenizerBundle.load(base)
     ids = greedy_tokens(load_model(base), tuple(asked), pieces[-1].num_generated_tokens)
     assert "".join(piece.text for piece in pieces) == bundle.decode(ids)
+
+
+async def test_a_tuned_model_is_asked_with_the_ids_of_the_rows_that_taught_it(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = TokenizerBundle.load(site.models.folders["base"])
+    taught = Renderer(bundle, today=date(2026, 3, 9), template=OWN)
+    site.models.taught["tuned"] = model_pb2.Taught(
+        chat_template=taught.effective_template, template_date="2026-03-09"
+    )
+    submit, asked = Engine.submit, []
+
+    def noted(engine: Engine, wanted: GenerationRequest) -> None:
+        asked.append(wanted.prompts)
+        submit(engine, wanted)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    async with site.worker():
+        for model in ("tuned", "base"):
+            wanted = request(site, model, max_new_tokens=2)
+            wanted.conversation.messages.add(role="user", content=thing(0).messages[0].content)
+            _ = [piece async for piece in site.stream("GenerateText", wanted)]
+    row = taught.render(thing(0))
+    first_learnt = row.loss_mask.index(True)
+    own = Renderer(bundle, today=date(2026, 3, 9)).prompt(thing(0))
+    assert asked == [(row.input_ids[:first_learnt],), (own,)]
+    assert row.input_ids[:first_learnt] != own
 
 
 async def test_an_adapter_that_gives_no_numbers_gives_no_text(
