@@ -5,8 +5,13 @@ It is a program of its own: what is changed in the tests' process is not changed
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from luthier.training.executors.ranks import RankOrder
@@ -34,7 +39,18 @@ def is_short() -> None:
     raise MemoryError
 
 
-FAULTS = {"deadlocks": deadlocks, "spins": spins, "short": is_short}
+def vanishes() -> None:
+    """Others see at once that it is gone, and whoever waits for its end sees it a second later."""
+    subprocess.Popen(["sh", "-c", f"sleep 1; kill -KILL {os.getpid()}"], start_new_session=True)
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as own:
+            if own.family == socket.AF_INET:
+                own.shutdown(socket.SHUT_WR)
+    # It would end itself when it sees that the others have ended.
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+FAULTS = {"deadlocks": deadlocks, "spins": spins, "short": is_short, "vanishes": vanishes}
 
 
 def begin(setup: Setup) -> None:

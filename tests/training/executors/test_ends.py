@@ -75,6 +75,13 @@ def ended_at_last(pids: Sequence[int]) -> Iterator[None]:
                 os.kill(pid, signal.SIGKILL)
 
 
+async def stopped(pids: Sequence[int]) -> None:
+    """Stop processes, and wait until whoever watches them has seen that they stand: what moved was a sign of life."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(2.5)
+
+
 @pytest.mark.parametrize("listens", [True, False])
 async def test_ranks_are_cancelled_within_ten_seconds(
     site: Site, model_folder: Path, faulty: Faulty, *, listens: bool
@@ -89,8 +96,8 @@ async def test_ranks_are_cancelled_within_ten_seconds(
         pids = ranks_of(site)
         assert len(pids) == 2
         with ended_at_last(pids):
-            for pid in pids if not listens else ():
-                os.kill(pid, signal.SIGSTOP)
+            if not listens:
+                await stopped(pids)
             async with asyncio.timeout(10.0):
                 request = CancelFineTuningJobRequest(name=job.name)
                 await site.jobs.CancelFineTuningJob(request, metadata=site.metadata)
@@ -174,14 +181,13 @@ async def test_a_driver_that_takes_its_time_is_no_sleep_of_a_rank(
 async def test_a_kill_of_a_rank_for_want_of_memory_fails_the_job(
     site: Site, model_folder: Path, faulty: Faulty
 ) -> None:
-    """The other one complains of it first."""
+    """The other one complains first, that it does not reach it any more."""
 
-    def starve(pids: Sequence[int]) -> None:
+    def count(_: Sequence[int]) -> None:
         faulty.kills += 1
-        os.kill(pids[1], signal.SIGKILL)
 
     async with working(site, model_folder, crew_of(faulty.children, 2)):
-        hurt = await disturbed(site, "starved", starve)
+        hurt = await disturbed(site, "vanishes-1", count)
     assert hurt.job.state == FineTuningJob.STATE_FAILED
     failure = status_to_failure(hurt.job.error)
     assert failure.reason == "OUT_OF_MEMORY"
