@@ -3,6 +3,7 @@
 It plays that the processor is a device of its own. A tensor is on the device once it was moved there by `to`, made with
 an explicit `device`, or made from one that is; all others are on the host. An operator that is given some of both, and
 a tensor of the device that is taken as an array, would fail on a GPU: they are noted with their place in our code.
+What is made of tensors, as torchao's quantised weights are, is where all of these are.
 What autograd computes by itself is not seen: it works on the devices of what it was given.
 """
 
@@ -15,10 +16,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _MOVES = frozenset({"torch.Tensor.copy_", "torch.Tensor.data.__set__", "_has_compatible_shallow_copy_type"})
 """What may be given tensors of two places: it moves them, or only looks."""
 _TO_HOST = frozenset({"torch.Tensor.cpu"})
+_DEVICE = "torch.Tensor.device.__get__"
+_HOST = torch.device("cpu", 0)
+"""What a tensor on the host says of its place, so that what is made beside it is there, too."""
 _AS_ARRAY = frozenset({"torch.Tensor.numpy", "torch.Tensor.__array__"})
 
 
@@ -54,6 +59,9 @@ class DeviceSpy(TorchFunctionMode):
             return func(*args, **kwargs)
         name = resolve_name(func) or getattr(func, "__name__", "")
         given = list(_tensors((args, kwargs)))
+        if name == _DEVICE:
+            place = func(*args, **kwargs)
+            return _HOST if place.type == "cpu" and not self.is_on_device(given[0]) else place
         here = [one for one in given if self.is_on_device(one)]
         self.num_on_device += bool(here)
         self._check(name, given, here)
@@ -62,14 +70,14 @@ class DeviceSpy(TorchFunctionMode):
             return self._marked(result.clone(), on_device=False)
         if name == "torch.Tensor.to" and _names_device(args[1:], kwargs):
             return self._marked(result.clone(), on_device=True)
-        on_device = bool(here) or kwargs.get("device") is not None
+        on_device = bool(here) or kwargs.get("device") not in (None, _HOST)
         for one in _tensors(result):
             self._marked(one, on_device=on_device)
         return result
 
     def is_on_device(self, tensor: Tensor) -> bool:
         """Tell where a tensor is; an empty one is nowhere."""
-        return _address(tensor) in self._addresses
+        return all(_address(part) in self._addresses for part in _parts(tensor))
 
     def _check(self, name: str, given: list[Tensor], here: list[Tensor]) -> None:
         if here and name in _AS_ARRAY:
@@ -91,9 +99,9 @@ class DeviceSpy(TorchFunctionMode):
         self.found[f"{place}: {fault}"] = None
 
     def _marked(self, tensor: Tensor, *, on_device: bool) -> Tensor:
-        address = _address(tensor)
-        if address:
-            (self._addresses.add if on_device else self._addresses.discard)(address)
+        for address in map(_address, _parts(tensor)):
+            if address:
+                (self._addresses.add if on_device else self._addresses.discard)(address)
         return tensor
 
     def _made_on_host(self, array: Any) -> Tensor:
@@ -102,6 +110,15 @@ class DeviceSpy(TorchFunctionMode):
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield what a tensor is made of: itself, or those that one of a class of its own is put together from."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -117,4 +134,4 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     named = (*args, kwargs.get("device"))
-    return any(isinstance(one, torch.device | str) for one in named)
+    return any(isinstance(one, torch.device | str) and one != _HOST for one in named)

@@ -13,8 +13,10 @@ from tests.lm.engine_requests import PROMPTS, request, run, with_adapter
 from tests.lm.test_load import saved
 
 from luthier.lm.device import choose_device
+from luthier.lm.divergence import divergences, write_distributions
 from luthier.lm.engine import Engine
 from luthier.lm.load import load_model
+from luthier.lm.precision import Precision
 from luthier.lm.scoring import sequence_logprobs
 
 ModelMaker = Callable[..., Any]
@@ -70,3 +72,17 @@ def test_scores_are_those_of_the_processor(tiny_model: ModelMaker, tmp_path: Pat
         for device in ("cpu", GPU)
     )
     assert here == pytest.approx(there, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_scores_beside_a_quantised_base_are_those_of_the_processor(
+    tiny_model: ModelMaker, tmp_path: Path, precision: Precision
+) -> None:
+    folder = saved(tiny_model(), tmp_path)
+    masks = [[True] * len(one) for one in PROMPTS]
+    models = [load_model(folder, device=device, precision=precision) for device in ("cpu", GPU)]
+    there, here = ([one.logprob for one in sequence_logprobs(model, PROMPTS, masks)] for model in models)
+    assert here == pytest.approx(there, rel=0.02)
+    write_distributions(models[0], PROMPTS, masks, tmp_path / "kept")
+    found = divergences(models[1], PROMPTS, masks, tmp_path / "kept")
+    assert all(abs(one.nats) < 0.01 * max(1, one.num_tokens) for one in found)

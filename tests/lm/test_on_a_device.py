@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.device_spy import DeviceSpy
 from tests.lm.engine_requests import PROMPTS, request, run, with_adapter
+from tests.lm.test_load import saved
 
+from luthier.kernels.dequantise import is_quantised
 from luthier.kernels.tables import force_impl
+from luthier.lm.divergence import divergences, write_distributions
 from luthier.lm.engine import Engine
+from luthier.lm.load import load_model
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import _nearest_codes
 from luthier.lm.scoring import sequence_logprobs
 from luthier.training.recipes.valuing import Valuer
 
@@ -22,7 +29,11 @@ FAMILIES = ["llama", "qwen3", "mistral"]
 
 @pytest.fixture(autouse=True)
 def _eager() -> Iterator[None]:
-    """Take the plain formulas: the kernels for the processor have tensors of their own there."""
+    """Take the plain formulas: the kernels for the processor have tensors of their own there.
+
+    NF4's codes of every number are made once for a device: a spy must see it.
+    """
+    _nearest_codes.cache_clear()
     force_impl("eager")
     yield
     force_impl("auto")
@@ -66,3 +77,33 @@ def test_scores_and_values_leave_nothing_on_the_processor(tiny_model: ModelMaker
     assert list(spy.found) == []
     assert spy.num_on_device > 50
     assert len(scores) == len(values) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_answers_beside_a_quantised_base_leave_nothing_on_the_processor(
+    tiny_model: ModelMaker, tmp_path: Path, precision: Precision
+) -> None:
+    folder = saved(tiny_model(), tmp_path)
+    with DeviceSpy() as spy:
+        model = load_model(folder, device=CPU, precision=precision)
+        with_adapter(model, "a", 1)
+        engine = Engine(model)
+        answers, _ = run(engine, request(adapter="a"))
+    assert is_quantised(model.model.layers[0].mlp.up_proj.weight)
+    assert list(spy.found) == []
+    assert spy.num_on_device > 100
+    assert engine.take_failures() == {}
+    assert len(answers) == len(PROMPTS)
+
+
+def test_divergences_leave_nothing_on_the_processor(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    masks = [[place > 0 for place in range(len(one))] for one in PROMPTS]
+    model, other = tiny_model(), tiny_model(hidden_act="gelu")
+    with DeviceSpy() as spy:
+        for one in (model, other):
+            one.to(CPU)
+        write_distributions(model, PROMPTS, masks, tmp_path / "kept")
+        found = divergences(other, PROMPTS, masks, tmp_path / "kept")
+    assert list(spy.found) == []
+    assert spy.num_on_device > 50
+    assert sum(one.nats for one in found) > 0

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from tests.training.recipes.test_footprint import FACTORS, SHAPE
 
 from luthier.errors import InvalidArgument
+from luthier.lm.cache import BufferedLayer
+from luthier.lm.generate import GenerationRequest
 from luthier.lm.kept import CHECKPOINTINGS
+from luthier.lm.sampling import sample
+from luthier.lm.shape import shape_of
 from luthier.training import fitting
 from luthier.training.fitting import Rows, fit_of, fits_of, trained_of, what_would, work_of
 from luthier.training.jobs.rules import resolved
 from luthier.training.recipes.batches import PlanTotals
 from luthier.training.recipes.footprint import activation_bytes
+from luthier.training.recipes.rollouts import _CACHE_BATCHES
 from luthier.v1.fine_tuning_job_pb2 import (
     ACTIVATION_CHECKPOINTING_SELECTIVE,
     SHARDING_FSDP2,
@@ -211,3 +218,28 @@ def test_a_divided_model_is_counted_by_the_ranks_of_a_run_or_the_least_of_a_job(
     assert trained_of(said, SHAPE).num_parts == 3
     assert trained_of(said, SHAPE, num_ranks=6).num_parts == 6
     assert trained_of(job(sharding=SHARDING_FSDP2), SHAPE).num_parts == 2
+
+
+def test_answers_that_are_drawn_hold_the_keys_and_values_that_are_planned(
+    tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 prompts of 10 tokens, four answers of up to 14 to each: of 16 passes of 30 tokens five prompts have room."""
+    model, held = tiny_llama(torch.bfloat16), []
+    hold = BufferedLayer._hold
+
+    def seen(layer: BufferedLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+        held.append(keys.nbytes + values.nbytes)
+        hold(layer, keys, values)
+
+    monkeypatch.setattr(BufferedLayer, "_hold", seen)
+    prompts = tuple(tuple(range(3, 13)) for _ in range(12))
+    request = GenerationRequest(request_id="r", prompts=prompts, max_new_tokens=14, num_samples=4)
+    answers = sample(model, request, limit_tokens=_CACHE_BATCHES * 30)
+    assert {len(one.token_ids) for one in answers} == {14}
+    drawing = job(reinforcement=ReinforcementConfig(num_samples=4, max_new_tokens=14))
+    shape = shape_of({**model.config.to_dict(), "architectures": ["LlamaForCausalLM"]})
+    rows = Rows(longest=24, largest=12 * 4 * 24, scored_share=0.5, num_tokens=120)
+    planned = fit_of(trained_of(drawing, shape), rows, 30, "NONE", "CPU", 0).footprint.cache
+    assert planned == pytest.approx(shape.layers * max(held), rel=0.15)
+    few = replace(rows, largest=2 * 4 * 24)
+    assert fit_of(trained_of(drawing, shape), few, 30, "NONE", "CPU", 0).footprint.cache < planned / 2

@@ -41,6 +41,10 @@ CUDA_WORKER = Worker(
 )
 
 
+def test_nobody_is_told_before_a_minute() -> None:
+    assert PATIENCE_SECONDS == 60.0
+
+
 class Room:
     """The workers that are heard of, as a test says."""
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.runtime.config import read
 from luthier.runtime.home import keep_private
 from luthier.runtime.keys import read_or_create_keys
 from luthier.work.requirements import Equipment
-from luthier.work.worker import WorkerSettings
+
+if TYPE_CHECKING:
+    from luthier.work.worker import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,8 @@ def worker_settings(
     config: WorkerConfig, kind: str, service_address: str, equipment: Equipment
 ) -> WorkerSettings:
     """Return how to run a worker of a kind (data, training, evaluation) on this machine, with what it has."""
+    from luthier.work.worker import WorkerSettings
+
     worker_id = f"{kind}-{config.name}" if config.name else kind
     return WorkerSettings(
         service_address=service_address,

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +15,10 @@ from click.testing import CliRunner
 from luthier.daemon.__main__ import main
 from luthier.errors import InvalidArgument, Unavailable
 from luthier.training.executors.ranks import ranks_for, require_choice, require_devices
+from luthier.training.worker.__main__ import chosen
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
+from luthier.work.device import ChosenDevice
+from luthier.work.requirements import Equipment
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,29 @@ def test_each_rank_needs_a_device_of_its_own(
 ) -> None:
     with pytest.raises(InvalidArgument, match=words):
         require_devices(kind, found, name, ranks)
+
+
+def test_eight_ranks_on_one_named_gpu_say_what_would_be_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`luthierd worker training --device cuda:0 --executor torchrun --ranks 8`, where there are as many GPUs."""
+    asked: list[str] = []
+
+    def told(device: str) -> Any:
+        return SimpleNamespace(device=device, executor="torchrun", ranks=8, num_threads=0)
+
+    def found(wanted: str) -> ChosenDevice:
+        asked.append(wanted)
+        return ChosenDevice(name="cuda:0", equipment=Equipment(device="CUDA"), num_available=8)
+
+    monkeypatch.setattr("luthier.training.worker.__main__.chosen_device", found)
+    with pytest.raises(InvalidArgument) as caught:
+        chosen(told("cuda:0"))
+    assert caught.value.message == (
+        "a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with 8 ranks, each of which takes a GPU "
+        "of its own, got 'cuda:0': say cuda, and name those that they may use in CUDA_VISIBLE_DEVICES where these are "
+        "not the first"
+    )
+    device, _ = chosen(told("cuda"))
+    assert (device.num_available, asked) == (8, ["cuda:0", "cuda"])
 
 
 def ended(home: Path, *options: str) -> subprocess.CompletedProcess[str]:

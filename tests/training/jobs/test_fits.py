@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
 from tests.training.conftest import Bench, lengths_of
+from tests.training.jobs.rollouts import reinforcement
+from tests.training.jobs.test_reinforcement import know, prompts
 
 from luthier.errors import DataLoss, FailedPrecondition, InvalidArgument, Reason
 from luthier.kernels.dispatch import Isa
@@ -16,6 +19,7 @@ from luthier.training.jobs import fits
 from luthier.training.models import repository
 from luthier.training.recipes.footprint import Work, seconds
 from luthier.v1.fine_tuning_job_pb2 import (
+    ACTIVATION_CHECKPOINTING_FULL,
     ACTIVATION_CHECKPOINTING_NONE,
     SHARDING_FSDP2,
     SHARDING_REPLICATED,
@@ -149,6 +153,43 @@ def test_a_processor_of_another_rate_moves_bytes_no_faster() -> None:
     assert here is not None
     assert (said.operations, said.bytes) == (3e12, here.bytes)
     assert said.trained_head / said.operations == pytest.approx(here.trained_head / here.operations)
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "micro_batch_tokens", "num_cached"),
+    [(4, 0, 4 * 3 * 60), (16, 0, 16 * 3 * 60), (16, 60, 16 * 60)],
+    ids=["a step", "a larger step", "sixteen passes of what is said"],
+)
+async def test_a_plan_of_reinforcement_counts_keys_and_values_of_answers(
+    bench: Bench, batch_rows: int, micro_batch_tokens: int, num_cached: int
+) -> None:
+    """20 prompts of 10 tokens, with three answers of up to 50 to each."""
+    await give_config(bench)
+    know(bench, prompts(*[10] * 20))
+    said = Hyperparameters(batch_rows=batch_rows, activation_checkpointing=ACTIVATION_CHECKPOINTING_FULL)
+    if micro_batch_tokens:
+        said.micro_batch_tokens = micro_batch_tokens
+    method = reinforcement(num_samples=3, max_new_tokens=50)
+    plan = await planned(bench, reinforcement=method, hyperparameters=said)
+    found = plan.memory
+    # Keys and values of 16 layers with 8 heads of 64, two bytes each.
+    assert found.cache_bytes == 2 * 16 * 8 * 64 * 2 * num_cached
+    lasting = found.weights_bytes + found.adapters_bytes + found.gradients_bytes + found.optimiser_bytes
+    at_once = max(found.activations_bytes + found.logits_bytes, found.cache_bytes)
+    assert found.peak_bytes == lasting + found.runtime_bytes + at_once
+    speed = fits.speed_of(DeviceClass())
+    assert speed is not None
+    num_tokens, num_answered = 3 * 20 * 60, 3 * 20 * 50
+    work = Work(
+        num_tokens=num_tokens,
+        num_scored=num_answered,
+        num_seen=3 * 20 * sum(range(1, 61)),
+        num_steps=plan.num_steps,
+        num_drawn=num_answered,
+    )
+    what = trained_of(plan.resolved_job, shape_of(CONFIG))
+    assert plan.total_seconds == pytest.approx(seconds(what, work, "FULL", speed), rel=1e-9)
+    assert plan.total_seconds > 1.2 * seconds(what, replace(work, num_drawn=0), "FULL", speed)
 
 
 async def test_all_weights_and_answers_that_are_drawn_take_more(bench: Bench) -> None:

@@ -25,6 +25,7 @@ from luthier.v1.device_pb2 import (
 )
 from luthier.v1.fine_tuning_job_pb2 import (
     OPTIMISER_STATES_FLOAT32,
+    OPTIMISER_STATES_INT8,
     OPTIMISER_STATES_OFFLOADED,
     DeviceClass,
     FullConfig,
@@ -131,3 +132,19 @@ async def test_plans_count_moments_that_are_in_main_memory(bench: Any) -> None:
     num_weights = plain.memory.gradients_bytes // 4
     assert plain.memory.optimiser_bytes == 12 * num_weights
     assert less.memory.optimiser_bytes == 4 * num_weights + 8 * 32_000 * 1024
+
+
+async def test_plans_count_moments_of_8_bits(bench: Any) -> None:
+    """Of all but the norms, which are small: a code for each of both, and a scale of four bytes for 256."""
+    await give_config(bench)
+
+    async def taken(states: OptimiserStates.ValueType) -> int:
+        said = Hyperparameters(optimiser_states=states)
+        found: int = (await planned(bench, full=FullConfig(), hyperparameters=said)).memory.optimiser_bytes
+        return found
+
+    norms = 33 * 1024
+    matrices = 16 * (1024 * 1024 * 3 + 3 * 1024 * 2816) + 2 * 32_000 * 1024
+    masters = 4 * (matrices + norms)
+    assert await taken(OPTIMISER_STATES_FLOAT32) == masters + 8 * (matrices + norms)
+    assert await taken(OPTIMISER_STATES_INT8) == masters + 8 * norms + 2 * (matrices + 4 * matrices // 256)

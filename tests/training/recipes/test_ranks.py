@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tests.training.recipes.crews import METHODS, Made, Run, on_ranks
+from tests.training.recipes.crews import assert_close as assert_rounded
 from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Unavailable
+from luthier.kernels.dequantise import is_quantised
 from luthier.lm.packed import WEIGHT, PackedBatch
+from luthier.lm.precision import Precision
+from luthier.lm.quantise import quantise_linears
 from luthier.training.recipes.batches import count_steps, iterate_steps
 from luthier.training.recipes.collective import Collective, OneRank, dealt, share_of
 from luthier.training.recipes.objectives import REFERENCE
@@ -59,6 +63,27 @@ def test_two_ranks_make_the_steps_of_one_and_the_same_bits_again(
     assert first[0].digests == second[0].digests != {}
     assert sum(one.passes for one in first) == alone.passes
     assert min(one.passes for one in first) > alone.passes // 3, "they share the work"
+
+
+@pytest.mark.parametrize("precision", ["INT8", "NF4"])
+def test_two_ranks_beside_a_quantised_base_make_the_steps_of_one(
+    tiny_llama: ModelMaker, token_rows: Callable[..., list[Any]], precision: Precision, tmp_path: Path
+) -> None:
+    """Each quantises the weights for itself, to the same codes."""
+
+    def run() -> Run:
+        model = tiny_llama(torch.bfloat16)
+        quantise_linears(model, precision, "cpu")
+        return Run(model, token_rows(40), "sft", "adapter")
+
+    alone = run()
+    assert is_quantised(alone.model.model.layers[0].mlp.up_proj.weight)
+    wanted = alone.made(OneRank(), tmp_path / "alone")
+    first, second = (crew(run, 2, tmp_path / name) for name in ("first", "second"))
+    assert_rounded(first[0].steps, wanted.steps)
+    assert all(one.steps == first[0].steps for one in (*first, *second))
+    assert first[0].digests == second[0].digests != {}
+    assert sum(one.passes for one in first) == wanted.passes
 
 
 @pytest.mark.parametrize("method", ["sft", "kto", "grpo"])

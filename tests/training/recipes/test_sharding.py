@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from luthier.errors import FailedPrecondition, InvalidArgument, Unavailable
+from luthier.lm.blocks import Attention, GatedMlp, RmsNorm
 from luthier.lm.checkpointing import checkpoint_layers
 from luthier.lm.kept import CHECKPOINTINGS
 from luthier.lm.load import load_model
@@ -30,6 +31,7 @@ from luthier.training.recipes.weights import Adapter
 ModelMaker = Callable[..., PreTrainedModel]
 RunMaker = Callable[..., Run]
 CPU = torch.device("cpu")
+OURS = (Attention, GatedMlp, RmsNorm)
 
 
 @pytest.fixture
@@ -140,6 +142,26 @@ def test_a_file_leaves_memory_as_its_units_are_divided(tmp_path: Path) -> None:
     for before, after in divided(2, tmp_path / "ranks", mapped):
         assert before > 3 << 20
         assert after < before / 4
+
+
+def test_what_is_divided_computes_with_our_blocks(
+    tiny_llama: ModelMaker, token_rows: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """FSDP2 makes classes of its own of what it divides: blocks that are known by theirs are put in place before."""
+    tiny_llama().save_pretrained(tmp_path / "model")
+
+    def called(collective: Collective) -> tuple[int, set[str]]:
+        run = Run(load_model(tmp_path / "model"), token_rows(10), "sft", "adapter")
+        engine, seen = run.engine(collective), set[str]()
+        ours = [module for module in engine.weights.model.modules() if isinstance(module, OURS)]
+        for module in ours:
+            module.register_forward_pre_hook(lambda one, _: seen.add(type(one).__name__))
+        engine.score(run.corpus.pack((0, 1)), FusedLoss())
+        return len(ours), seen
+
+    for count, seen in divided(2, tmp_path / "ranks", called):
+        assert count == 2 * (1 + 1 + 2) + 1, "of each layer attention, MLP and norms; the last norm"
+        assert len(seen) == len(OURS), seen
 
 
 def _file_bytes() -> int:

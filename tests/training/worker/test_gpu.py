@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.training.worker.conftest import Site
-from tests.training.worker.test_on_a_device import CASES
+from tests.training.worker.test_on_a_device import CASES, few_in_8_bits
 from tests.training.worker.test_weights import ended
 
 from luthier.training.worker.computing import computed
@@ -19,11 +19,13 @@ from luthier.training.worker.order import Desk, TrainEnd, TrainOrder
 from luthier.v1.fine_tuning_job_pb2 import DETERMINISM_BITWISE, FineTuningJob
 from luthier.work.context import TaskContext
 
+__all__ = ["few_in_8_bits"]
 # cuBLAS reads it when the GPU is opened.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use"),
+    pytest.mark.usefixtures("few_in_8_bits"),
 ]
 DRAWS = ("GRPO", "GRPO of all weights")
 """Methods whose second step depends on what was drawn in the first, so on its last bits."""
@@ -65,7 +67,15 @@ async def test_a_gpu_learns_what_a_processor_learns(site: Site, model_folder: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["an adapter with dropout and a trained embedding", "all weights", "DPO", "KTO"]
+    "name",
+    [
+        "an adapter with dropout and a trained embedding",
+        "an adapter with DoRA beside NF4",
+        "all weights",
+        "all weights with moments in 8 bits",
+        "DPO",
+        "KTO",
+    ],
 )
 async def test_a_run_that_is_stopped_ends_with_the_same_bits(
     site: Site, model_folder: Path, name: str

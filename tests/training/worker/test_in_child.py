@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import re
 import signal
@@ -264,10 +265,13 @@ async def test_a_source_that_cannot_be_read_is_named_by_another_process_too(
 
 DRIVER = "import sys; import luthier.training.worker.__main__; print('torch' in sys.modules)"
 CONNECTS = ("luthier.work.peers", "luthier.work.link", "luthier.work.retry", "luthier.work.rewards")
+RANK_OF_RAY = "import luthier.training.executors.ray.rank" if importlib.util.find_spec("ray") else ""
 CHILD = f"""
 import sys
 import {MODULE}
 import luthier.training.worker.computing
+import luthier.training.executors.joining
+{RANK_OF_RAY}
 print([name for name in {CONNECTS} if name in sys.modules])
 """
 

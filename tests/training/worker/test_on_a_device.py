@@ -16,9 +16,13 @@ from tests.training.worker.test_reinforcement import reinforcement
 from tests.training.worker.test_weights import ended
 
 from luthier.kernels.tables import force_impl
+from luthier.lm.quantise import _nearest_codes
+from luthier.training.recipes import footprint
 from luthier.training.worker.computing import computed
 from luthier.training.worker.order import Desk, TrainEnd, TrainOrder
+from luthier.v1.base_precision_pb2 import BASE_PRECISION_BFLOAT16, BASE_PRECISION_INT8, BASE_PRECISION_NF4
 from luthier.v1.fine_tuning_job_pb2 import (
+    OPTIMISER_STATES_INT8,
     FineTuningJob,
     FullConfig,
     LoraConfig,
@@ -37,7 +41,11 @@ Loss = PreferenceConfig.Loss
 
 @pytest.fixture
 def eager() -> Iterator[None]:
-    """Take the plain formulas: the kernels for the processor have tensors of their own there."""
+    """Take the plain formulas: the kernels for the processor have tensors of their own there.
+
+    NF4's codes of every number are made once for a device: a spy must see it.
+    """
+    _nearest_codes.cache_clear()
     force_impl("eager")
     yield
     force_impl("auto")
@@ -57,13 +65,21 @@ class Case:
             site.data.rows, site.data.kind = self.rows, self.kind
 
 
-def supervised(*, full: bool = False, **lora: Any) -> Case:
+def supervised(*, full: bool = False, precision: Any = BASE_PRECISION_BFLOAT16, **lora: Any) -> Case:
     job = job_of(max_steps=2)
+    job.base_precision = precision
     if full:
         job.full.CopyFrom(FullConfig())
     else:
         job.lora.MergeFrom(LoraConfig(**lora))
     return Case(job=job)
+
+
+def in_8_bits() -> Case:
+    """All weights, the moments of those of more than a thousand in 8 bits."""
+    case = supervised(full=True)
+    case.job.hyperparameters.optimiser_states = OPTIMISER_STATES_INT8
+    return case
 
 
 def preferred(loss: Any, *, full: bool = False) -> Case:
@@ -102,9 +118,15 @@ CASES: dict[str, Callable[[], Case]] = {
     "an adapter with dropout and a trained embedding": lambda: supervised(
         dropout=0.2, trained_modules=["embed_tokens"]
     ),
+    "an adapter with DoRA": lambda: supervised(use_dora=True),
+    "an adapter beside INT8": lambda: supervised(precision=BASE_PRECISION_INT8),
+    "an adapter with DoRA beside NF4": lambda: supervised(precision=BASE_PRECISION_NF4, use_dora=True),
     "all weights": lambda: supervised(full=True),
+    "all weights with moments in 8 bits": in_8_bits,
     "DPO": lambda: preferred(Loss.LOSS_DPO),
     "DPO of all weights, against values computed before": lambda: preferred(Loss.LOSS_DPO, full=True),
+    "IPO": lambda: preferred(Loss.LOSS_IPO),
+    "SimPO": lambda: preferred(Loss.LOSS_SIMPO),
     "ORPO": lambda: preferred(Loss.LOSS_ORPO),
     "KTO": lambda: preferred(Loss.LOSS_KTO),
     "a reward model": valued,
@@ -113,7 +135,13 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.mark.usefixtures("eager")
+@pytest.fixture
+def few_in_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let moments of tensors as small as a tiny model's have 8 bits."""
+    monkeypatch.setattr(footprint, "_LEAST_IN_8_BITS", 1024)
+
+
+@pytest.mark.usefixtures("eager", "few_in_8_bits")
 @pytest.mark.parametrize("name", sorted(CASES))
 async def test_no_tensor_stays_on_the_processor(site: Site, model_folder: Path, name: str) -> None:
     case = CASES[name]()

@@ -103,7 +103,8 @@ def require_devices(kind: str, num_devices: int, name: str, num_ranks: int, chos
     if kind == "cuda" and name not in ("auto", "cuda", "rocm"):
         raise InvalidArgument(
             f"a worker's device (LUTHIER_WORKER_DEVICE) must be auto, cuda or rocm with {num_ranks} ranks, each of "
-            f"which takes a GPU of its own, got {name!r}"
+            f"which takes a GPU of its own, got {name!r}: say cuda, and name those that they may use in "
+            "CUDA_VISIBLE_DEVICES where these are not the first"
         )
     if num_ranks > num_devices:
         what = "GPUs" if kind == "cuda" else "processors"
