@@ -33,7 +33,7 @@ from luthier.work.device import Setup
 SIZE = Size(width=512, layers=6, row_tokens=128, steps=32)
 TINY = Size(width=64, layers=2, row_tokens=16, steps=200)
 _FAST = replace(TINY, steps=12)
-_PATIENT = Bounds(still_seconds=120.0, apart_seconds=120.0)
+_PATIENT = Bounds(still_seconds=120.0, asleep_seconds=120.0, apart_seconds=120.0)
 """For ranks that are stopped while another training has its turn."""
 _CHECKPOINT_SECONDS = 120.0
 """To the first checkpoint of a tiny model."""

@@ -106,13 +106,6 @@ async def test_watch_beyond_the_next_event_is_refused(bench: Bench) -> None:
     assert caught.value.reason == Reason.SEQUENCE_EXPIRED
 
 
-async def test_watch_below_nothing_is_refused(bench: Bench) -> None:
-    await append(bench, numbered(1))
-    with pytest.raises(OutOfRange, match=r"must be 0 or more, got -1") as caught:
-        await collect(bench, -1)
-    assert caught.value.reason == Reason.SEQUENCE_EXPIRED
-
-
 async def test_watch_sends_heartbeats_while_quiet(bench: Bench) -> None:
     await append(bench, numbered(1))
     stream = messages(bench.log.watch(UID, NAME))

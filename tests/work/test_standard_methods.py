@@ -153,6 +153,13 @@ async def test_a_watch_does_not_go_on_in_another_resource_of_the_name(
         )
 
 
+async def test_a_watch_from_below_nothing_is_refused(things: Things, servicer: ThingsServicer) -> None:
+    await things.add()
+    async with watched(servicer, api.WatchEvaluationRequest(name=NAME, start_sequence=-1)) as events:
+        with pytest.raises(InvalidArgument, match=r"start_sequence: must be 0 or more, got -1"):
+            await anext(events)
+
+
 async def test_events_are_paged(things: Things, servicer: ThingsServicer) -> None:
     await things.move(
         await things.move(await things.add(queued=False), State.STATE_RUNNING), State.STATE_FAILED

@@ -106,7 +106,7 @@ async def test_a_thousand_watches_without_a_key_cost_a_running_job_no_event(site
         await site.until(lambda: "SUCCEEDED" in site.states or "FAILED" in site.states, 60)
         # The next one, too, is claimed while they stand.
         await site.enqueue("jobs/b")
-        await site.until(lambda: site.states.count("SUCCEEDED") == 2)
+        await site.until(lambda: site.states.count("SUCCEEDED") == 2, 60)
         standing = [watch for watch in watches if not watch.done()]
         assert len(standing) == len(watches) - len(refused) > 0
         for watch in standing:

@@ -177,11 +177,10 @@ class EventLog:
         wanted = start_sequence or first
         if self._is_purged(uid):
             raise _purged(name, wanted)
-        if not 0 <= wanted <= last + 1:
-            most = f"at most {last + 1}, the next of {name}"
+        if wanted > last + 1:
             raise OutOfRange(
                 reason=Reason.SEQUENCE_EXPIRED,
-                message=f"start_sequence must be {most if wanted > 0 else '0 or more'}, got {wanted}",
+                message=f"start_sequence must be at most {last + 1}, the next of {name}, got {wanted}",
                 metadata={"start_sequence": str(wanted), "next_sequence": str(last + 1)},
             )
         if wanted < first:

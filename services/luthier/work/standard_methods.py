@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
+from luthier.errors import FieldViolation, InvalidArgument
 from luthier.runtime.names import Pattern
 from luthier.runtime.paging import PageTokens
 from luthier.v1.event_pb2 import Event
@@ -193,6 +194,12 @@ class StandardMethods:
 
         async def watch(request: WatchRequest, _: Context) -> AsyncGenerator[bytes, None]:
             self.check(request.name)
+            if request.start_sequence < 0:
+                raise InvalidArgument.of_fields(
+                    FieldViolation(
+                        field="start_sequence", description=f"must be 0 or more, got {request.start_sequence}"
+                    )
+                )
             async for event in follow(request.name, request.start_sequence, request.uid):
                 yield event
 

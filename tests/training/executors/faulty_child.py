@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 from luthier.training.executors.ranks import RankOrder
@@ -21,6 +22,7 @@ from luthier.work.device import Setup
 
 _MEETING = 6
 """Sums of gradients that come before: a checkpoint is there."""
+KILLS = "LUTHIER_TEST_KILLS"
 _fault: list[Callable[[], None]] = []
 
 
@@ -40,8 +42,13 @@ def is_short() -> None:
 
 
 def vanishes() -> None:
-    """Others see at once that it is gone, and whoever waits for its end sees it a second later."""
-    subprocess.Popen(["sh", "-c", f"sleep 1; kill -KILL {os.getpid()}"], start_new_session=True)
+    """Others see at once that it is gone, and whoever waits for its end sees it a moment later.
+
+    The kernel has counted the kill by then: a byte in the file that KILLS names.
+    """
+    with Path(os.environ[KILLS]).open("ab") as kills:
+        kills.write(b"k")
+    subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -KILL {os.getpid()}"], start_new_session=True)
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as own:
             if own.family == socket.AF_INET:

@@ -80,7 +80,7 @@ async def test_a_job_whose_worker_stops_goes_on_on_another_number_of_ranks(
     job = await site.create_job("moved", on(asked()))
     began = time.monotonic()
     await stop_after_a_checkpoint(site, job.name, **worker(before))
-    assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began < 60.0
     assert children.num_running == 0, "all ranks are gone with their worker"
     stopped = await found(site, job.name)
     assert (stopped.state, stopped.run_record.num_ranks) == (FineTuningJob.STATE_QUEUED, before)

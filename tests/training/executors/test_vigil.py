@@ -72,12 +72,12 @@ def test_a_rank_that_neither_beats_nor_computes_is_named(tmp_path: Path) -> None
 
 def test_a_rank_that_beats_and_sleeps_for_nobody_is_named(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, 2)
-    ranks.state[1][5] = 10
+    ranks.state[1][5] = 8
     ranks.look(60.0, (0, 1))
-    ranks.state[1][5] = 11
+    ranks.state[1][5] = 9
     error = lost(ranks, 1.0, (0, 1), "STALLED")
     assert error.metadata["rank"] == "1"
-    assert error.message == "rank 1 of 2 sleeps for 5 s in a wait that nothing in it ends"
+    assert error.message == "rank 1 of 2 sleeps for 4 s in a wait that nothing in it ends"
 
 
 def test_those_that_others_wait_for_are_told(tmp_path: Path) -> None:

@@ -130,6 +130,20 @@ async def test_a_pass_of_an_open_size_has_the_longest_row_and_so_many_short_ones
     ) in warned.warnings
 
 
+async def test_ranks_of_reinforcement_that_divide_the_model_need_an_answer_each(bench: Any) -> None:
+    """Who draws none holds a part of the weights, and two is the least."""
+    know(bench, prompts(*[10] * 20))
+    said = {
+        "reinforcement": reinforcement(max_new_tokens=20, num_samples=4),
+        "hyperparameters": Hyperparameters(batch_rows=1),
+        "sharding": SHARDING_FSDP2,
+    }
+    for ranks in (RankRange(), RankRange(min_ranks=4)):
+        await bench.plan(ranks=ranks, **said)
+    with pytest.raises(FailedPrecondition, match="at most the 4 answers of the largest step, got 5"):
+        await bench.plan(ranks=RankRange(min_ranks=5), **said)
+
+
 @pytest.mark.parametrize(("rows", "most"), [(4, 4), (0, 16), (64, 20)])
 async def test_ranks_of_reinforcement_share_the_prompts_of_a_step(bench: Any, rows: int, most: int) -> None:
     know(bench, prompts(*[10] * 20))

@@ -20,14 +20,16 @@ class Bounds:
     """How long ranks may go without a sign.
 
     Attributes:
-        still_seconds: one neither beats nor computes: it is stopped, or the kernel holds it. Or its thread that works
-            sleeps, and waits for nobody that could wake it.
+        still_seconds: one neither beats nor computes: it is stopped, or the kernel holds it.
+        asleep_seconds: its thread that works sleeps, and waits for nobody that could wake it: less, as it is then asked
+            where it is.
         apart_seconds: all have come to an exchange, and one does not come to its end.
         bytes_per_second: what that takes longer for the bytes that are exchanged: the slowest that is no fault.
         begin_seconds: one has not begun, though another has.
     """
 
     still_seconds: float = 5.0
+    asleep_seconds: float = 4.0
     apart_seconds: float = 5.0
     bytes_per_second: float = 20e6
     begin_seconds: float = 600.0
@@ -87,8 +89,8 @@ class Vigil:
         if self._still[rank].seconds(now) > self._bounds.still_seconds:
             raise self._lost([rank], f"hangs, with no sign of life for {self._bounds.still_seconds:g} s")
         # A rank counts its beats itself: what it does while nobody looks, or nobody can, is no sleep.
-        if one.asleep * BEAT_SECONDS > self._bounds.still_seconds:
-            how = f"sleeps for {self._bounds.still_seconds:g} s in a wait that nothing in it ends"
+        if one.asleep * BEAT_SECONDS > self._bounds.asleep_seconds:
+            how = f"sleeps for {self._bounds.asleep_seconds:g} s in a wait that nothing in it ends"
             raise self._lost([rank], how, Reason.STALLED)
 
     def awaited(self, gone: Sequence[int] = ()) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from luthier.errors import FieldViolation
 from luthier.runtime.field_limits import LimitTable, whole
 from luthier.training.jobs.methods import rendering_kind
+from luthier.training.jobs.reinforcement import answers_per_row
 from luthier.training.jobs.split_counts import num_teaching, statistics_of
 from luthier.training.recipe_settings import is_divided, precision_of, ranks_of, states_of
 from luthier.training.recipes.survey import Survey, require_ranks, require_rows, steps_with_idle_ranks
@@ -87,7 +88,8 @@ def require_rows_for_ranks(job: FineTuningJob, renderings: Sequence[Rendering]) 
     """Refuse a job, all its defaults filled in, of more least ranks than any step has rows to share out.
 
     It is seen by what its renderings, its own first, say of themselves, in no time: what depends on how long each row
-    is is left to whoever has the lengths. With reinforcement it is prompts that ranks share.
+    is is left to whoever has the lengths. With reinforcement it is prompts that ranks share; where they divide a model
+    it is answers, as a rank that draws none holds its part of the weights.
 
     Raises:
         FailedPrecondition: TOO_MANY_RANKS.
@@ -99,7 +101,10 @@ def require_rows_for_ranks(job: FineTuningJob, renderings: Sequence[Rendering]) 
     most = chosen.batch_rows or chosen.batch_tokens // shortest
     if len(splits) == 1:  # of a mixture units come in again and again
         most = min(most, splits[0].num_units or num_teaching(splits[0]))
-    require_rows(most, ranks_of(job)[0], _SHARED_OUT.get(rendering_kind(job), "rows"))
+    what = _SHARED_OUT.get(rendering_kind(job), "rows")
+    if job.HasField("reinforcement") and is_divided(job):
+        most, what = most * answers_per_row(job), "answers"
+    require_rows(most, ranks_of(job)[0], what)
 
 
 def is_cut_for_ranks(job: FineTuningJob) -> bool:
