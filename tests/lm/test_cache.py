@@ -29,6 +29,27 @@ def test_update_within_the_capacity_copies_nothing() -> None:
     assert first.data_ptr() == second.data_ptr()
 
 
+@pytest.mark.parametrize("change", ["grow", "repeat"])
+def test_room_that_nobody_has_written_is_zero(change: str) -> None:
+    """A row that begins later never writes there, and what is no number is none times 0 either."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what is not filled is NaN then
+    try:
+        cache = BatchCache(1, 4)
+        cache.update(torch.ones(2, 2, 4, 4), torch.ones(2, 2, 4, 4), 0)
+        layer = cache.buffers[0]
+        changes: dict[str, Callable[[], object]] = {
+            "grow": lambda: layer.cached(1, None),
+            "repeat": lambda: cache.repeat(2, 9),
+        }
+        changes[change]()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for buffer in (layer.keys, layer.values):
+        assert buffer.shape[2] > 4
+        assert not buffer[:, :, 4:].count_nonzero()
+        assert torch.equal(buffer[:, :, :4], torch.ones_like(buffer[:, :, :4]))
+
+
 @pytest.mark.parametrize("change", ["grow", "repeat", "keep"])
 def test_a_buffer_that_does_not_fit_leaves_a_cache_as_it_was(
     monkeypatch: pytest.MonkeyPatch, change: str
@@ -43,7 +64,7 @@ def test_a_buffer_that_does_not_fit_leaves_a_cache_as_it_was(
 
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in (torch.Tensor.new_empty, torch.Tensor.__getitem__):
+            if func in (torch.Tensor.new_zeros, torch.Tensor.__getitem__):
                 raise torch.OutOfMemoryError("no memory")
             parent: Any = super()
             return parent.__torch_function__(func, types, args, kwargs or {})

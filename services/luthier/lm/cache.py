@@ -38,8 +38,8 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def begin(self, num_rows: int, key_QGD: Tensor) -> None:
         """Make the buffers for rows with such keys, if there are none.
 
-        They are zero: of a row that begins in a later column, what comes before is never written, and is multiplied
-        with weights of 0 where rows attend all at once.
+        They are zero, as every buffer after them: of a row that begins in a later column, what comes before is never
+        written, and is multiplied with weights of 0 where rows attend all at once.
         """
         if self.is_initialized:
             return
@@ -77,7 +77,7 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             return
         rows, heads, _, size = self.keys.shape
         shape = rows, heads, max(end, 2 * self.capacity), size
-        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
         for buffer, before in ((keys, self.keys), (values, self.values)):
             buffer[:, :, : self.length] = before[:, :, : self.length]
         self._hold(keys, values)
@@ -96,7 +96,7 @@ class BufferedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Hold each row so many times, one after the other, with room for `capacity` tokens."""
         rows, heads, _, size = self.keys.shape
         shape = rows * times, heads, capacity, size
-        keys, values = self.keys.new_empty(shape), self.values.new_empty(shape)
+        keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
         for buffer, before in ((keys, self.keys), (values, self.values)):
             parts = buffer.view(rows, times, heads, capacity, size)
             parts[:, :, :, : self.length] = before[:, None, :, : self.length]
