@@ -144,7 +144,7 @@ async def test_a_base_that_loads_does_not_silence_those_who_wait(
                 ):
                     raise AssertionError("nothing is loaded yet")
             with (
-                pytest.raises(ResourceExhausted),
+                pytest.raises(ResourceExhausted, match="must wait: this worker loads another base model"),
                 models.base(bench.reference("base"), bench.token, wait_seconds=0.2),
             ):
                 raise AssertionError("the other base is on its way")

@@ -227,7 +227,7 @@ class Models:
             return held
         bounded = math.isfinite(wait_seconds)
         if bounded and self._num_waiting >= MAX_WAITING and self._loading != wanted.key:
-            raise _in_use(wanted.reference)
+            raise self._must_wait(wanted)
         self._num_waiting += bounded
         deadline = time.monotonic() + wait_seconds
         try:
@@ -237,9 +237,21 @@ class Models:
                     return held
                 check()
                 if time.monotonic() > deadline and self._loading != wanted.key:
-                    raise _in_use(wanted.reference)
+                    raise self._must_wait(wanted)
         finally:
             self._num_waiting -= bounded
+
+    def _must_wait(self, wanted: _Base) -> ResourceExhausted:
+        name = wanted.reference.name
+        why = "this worker has no memory for one more base model, and another one is in use"
+        if self._loading:
+            why = "this worker loads another base model, one after the other"
+        return ResourceExhausted(
+            f"{name} must wait: {why}; try again",
+            reason=Reason.OVERLOADED,
+            metadata={"model": name},
+            retry_after_seconds=_RETRY_SECONDS,
+        )
 
     def _is_free_for(self, size_bytes: int) -> bool:
         """Tell whether a model may be loaded now, those that nobody uses gone if need be."""
@@ -295,13 +307,3 @@ class Models:
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             yield fetch_model(self._channel, token, reference, self._cache, Path(folder), check)
-
-
-def _in_use(reference: task_pb2.ModelReference) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"{reference.name} must wait: this worker has no memory for one more base model, and another one is in use; "
-        "try again",
-        reason=Reason.OVERLOADED,
-        metadata={"model": reference.name},
-        retry_after_seconds=_RETRY_SECONDS,
-    )
