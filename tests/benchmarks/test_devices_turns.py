@@ -44,15 +44,17 @@ def worker(name: str, steps: int, seconds: float, said: list[tuple[str, float]])
 def test_each_has_the_machine_for_a_step_and_its_waits_do_not_count() -> None:
     said: list[tuple[str, float]] = []
     slow, quick = worker("slow", 10, 3 * _STEP_SECONDS, said), worker("quick", 10, _STEP_SECONDS, said)
+    began = time.perf_counter()
     take_turns(slow, quick)
+    took = time.perf_counter() - began
     assert [name for name, _ in said[:8]] == ["slow"] * 2 + ["quick"] * 2 + ["slow", "quick"] * 2, (
         "warm, then in turns"
     )
     assert [len(turn) for turn in slow.turns[:3]] == [len(turn) for turn in quick.turns[:3]] == [1, 1, 1]
     assert len(slow.turns) == len(quick.turns)
-    # On a machine that is shared both take longer; who had counted the other's turns would be four times as slow.
-    ratio = min(slow.seconds) / min(quick.seconds)
-    assert 2.0 < ratio < 4.0
+    # Had both counted the other's turns as well, it would be nearly twice as long; so it is on any machine.
+    assert sum(slow.seconds) + sum(quick.seconds) < took
+    assert min(slow.seconds) > 2 * _STEP_SECONDS, "a step takes what it takes of a processor"
     assert len(said) == 20, "both came to their ends"
 
 
