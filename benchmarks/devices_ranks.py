@@ -62,26 +62,15 @@ def desk_of(
     return LocalDesk(work=work, order=order, kept=work.folder / f"{scratch.name}-kept", heard=heard)
 
 
-def child_side(name: str, work: Work, threads: int) -> Side:
-    """Return a training in a child of so many threads, by the executor inline."""
+def trained_side(name: str, work: Work, threads: int, num_ranks: int = 1) -> Side:
+    """Return a training in a child of so many threads, by the executor inline, or on several by torchrun's."""
 
     def run(heard: Callable[[], None]) -> None:
         with children_of(threads, side.environment) as children:
-            desk = desk_of(work, heard=heard)
-            InChild(children)(desk.order, desk, desk)
-
-    side = Side(name=name, run=run)
-    return side
-
-
-def ranks_side(name: str, work: Work, num_ranks: int) -> Side:
-    """Return a training on so many ranks of one thread each."""
-
-    def run(heard: Callable[[], None]) -> None:
-        with children_of(1, side.environment) as children:
             desk = desk_of(work, num_ranks, heard=heard)
-            crew = Crew(num_ranks=num_ranks, num_threads=1, bounds=_PATIENT)
-            Torchrun(children, crew)(desk.order, desk, desk)
+            crew = Crew(num_ranks=num_ranks, num_threads=threads, bounds=_PATIENT)
+            executor = InChild(children) if num_ranks == 1 else Torchrun(children, crew)
+            executor(desk.order, desk, desk)
 
     side = Side(name=name, run=run)
     return side
@@ -114,39 +103,41 @@ def bare_side(name: str, work: Work, threads: int) -> Side:
 def ratio(left: Callable[[], Side], right: Callable[[], Side], rounds: int) -> dict[str, Any]:
     """Return the medians of both sides' steps, and the left by the right.
 
-    In each round both are begun anew and take turns. `ratio` is the median, over all turns, of the mean step of a turn
-    of the left by that of the turn of the right beside it; `quartiles` are of these, `by_round` the medians of each
-    round: how far they are apart is how sure the figure is.
+    In each round both are begun anew and take turns. `ratio` is the median, over all turns, of a step of the left by
+    that of the right beside it; `quartiles` are of these, `by_round` the medians of each round: how far they are apart
+    is how sure the figure is.
     """
     steps: tuple[list[float], list[float]] = ([], [])
-    rounds_ratios: list[list[float]] = []
+    by_round: list[list[float]] = []
     for turn in range(rounds):
         sides = (left(), right())
         take_turns(*(sides if turn % 2 == 0 else sides[::-1]))
         for found, side in zip(steps, sides, strict=True):
             found.extend(side.seconds)
-        pairs = zip(sides[0].turns, sides[1].turns, strict=True)
-        rounds_ratios.append([statistics.mean(one) / statistics.mean(other) for one, other in pairs])
-    ratios = list(chain.from_iterable(rounds_ratios))
+        pairs = zip(sides[0].seconds, sides[1].seconds, strict=True)
+        by_round.append([one / other for one, other in pairs])
+    ratios = list(chain.from_iterable(by_round))
     return {
         "left": statistics.median(steps[0]),
         "right": statistics.median(steps[1]),
         "ratio": statistics.median(ratios),
         "quartiles": statistics.quantiles(ratios, n=4, method="inclusive")[::2],
-        "by_round": [statistics.median(one) for one in rounds_ratios],
+        "by_round": [statistics.median(one) for one in by_round],
     }
 
 
 def child_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:
     """Return the seconds of a step in a child, by those of the bare recipe."""
     work = Work(folder / "work", _FAST if is_fast else SIZE)
-    return ratio(lambda: child_side("child", work, 2), lambda: bare_side("bare", work, 2), rounds)
+    return ratio(lambda: trained_side("child", work, 2), lambda: bare_side("bare", work, 2), rounds)
 
 
 def ranks_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:
     """Return the seconds of a step on two ranks of one thread each, by those on one of two threads."""
     work = Work(folder / "work", _FAST if is_fast else SIZE)
-    return ratio(lambda: ranks_side("two", work, 2), lambda: child_side("one", work, 2), rounds)
+    return ratio(
+        lambda: trained_side("two", work, 1, num_ranks=2), lambda: trained_side("one", work, 2), rounds
+    )
 
 
 def kill_cost(folder: Path, rounds: int, *, is_fast: bool) -> dict[str, Any]:

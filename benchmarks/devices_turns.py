@@ -18,7 +18,6 @@ from pathlib import Path
 _MARK = "LUTHIER_BENCHMARK_SIDE"
 _WARM_STEPS = 2
 """The first ones find kernels and threads cold."""
-_TURN_STEPS = 1
 _LONGEST_SECONDS = 900.0
 
 
@@ -29,22 +28,17 @@ class Side:
     Attributes:
         name: unlike the other's, and part of the environment of all its processes (`environment`).
         run: trains, and calls its argument whenever a step has ended.
-        turns: the seconds of the steps of each of its turns, the time of others not counted.
+        seconds: of each of its steps, the time of the other's not counted.
     """
 
     name: str
     run: Callable[[Callable[[], None]], None]
-    turns: list[list[float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     @property
     def environment(self) -> Mapping[str, str]:
         """What tells its processes from all others."""
         return {_MARK: self._mark}
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of all its steps."""
-        return [one for turn in self.turns for one in turn]
 
     @property
     def _mark(self) -> str:
@@ -60,7 +54,7 @@ class Side:
 
 
 def take_turns(first: Side, second: Side) -> None:
-    """Run both to their ends; their `turns` are those that both of them had, in order, without the first steps.
+    """Run both to their ends; their `seconds` are of the steps that both of them made in turns, the first left out.
 
     Raises:
         Exception: what one of them raised.
@@ -79,8 +73,7 @@ class _Turns:
         self._lock = threading.Lock()
         self._active = 0
         self._last = 0.0
-        self._steps = 0
-        self._is_warm = [False, False]
+        self._num_cold = [_WARM_STEPS, _WARM_STEPS]
         self._ahead = [0.0, 0.0]
         self._is_over = False
         self._errors: list[Exception] = []
@@ -99,9 +92,9 @@ class _Turns:
                 side.signal(signal.SIGCONT)
         if self._errors:
             raise self._errors[0]
-        fewest = min(len(side.turns) for side in self._sides)
+        fewest = min(len(side.seconds) for side in self._sides)
         for side in self._sides:
-            del side.turns[fewest:]
+            del side.seconds[fewest:]
 
     def _join(self, thread: threading.Thread, until: float) -> None:
         thread.join(max(0.0, until - time.monotonic()))
@@ -123,20 +116,17 @@ class _Turns:
         with self._lock:
             if self._is_over or place != self._active:
                 return
-            self._steps += 1
             side = self._sides[place]
-            if self._is_warm[place]:
-                if self._steps == 1:
-                    side.turns.append([])
-                side.turns[-1].append(now - self._last)
-            self._last = now
-            if self._steps < (_TURN_STEPS if self._is_warm[place] else _WARM_STEPS):
+            if not self._num_cold[place]:
+                side.seconds.append(now - self._last)
+            elif self._num_cold[place] > 1:
+                self._num_cold[place] -= 1
                 return
-            self._is_warm[place] = True
+            self._num_cold[place] = 0
             side.signal(signal.SIGSTOP)
             # So long it has worked on its next step already.
             self._ahead[place] = time.perf_counter() - now
-            self._active, self._steps = 1 - place, 0
+            self._active = 1 - place
             other = self._threads[self._active]
             if other.ident:
                 self._sides[self._active].signal(signal.SIGCONT)

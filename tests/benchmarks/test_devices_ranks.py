@@ -39,12 +39,12 @@ def test_a_bare_recipe_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_ratio_is_the_median_of_turns_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, str]] = []
-    turns = {"left": iter([[[1.0, 3.0]], [[2.0], [6.0]]]), "right": iter([[[4.0, 4.0]], [[4.0], [2.0]]])}
+    turns = {"left": iter([[2.0], [2.0, 6.0]]), "right": iter([[4.0], [4.0, 2.0]])}
 
     def take_turns(first: Side, second: Side) -> None:
         order.append((first.name, second.name))
         for side in (first, second):
-            side.turns.extend(next(turns[side.name]))
+            side.seconds.extend(next(turns[side.name]))
 
     monkeypatch.setattr(devices_ranks, "take_turns", take_turns)
     made = [lambda name=name: Side(name=name, run=lambda _: None) for name in ("left", "right")]
@@ -52,7 +52,7 @@ def test_a_ratio_is_the_median_of_turns_beside_each_other(monkeypatch: pytest.Mo
     assert order == [("left", "right"), ("right", "left")]
     # Turns: 2 by 4, 2 by 4, 6 by 2.
     assert found == {
-        "left": 2.5,
+        "left": 2.0,
         "right": 4.0,
         "ratio": 0.5,
         "quartiles": [0.5, 1.75],

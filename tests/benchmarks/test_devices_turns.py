@@ -50,8 +50,7 @@ def test_each_has_the_machine_for_a_step_and_its_waits_do_not_count() -> None:
     assert [name for name, _ in said[:8]] == ["slow"] * 2 + ["quick"] * 2 + ["slow", "quick"] * 2, (
         "warm, then in turns"
     )
-    assert [len(turn) for turn in slow.turns[:3]] == [len(turn) for turn in quick.turns[:3]] == [1, 1, 1]
-    assert len(slow.turns) == len(quick.turns)
+    assert len(slow.seconds) == len(quick.seconds) >= 7
     # Had both counted the other's turns as well, it would be nearly twice as long; so it is on any machine.
     assert sum(slow.seconds) + sum(quick.seconds) < took
     assert min(slow.seconds) > 2 * _STEP_SECONDS, "a step takes what it takes of a processor"

@@ -1,5 +1,5 @@
 """The same services as for workers."""
 
-from tests.training.worker.conftest import model_folder, site
+from tests.training.worker.conftest import children, model_folder, site
 
-__all__ = ["model_folder", "site"]
+__all__ = ["children", "model_folder", "site"]

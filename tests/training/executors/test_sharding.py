@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tests.training.executors.test_torchrun import (
     assert_close,
@@ -34,19 +33,10 @@ from luthier.v1.fine_tuning_job_pb2 import (
     FullConfig,
     RankRange,
 )
-from luthier.work.children import Children, Program
-from luthier.work.device import Setup
+from luthier.work.children import Children
 from luthier.work.requirements import Equipment
 
 __all__ = ["prompts"]
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    setup = Setup(device="cpu", num_threads=1, log_level="INFO")
-    program = Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup)
-    with Children(program) as made:
-        yield made
 
 
 def asked(*, full: bool = False, is_divided: bool = True, **hyperparameters: Any) -> FineTuningJob:

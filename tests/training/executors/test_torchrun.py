@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +27,8 @@ from luthier.training.worker.train import Compute
 from luthier.v1.event_pb2 import AttemptChange, Event
 from luthier.v1.fine_tuning_job_pb2 import FineTuningJob, RankRange
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
-from luthier.work.children import Children, Program
-from luthier.work.device import Setup
+from luthier.work.children import Children
 from luthier.work.requirements import Equipment
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    setup = Setup(device="cpu", num_threads=1, log_level="INFO")
-    program = Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup)
-    with Children(program) as made:
-        yield made
 
 
 def wanted(least: int = 2, most: int = 2, **hyperparameters: Any) -> FineTuningJob:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +48,9 @@ from luthier.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
+from luthier.work.children import Children, Program
 from luthier.work.context import TaskContext
+from luthier.work.device import Setup
 from luthier.work.host import hosting
 from luthier.work.peers import channel
 from luthier.work.requirements import Equipment
@@ -315,6 +317,15 @@ async def has_a_checkpoint(site: Site, name: str) -> None:
     async for event in site.watch(name):
         if event.WhichOneof("payload") == "checkpoint":
             return
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[Children]:
+    """What starts the processes of ranks, of one thread each, as a worker does."""
+    setup = Setup(device="cpu", num_threads=1, log_level="INFO")
+    program = Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup)
+    with Children(program) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)

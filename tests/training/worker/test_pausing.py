@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,12 @@ from luthier.v1.training_service_pb2 import (
     PauseFineTuningJobRequest,
     ResumeFineTuningJobRequest,
 )
-from luthier.work.children import Children, Program
+from luthier.work.children import Children
 from luthier.work.context import TaskContext
-from luthier.work.device import Setup
 from luthier.work.requirements import Equipment
 
 __all__ = ["prompts"]
 State = FineTuningJob.State
-
-
-@pytest.fixture(scope="module")
-def children() -> Iterator[Children]:
-    setup = Setup(device="cpu", num_threads=1, log_level="INFO")
-    program = Program(command=("-P", "-m", "luthier.training.worker.child"), setup=setup)
-    with Children(program) as made:
-        yield made
 
 
 @pytest.fixture

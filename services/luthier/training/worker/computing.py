@@ -251,7 +251,12 @@ def _surveyed(
     job: fine_tuning_job_pb2.FineTuningJob, corpus: Corpus, batches: BatchSettings, mixture: Mixture | None
 ) -> Survey:
     train, validation = corpus.lengths("TRAIN"), corpus.lengths("VALIDATION")
-    return survey(train, validation, batches, mixture, is_cut=ranks_of(job)[0] > 1)
+    return survey(train, validation, batches, mixture, is_cut=_shares_known_passes(job))
+
+
+def _shares_known_passes(job: fine_tuning_job_pb2.FineTuningJob) -> bool:
+    """Whether several ranks are the least; what reinforcement learns from in a step is known only once it is drawn."""
+    return ranks_of(job)[0] > 1 and not job.HasField("reinforcement")
 
 
 def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[str, Any]) -> PlanTotals:
@@ -279,10 +284,8 @@ def _checked(desk: Desk, found: Survey, batches: BatchSettings, config: Mapping[
             text = f"{unused} of {part.num_train_rows} training rows{whose} teach nothing and are not used"
             desk.log(text, "WARNING")
     assert found.totals is not None, "rows that teach and fit were counted"
-    least = ranks_of(job)[0]
-    # What reinforcement learns from in a step is known only once it is drawn.
-    if least > 1 and not job.HasField("reinforcement"):
-        require_ranks(found.totals, least, is_open=not batches.micro_batch_tokens)
+    if _shares_known_passes(job):
+        require_ranks(found.totals, ranks_of(job)[0], is_open=not batches.micro_batch_tokens)
     return found.totals
 
 
