@@ -229,17 +229,102 @@ def test_templates_are_run_in_one_place() -> None:
 def test_services_never_fork_with_threads() -> None:
     """fork in a process that runs gRPC deadlocks: children are started by exec or spawn.
 
-    One module forks, in processes that it looks at before each fork: they have one thread.
+    One module forks in processes that it looks at before each fork: they have one thread. Another forks what reads the
+    tokenizers of models, in children, which have no gRPC.
     """
     forking = [
         relative(path)
-        for path in (ROOT / "services").rglob("*.py")
+        for path in sorted((ROOT / "services").rglob("*.py"))
         if re.search(r"os\.fork\b|get_context\(\s*[\"']fork|multiprocessing\.Process\(", path.read_text())
     ]
-    assert forking == ["services/luthier/work/forking.py"]
-    importing = [
+    assert forking == ["services/luthier/work/forking.py", "services/luthier/work/limited_fork.py"]
+    assert imported_by("luthier.work.forking", "forked") == ["services/luthier/work/child.py"], (
+        "it is no worker's and no service's"
+    )
+    apart = "services/luthier/training/worker/tokenizers_apart.py"
+    assert imported_by("luthier.work.limited_fork", "in_fork") == [apart]
+    assert imported_by("luthier.training.worker.tokenizers_apart", "tokenizers_apart") == [
+        "services/luthier/training/worker/child.py"
+    ]
+
+
+def imported_by(module: str, *names: str) -> list[str]:
+    """Files of services that import one of some names from a module."""
+    found = []
+    for path in sorted((ROOT / "services").rglob("*.py")):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if module in text else ():
+            is_from = isinstance(node, ast.ImportFrom) and node.module == module
+            if is_from and any(alias.name in names for alias in node.names):
+                found.append(relative(path))
+    return found
+
+
+MAKES_TOKENIZERS = {
+    "tokenizers": r"^\s*(import|from) tokenizers\b",
+    "of transformers": r"\b(AutoTokenizer|PreTrainedTokenizer\w*|LlamaTokenizer\w*)\b",
+    "ours": r"\bTokenizerBundle\b",
+}
+RUNS_TOKENIZERS = ("luthier.lm.tokenizer_files", "luthier.lm.read_tokenizer")
+"""Modules of which every function runs a tokenizer; what they import of one another they do so too."""
+
+
+def test_tokenizers_are_made_in_limited_processes_alone() -> None:
+    """In text, which is given one; in the modules that limited processes run; and where `lm.apart` says."""
+    making = {
         relative(path)
         for path in (ROOT / "services").rglob("*.py")
-        if re.search(r"luthier\.work\.forking import .*\bforked\b", path.read_text())
+        if re.search("|".join(MAKES_TOKENIZERS.values()), path.read_text(), re.MULTILINE)
+    }
+    assert making == {
+        "services/luthier/data/worker/record_rendering.py",
+        "services/luthier/lm/gguf_tokenizer.py",
+        "services/luthier/lm/read_tokenizer.py",
+        "services/luthier/lm/tokenizer_files.py",
+        "services/luthier/lm/written_tokenizer.py",
+        "services/luthier/text/boundaries.py",
+        "services/luthier/text/rendering.py",
+        "services/luthier/text/tokenizer.py",
+        "services/luthier/work/text_child.py",
+    }
+    rendering = imported_by("luthier.data.worker.record_rendering", "RecordRenderer")
+    assert rendering == ["services/luthier/data/worker/render_child.py"]
+    assert imported_by("luthier.lm.gguf_tokenizer", "stored_tokenizer") == [
+        "services/luthier/lm/read_tokenizer.py"
     ]
-    assert importing == ["services/luthier/work/child.py"], "it is no worker's and no service's"
+
+
+def test_what_runs_tokenizers_in_models_is_handed_to_apart() -> None:
+    handing = {
+        relative(path): calls_outside_of_facts(ast.parse(path.read_text()))
+        for path in (ROOT / "services").rglob("*.py")
+        if f"luthier.{path.relative_to(ROOT / 'services/luthier').with_suffix('').as_posix().replace('/', '.')}"
+        not in RUNS_TOKENIZERS
+        and re.search(rf"from ({'|'.join(map(re.escape, RUNS_TOKENIZERS))}) import", path.read_text())
+    }
+    assert handing == {
+        f"services/luthier/lm/{name}.py": [] for name in ("comparing", "exporting", "merging", "register")
+    }
+
+
+def calls_outside_of_facts(tree: ast.Module) -> list[str]:
+    """Calls of what runs tokenizers that are not in the last argument, a lambda, of a call of `facts`."""
+    runs = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in RUNS_TOKENIZERS
+        for alias in node.names
+        if alias.name[0].islower()
+    }
+    handed = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "facts"
+        if isinstance(node.args[-1], ast.Lambda)
+        for inner in ast.walk(node.args[-1])
+    }
+    return [
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id in runs and node not in handed
+    ]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import Cancelled, InvalidArgument, Reason, Unavailable
-from luthier.work.limited import LimitedProcess, LimitReached, ProcessBroken, ProcessKilled
+from luthier.work.limited import LimitedProcess, LimitReached, ProcessBroken, ProcessKilled, spawned
 from luthier.work.limited_child import Limits
 from luthier.work.limited_pool import LimitedPool
 
@@ -42,7 +42,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> float:
 
 @pytest.fixture
 def process() -> Iterator[LimitedProcess]:
-    with closing(LimitedProcess(PROBE, LIMITS)) as started:
+    with closing(spawned(PROBE, LIMITS)) as started:
         yield started
 
 
@@ -75,7 +75,7 @@ def test_call_that_takes_too_much_ends_the_process(
 
 
 def test_call_that_takes_too_long_ends_the_process_unless_it_goes_on() -> None:
-    with closing(LimitedProcess(PROBE, replace(LIMITS, wall_seconds=1.0))) as process:
+    with closing(spawned(PROBE, replace(LIMITS, wall_seconds=1.0))) as process:
         heard: list[int] = []
         process.call(
             {"do": "notes", "count": 4, "seconds": 0.5}, heard=lambda note: heard.append(note["number"])
@@ -88,7 +88,7 @@ def test_call_that_takes_too_long_ends_the_process_unless_it_goes_on() -> None:
 
 def test_call_that_fails_unforeseen_says_how() -> None:
     for request, said in (({"do": "panic"}, "Panic: no entry found"), ({"do": "exit"}, "code 7")):
-        with closing(LimitedProcess(PROBE, LIMITS)) as process:
+        with closing(spawned(PROBE, LIMITS)) as process:
             with pytest.raises(ProcessBroken, match=said):
                 process.call(request)
             assert not process.alive
@@ -118,7 +118,7 @@ def test_process_has_no_environment_no_network_and_writes_no_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LUTHIER_SECRET", "key")
-    with closing(LimitedProcess(PROBE, LIMITS)) as process, socket.create_server(("127.0.0.1", 0)) as server:
+    with closing(spawned(PROBE, LIMITS)) as process, socket.create_server(("127.0.0.1", 0)) as server:
         names = set(process.call({"do": "environment"}))
         assert names - {"LC_CTYPE", "PWD"} == {
             "PYTHONPATH",
@@ -128,7 +128,7 @@ def test_process_has_no_environment_no_network_and_writes_no_file(
         }
         with pytest.raises(ProcessBroken, match=r"OSError|Connection|Network"):
             process.call({"do": "connect", "port": server.getsockname()[1]})
-    with closing(LimitedProcess(PROBE, LIMITS)) as process:
+    with closing(spawned(PROBE, LIMITS)) as process:
         with pytest.raises(ProcessBroken):
             process.call({"do": "write", "path": str(tmp_path / "file")})
         assert (tmp_path / "file").read_text() == ""
@@ -138,9 +138,9 @@ def test_process_ends_within_a_second_of_its_parents_kill(tmp_path: Path) -> Non
     """Busy, so that it does not notice the end of its connection by itself."""
     program = (
         "import sys\n"
-        "from luthier.work.limited import LimitedProcess\n"
+        "from luthier.work.limited import spawned\n"
         "from luthier.work.limited_child import Limits\n"
-        f"process = LimitedProcess({PROBE!r}, Limits())\n"
+        f"process = spawned({PROBE!r}, Limits())\n"
         "print(process.call({'do': 'echo', 'text': ''})['pid'], flush=True)\n"
         "process.call({'do': 'spin'})\n"
     )
@@ -158,7 +158,7 @@ def test_process_ends_within_a_second_of_its_parents_kill(tmp_path: Path) -> Non
 
 def test_process_outlives_the_thread_that_started_it() -> None:
     started: list[LimitedProcess] = []
-    thread = threading.Thread(target=lambda: started.append(LimitedProcess(PROBE, LIMITS)))
+    thread = threading.Thread(target=lambda: started.append(spawned(PROBE, LIMITS)))
     thread.start()
     thread.join()
     with closing(started[0]) as process:

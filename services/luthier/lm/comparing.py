@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from luthier.text.tokenizer import TokenizerBundle
+from luthier.lm.read_tokenizer import Rows
 
-_TEXTS = (
-    "The harbour lay still in the early light, and 3 of the 12 boats had not come back. Nobody spoke of it.",
-    "def area(width: float, height: float) -> float:\n    return width * height  # square metres\n",
-    "Question: which is heavier, a litre of oil or a litre of water?\nAnswer: Water, as it is denser: oil floats.",
-)
-_MAX_TEXT = 48
 _NUM_MADE_UP = 32
 _NUM_PROMPT = 12
 _NUM_GREEDY = 16
@@ -47,11 +41,10 @@ class Difference:
     num_equal_greedy_tokens: int
 
 
-def comparison_rows(bundle: TokenizerBundle, num_words: int) -> tuple[tuple[int, ...], ...]:
-    """Return rows of tokens: some short texts, and one that is made up, so that each tokenizer gives many tokens."""
-    texts = [(*bundle.prefix_ids, *bundle.encode(text).ids)[:_MAX_TEXT] for text in _TEXTS]
+def comparison_rows(text_rows: Rows, num_words: int) -> Rows:
+    """Return rows of tokens: those of some texts, and one that is made up, so that each tokenizer gives many tokens."""
     made_up = tuple((7919 * place + 5) % num_words for place in range(_NUM_MADE_UP))
-    return (*(row for row in texts if row), made_up)
+    return (*text_rows, made_up)
 
 
 @torch.no_grad()

@@ -7,24 +7,28 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import InvalidArgument
+from luthier.lm.apart import Apart, facts, here
 from luthier.lm.comparing import behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
+from luthier.lm.gguf_header import metadata_alone, read_header
 from luthier.lm.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from luthier.lm.held_out import plain_logprobs
 from luthier.lm.load import eos_token_ids, load_gguf, load_model
 from luthier.lm.made import Check, GgufType, HeldOut, Made
 from luthier.lm.merge import plain_state
-from luthier.lm.merging import Merged, Rows, beside_warnings, merge_into, require_close
+from luthier.lm.merging import Merged, beside_warnings, merge_into, require_close
 from luthier.lm.model_config import read_config
 from luthier.lm.precision import Precision
-from luthier.lm.probe_texts import probe_texts
-from luthier.lm.tokenizer_files import open_gguf_tokenizer
-from luthier.text.tokenizer import BUNDLE_FILES, TOKENIZER_FILE, TokenizerBundle
+from luthier.lm.read_tokenizer import (
+    ExportedTokenizer,
+    OtherTokens,
+    Rows,
+    exported_tokenizer,
+    other_tokens,
+)
 
 BOUNDS: dict[GgufType, float] = {"F16": 0.01, "Q8_0": 0.1}
 """Most that a form may make of the difference: see docs/models.md for what was measured."""
-_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +54,13 @@ class ExportSource:
     stop_token_ids: tuple[int, ...] = ()
 
 
-def export_files(source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None) -> Made:
+def export_files(
+    source: ExportSource, directory: Path, check: Callable[[], None] = lambda: None, apart: Apart = here
+) -> Made:
     """Write a model as one GGUF file into `directory` (made if missing), and compare what it holds with the model.
 
     An adapter is added in float32, and the sum rounded to the form of the file alone. Takes 8 bytes a weight. `check`
-    is called between its parts; what it raises ends it.
+    is called between its parts; what it raises ends it. `apart` runs what reads tokenizers; what it raises ends it too.
 
     Raises:
         InvalidArgument: EXPORT_NOT_POSSIBLE, or MODEL_INVALID; the files cannot be used.
@@ -62,15 +68,14 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
     """
     config = read_config(source.model)
     require_writable(config)
-    bundle = _bundle(source)
-    content = (source.model / TOKENIZER_FILE).read_bytes()
-    gguf_tokenizer(content, bundle, 0)  # refuses before weights are read
+    # It refuses before weights are read, and is forked while there is little to fork.
+    own = facts(apart, ExportedTokenizer, lambda: exported_tokenizer(source.model, source.adapter))
     model = load_model(source.model, dtype=torch.float32)
-    rows = comparison_rows(bundle, model.config.vocab_size)
+    rows = comparison_rows(own.rows, model.config.vocab_size)
     check()
     merged = _reference(model, source, rows, check)
     ends = (*source.stop_token_ids, *sorted(eos_token_ids(model)))
-    tokenizer = gguf_tokenizer(content, bundle, model.config.vocab_size, ends)
+    tokenizer = gguf_tokenizer(own.stored, model.config.vocab_size, ends)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"model-{source.form.lower()}.gguf"
     said = {**model.config.to_dict(), **config}
@@ -89,7 +94,7 @@ def export_files(source: ExportSource, directory: Path, check: Callable[[], None
         held_out_logprobs=plain_logprobs(held, source.held_out),
     )
     require_close(figures, f"{path.name}")
-    warnings += (*_other_tokens(path, bundle, tokenizer), *_other_ends(tokenizer))
+    warnings += (*_other_tokens(path, source, tokenizer, apart), *_other_ends(tokenizer))
     if source.adapter is not None:
         warnings = (*beside_warnings(source.precision, merged.base_difference), *warnings)
     return Made(files=((path.name, path),), check=figures, warnings=warnings)
@@ -103,13 +108,6 @@ def _reference(model: PreTrainedModel, source: ExportSource, rows: Rows, check: 
     return merge_into(model, source.adapter, rows, check, source.precision)
 
 
-def _bundle(source: ExportSource) -> TokenizerBundle:
-    files = {name: (source.model / name) for name in BUNDLE_FILES}
-    if source.adapter is not None:
-        files |= {name: source.adapter / name for name in BUNDLE_FILES if (source.adapter / name).is_file()}
-    return TokenizerBundle({name: path.read_bytes() for name, path in files.items() if path.is_file()})
-
-
 def _other_ends(tokenizer: GgufTokenizer) -> tuple[str, ...]:
     """Say at which tokens answers end here, and not by what the file says."""
     if not tokenizer.further_end_ids:
@@ -121,21 +119,14 @@ def _other_ends(tokenizer: GgufTokenizer) -> tuple[str, ...]:
     )
 
 
-def _other_tokens(path: Path, bundle: TokenizerBundle, tokenizer: GgufTokenizer) -> tuple[str, ...]:
-    """Say where the file, read by transformers, gives other tokens than the model's own tokenizer.
-
-    llama.cpp cuts texts by the name that the file has for it; transformers does not know all of these names.
-    """
-    try:
-        read = open_gguf_tokenizer(path)
-    except InvalidArgument as error:
-        return (f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",)
-    for text in probe_texts(token for token in tokenizer.tokens if token in bundle.special_texts):
-        expected = list(bundle.encode(text).ids)
-        got = read(text, add_special_tokens=False)["input_ids"]
-        if got != expected:
-            return (
-                f"transformers reads the tokenizer of {path.name} so that {text!r} gives {got[:_SHOWN]}, not "
-                f"{expected[:_SHOWN]}: it does not cut texts as {tokenizer.cut} does; llama.cpp is told to",
-            )
-    return ()
+def _other_tokens(
+    path: Path, source: ExportSource, tokenizer: GgufTokenizer, apart: Apart
+) -> tuple[str, ...]:
+    """Say where the file, read by transformers, gives other tokens than the model's own tokenizer."""
+    with metadata_alone(path, read_header(path), path.parent) as alone:
+        found = facts(
+            apart,
+            OtherTokens,
+            lambda: other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut),
+        )
+    return found.warnings

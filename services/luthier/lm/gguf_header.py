@@ -8,7 +8,9 @@ object of some 700 bytes for each number and two for each text, so that a byte m
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -22,6 +24,9 @@ _WHOLE: Mapping[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 10:
 _END_KEYS = (b"tokenizer.ggml.eot_token_id", b"tokenizer.ggml.eom_token_id")
 _STRING, _ARRAY = 8, 9
 _MAGIC_BYTES = 4
+_NUM_TENSORS_AT, _NUM_TENSORS_BYTES = 8, 8
+"""Where the number of tensors stands."""
+_PIECE_BYTES = 1 << 20
 _LEAST_PAIR, _LEAST_TENSOR, _LEAST_STRING, _LEAST_ARRAY = 8 + 4 + 1, 8 + 4 + 4 + 8, 8, 4 + 8
 """Bytes that each takes at least."""
 _DEEPEST = 4
@@ -37,9 +42,11 @@ class GgufHeader:
 
     Attributes:
         end_ids: tokens by which an answer ends, besides the end of sequence; the file may name what it has not.
+        size_bytes: of the metadata, from the file's beginning on.
     """
 
     end_ids: tuple[int, ...]
+    size_bytes: int
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -61,15 +68,36 @@ def read_header(path: Path) -> GgufHeader:
                 ends.setdefault(key, metadata.whole_number(kind, key))
             else:
                 metadata.skip_value(kind, 0)
-    return GgufHeader(end_ids=tuple(ends[key] for key in _END_KEYS if key in ends))
+    end_ids = tuple(ends[key] for key in _END_KEYS if key in ends)
+    return GgufHeader(end_ids=end_ids, size_bytes=metadata.place)
+
+
+@contextmanager
+def metadata_alone(path: Path, header: GgufHeader, scratch: Path) -> Iterator[Path]:
+    """Write a GGUF file of another's metadata, without tensors, under its name into a folder of its own for a block.
+
+    All of a tokenizer is there; and who reads a GGUF file maps it, which counts where address space is limited.
+    """
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="metadata-") as folder:
+        alone = Path(folder) / path.name
+        with path.open("rb") as whole, alone.open("wb") as file:
+            while piece := whole.read(min(_PIECE_BYTES, header.size_bytes - file.tell())):
+                file.write(piece)
+            file.seek(_NUM_TENSORS_AT)
+            file.write(bytes(_NUM_TENSORS_BYTES))
+        yield alone
 
 
 class _Metadata:
-    """A walk over metadata, from behind the version on."""
+    """A walk over metadata, from behind the version on.
+
+    Attributes:
+        place: how far it has come.
+    """
 
     def __init__(self, data: mmap) -> None:
         self._data = data
-        self._place = _MAGIC_BYTES
+        self.place = _MAGIC_BYTES
         self._order = "<"
         self._num_objects = 0
         version = self.number(4)
@@ -90,11 +118,11 @@ class _Metadata:
         """Read a text."""
         size = self.number(8)
         self.skip(size, 1, what)
-        return self._data[self._place - size : self._place]
+        return self._data[self.place - size : self.place]
 
     def _unpacked(self, code: str, size: int) -> int:
         self.skip(1, size, "number")
-        (found,) = struct.unpack_from(self._order + code, self._data, self._place - size)
+        (found,) = struct.unpack_from(self._order + code, self._data, self.place - size)
         return int(found)
 
     def announce(self, count: int, size: int, what: str, num_objects: int) -> None:
@@ -109,17 +137,17 @@ class _Metadata:
 
     def require(self, count: int, size: int, what: str) -> None:
         """Refuse more of something, of at least `size` bytes each, than what is left of the file can hold."""
-        left = len(self._data) - self._place
+        left = len(self._data) - self.place
         if count * size > left:
             raise _invalid(
                 f"a GGUF file must hold what it announces, {count} {what} cannot lie in the {left} bytes from byte "
-                f"{self._place} on"
+                f"{self.place} on"
             )
 
     def skip(self, count: int, size: int, what: str) -> None:
         """Pass over something."""
         self.require(count, size, what)
-        self._place += count * size
+        self.place += count * size
 
     def skip_value(self, kind: int, depth: int) -> None:
         """Pass over a value of a kind."""

@@ -67,13 +67,28 @@ class GgufTokenizer:
             writer.add_chat_template(self.chat_template)
 
 
-def gguf_tokenizer(
-    content: bytes, bundle: TokenizerBundle, num_rows: int, end_ids: Sequence[int] = ()
-) -> GgufTokenizer:
-    """Return how GGUF holds a `tokenizer.json`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTokenizer:
+    """What a tokenizer bundle says of all that GGUF holds, whatever the rows of the embedding.
 
-    `num_rows` is how many tokens the embedding has: those that no text gives are called `[PAD...]`, as llama.cpp does.
-    `end_ids` are tokens at which generation stops, those first by which turns end.
+    Attributes:
+        texts: of tokens by id.
+        added: the ids of those that were added to the vocabulary, and whether each is special.
+        merges: as `GgufTokenizer` has them, and so all others.
+    """
+
+    texts: Mapping[int, str]
+    added: Mapping[int, bool]
+    merges: Sequence[str]
+    cut: str
+    special_ids: Mapping[str, int]
+    adds_bos: bool
+    adds_eos: bool
+    chat_template: str
+
+
+def stored_tokenizer(content: bytes, bundle: TokenizerBundle) -> StoredTokenizer:
+    """Return what GGUF takes of a `tokenizer.json` and its bundle.
 
     Raises:
         InvalidArgument: EXPORT_NOT_POSSIBLE; it is no byte-level BPE, or cuts or changes texts in a way that llama.cpp
@@ -81,33 +96,50 @@ def gguf_tokenizer(
     """
     stored = json.loads(content)
     cut = _cut(stored)
-    vocabulary = dict(stored["model"]["vocab"])
     added = {token["id"]: token for token in stored.get("added_tokens") or ()}
-    texts = {number: text for text, number in vocabulary.items()}
+    texts = {number: text for text, number in dict(stored["model"]["vocab"]).items()}
     texts |= {number: token["content"] for number, token in added.items()}
     special = {role: bundle.special_id(role) for role in _ROLES}
-    eos = special["eos_token"]
-    ends = [number for number in dict.fromkeys(end_ids) if number != eos and 0 <= number < num_rows]
-    turn, message = [*ends, None, None][:2]
-    return GgufTokenizer(
-        tokens=[texts.get(number, f"[PAD{number}]") for number in range(num_rows)],
-        kinds=[_kind(number, texts, added) for number in range(num_rows)],
+    return StoredTokenizer(
+        texts=texts,
+        added={number: bool(token.get("special")) for number, token in added.items()},
         merges=[one if isinstance(one, str) else " ".join(one) for one in stored["model"]["merges"]],
         cut=cut,
         special_ids={role: number for role, number in special.items() if number is not None},
-        end_of_turn_id=turn,
-        end_of_message_id=message,
-        further_end_ids=ends[2:],
         adds_bos=bool(bundle.prefix_ids),
         adds_eos=bool(bundle.suffix_ids),
         chat_template=bundle.chat_template or "",
     )
 
 
-def _kind(number: int, texts: Mapping[int, str], added: Mapping[int, Mapping[str, Any]]) -> TokenType:
-    if number in added:
-        return TokenType.CONTROL if added[number].get("special") else TokenType.USER_DEFINED
-    return TokenType.NORMAL if number in texts else TokenType.UNUSED
+def gguf_tokenizer(stored: StoredTokenizer, num_rows: int, end_ids: Sequence[int] = ()) -> GgufTokenizer:
+    """Return how GGUF holds a tokenizer.
+
+    `num_rows` is how many tokens the embedding has: those that no text gives are called `[PAD...]`, as llama.cpp does.
+    `end_ids` are tokens at which generation stops, those first by which turns end.
+    """
+    eos = stored.special_ids.get("eos_token")
+    ends = [number for number in dict.fromkeys(end_ids) if number != eos and 0 <= number < num_rows]
+    turn, message = [*ends, None, None][:2]
+    return GgufTokenizer(
+        tokens=[stored.texts.get(number, f"[PAD{number}]") for number in range(num_rows)],
+        kinds=[_kind(number, stored) for number in range(num_rows)],
+        merges=stored.merges,
+        cut=stored.cut,
+        special_ids=stored.special_ids,
+        end_of_turn_id=turn,
+        end_of_message_id=message,
+        further_end_ids=ends[2:],
+        adds_bos=stored.adds_bos,
+        adds_eos=stored.adds_eos,
+        chat_template=stored.chat_template,
+    )
+
+
+def _kind(number: int, stored: StoredTokenizer) -> TokenType:
+    if number in stored.added:
+        return TokenType.CONTROL if stored.added[number] else TokenType.USER_DEFINED
+    return TokenType.NORMAL if number in stored.texts else TokenType.UNUSED
 
 
 def _cut(stored: Mapping[str, Any]) -> str:

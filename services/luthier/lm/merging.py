@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from luthier.errors import FailedPrecondition, Reason
 from luthier.lm.adapter_files import load_adapter
+from luthier.lm.apart import Apart, facts, here
 from luthier.lm.comparing import (
     Behaviour,
     behaviour,
@@ -26,7 +27,7 @@ from luthier.lm.made import Check, HeldOut, Made
 from luthier.lm.merge import merge_adapter, plain_state, round_weights
 from luthier.lm.precision import Precision
 from luthier.lm.quantise import round_linears
-from luthier.text.tokenizer import TokenizerBundle
+from luthier.lm.read_tokenizer import Rows, TextRows, text_rows
 
 MERGED_BOUND = 0.05
 """Most that rounding to bfloat16 may make of the difference: see docs/models.md for what was measured."""
@@ -36,8 +37,6 @@ _LITTLE_LEFT = 0.5
 _ADAPTER = "merged"
 _WEIGHTS_NAME = "model.safetensors"
 
-Rows = tuple[tuple[int, ...], ...]
-
 
 def merge_files(
     base: Path,
@@ -46,19 +45,21 @@ def merge_files(
     check: Callable[[], None] = lambda: None,
     held_out: HeldOut = (),
     precision: Precision = "BFLOAT16",
+    apart: Apart = here,
 ) -> Made:
     """Write the weights of a base with an adapter added into `directory` (made if missing), bfloat16.
 
     Takes 4 bytes a weight, and 2 more while the file is written. `check` is called between its parts; what it raises
     ends it. Tokens of `held_out` are scored by the result. `precision` is what the base was held in while the adapter
-    was trained, as `merge_into` takes it.
+    was trained, as `merge_into` takes it. `apart` runs what reads the base's tokenizer; what it raises ends it.
 
     Raises:
         InvalidArgument: MODEL_INVALID; the files of either cannot be used.
         FailedPrecondition: WEIGHTS_DIFFER; the result computes something else than the adapter.
     """
+    texts = facts(apart, TextRows, lambda: text_rows(base))  # forked while there is little to fork
     model = load_model(base, dtype=torch.float32)
-    rows = comparison_rows(TokenizerBundle.load(base), model.config.vocab_size)
+    rows = comparison_rows(texts.rows, model.config.vocab_size)
     check()
     merged = merge_into(model, adapter, rows, check, precision)
     round_weights(model, torch.bfloat16)

@@ -17,35 +17,30 @@ from huggingface_hub import errors as hub_errors
 from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.errors import InvalidArgument, NotFound, Reason, Unavailable
-from luthier.lm.gguf_header import read_header
+from luthier.lm.apart import Apart, facts, here
+from luthier.lm.gguf_header import GgufHeader, metadata_alone, read_header
 from luthier.lm.load import eos_token_ids, load_weights, open_gguf
 from luthier.lm.made import GENERATION_CONFIG
 from luthier.lm.model_config import ARCHITECTURES, check_config, read_config, read_object
 from luthier.lm.source_files import INDEX_SUFFIX, staged_file, staged_folder
 from luthier.lm.sources import TOKENIZER_FILES, GgufSource, HubSource, RegisteredFiles, Source
-from luthier.lm.tokenizer_files import WrittenTokenizer, open_gguf_tokenizer, write_converted, write_tokenizer
-from luthier.text.tokenizer import TokenizerBundle
+from luthier.lm.tokenizer_files import open_gguf_tokenizer, write_converted, write_tokenizer
+from luthier.lm.written_tokenizer import WrittenTokenizer
 
 WEIGHT_FILES = ("model.safetensors", "config.json", GENERATION_CONFIG)
 _HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model")
-_END_OF_TURN_TOKENS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-    "<|endofturn|>",
-)
 # One file whatever the size: a model is named by the digests of its files, which must not depend on a shard
 # size.
 _ONE_SHARD = "1000GB"
 
 
-def register_source(source: Source, directory: Path, *, scratch: Path) -> RegisteredFiles:
+def register_source(
+    source: Source, directory: Path, *, scratch: Path, apart: Apart = here
+) -> RegisteredFiles:
     """Write the model that `source` names into `directory` (made if missing, must be empty).
 
     Takes the model's size in memory once in bfloat16, for a GGUF file once more in float32. `scratch`
-    receives what is downloaded.
+    receives what is downloaded. `apart` runs what reads the tokenizer; what it raises ends it.
 
     Raises:
         NotFound: the file, the directory, the repository or its revision is not there.
@@ -59,15 +54,22 @@ def register_source(source: Source, directory: Path, *, scratch: Path) -> Regist
         raise InvalidArgument(f"the directory to write must be empty, {directory.name} is not")
     if isinstance(source, GgufSource):
         with staged_file(source.path, scratch) as file:
-            model, end_ids = _open_gguf(file)
+            model, header = _open_gguf(file)
             plain = _write_weights(model, directory)
-            written = write_converted(open_gguf_tokenizer(file), directory, _num_rows(plain))
-        return _describe(plain, written, directory, end_ids)
+            num_rows = _num_rows(plain)
+            with metadata_alone(file, header, scratch) as alone:
+                written = facts(
+                    apart,
+                    WrittenTokenizer,
+                    lambda: write_converted(open_gguf_tokenizer(alone), directory, num_rows),
+                )
+        return _describe(plain, written, directory, header.end_ids)
     commit = _commit(source) if isinstance(source, HubSource) else ""
     path = _download(source, commit, scratch) if isinstance(source, HubSource) else source.path
     with staged_folder(path, scratch) as folder:
         plain = _write_weights(_open_directory(folder), directory)
-        written = write_tokenizer(folder, directory, _num_rows(plain))
+        num_rows = _num_rows(plain)
+        written = facts(apart, WrittenTokenizer, lambda: write_tokenizer(folder, directory, num_rows))
     return replace(_describe(plain, written, directory), hub_commit=commit)
 
 
@@ -84,8 +86,8 @@ def _num_rows(model: PreTrainedModel) -> int:
     return embedding.num_embeddings
 
 
-def _open_gguf(path: Path) -> tuple[PreTrainedModel, tuple[int, ...]]:
-    """Return the model, and the ends of answers that the file names and transformers does not read."""
+def _open_gguf(path: Path) -> tuple[PreTrainedModel, GgufHeader]:
+    """Return the model, and what the file says that transformers does not read."""
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -93,15 +95,15 @@ def _open_gguf(path: Path) -> tuple[PreTrainedModel, tuple[int, ...]]:
         raise InvalidArgument(
             f"a GGUF file must begin with the bytes GGUF, {path.name} does not", reason=Reason.MODEL_INVALID
         )
-    end_ids = read_header(path).end_ids
+    header = read_header(path)
     model = open_gguf(path, torch.bfloat16)
     rows = _num_rows(model)
     # What the model has no token for is told of, and is not handed on with its files.
-    if any(token in range(rows) for token in end_ids):
+    if any(token in range(rows) for token in header.end_ids):
         generation: Any = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
-        generation.eos_token_id = sorted({*eos_token_ids(model), *end_ids}.intersection(range(rows)))
+        generation.eos_token_id = sorted({*eos_token_ids(model), *header.end_ids}.intersection(range(rows)))
         model.generation_config = generation
-    return model, end_ids
+    return model, header
 
 
 def _open_directory(path: Path) -> PreTrainedModel:
@@ -201,9 +203,7 @@ def _describe(
         elif path.name not in names:
             path.unlink()
     config = model.config
-    text = written.bundle.chat_template or ""
-    endings = {written.bundle.token_id(token) for token in _END_OF_TURN_TOKENS if token in text}
-    eos_ids, warnings = _eos_token_ids(model, written.bundle, end_ids)
+    eos_ids, warnings = _eos_token_ids(model, written.eos_token_id, end_ids)
     return RegisteredFiles(
         files=tuple((name, directory / name) for name in sorted(names)),
         architecture=type(model).__name__,
@@ -211,20 +211,20 @@ def _describe(
         context_length=config.max_position_embeddings,
         vocab_size=config.vocab_size,
         dtype="bfloat16",
-        has_chat_template=bool(text),
+        has_chat_template=written.has_chat_template,
         eos_token_ids=eos_ids,
-        end_of_turn_token_ids=tuple(sorted(token for token in endings if token is not None)),
+        end_of_turn_token_ids=written.end_of_turn_token_ids,
         warnings=(*written.warnings, *warnings),
     )
 
 
 def _eos_token_ids(
-    model: PreTrainedModel, bundle: TokenizerBundle, end_ids: Iterable[int]
+    model: PreTrainedModel, eos_token_id: int | None, end_ids: Iterable[int]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Every end-of-sequence id that the model's files name, and which of them it has not."""
     stated = {*eos_token_ids(model), *end_ids}
-    if (token := bundle.special_id("eos_token")) is not None:
-        stated.add(token)
+    if eos_token_id is not None:
+        stated.add(eos_token_id)
     rows = _num_rows(model)
     beyond = sorted(token for token in stated if not 0 <= token < rows)
     warnings = (f"end-of-sequence ids must be in 0..{rows - 1}, the model names {beyond}",) if beyond else ()

@@ -3,6 +3,8 @@
 The tokens of a model are those of its `tokenizer.json`, which is kept byte for byte. transformers 5 builds some
 tokenizers anew by their class instead of reading that file, and adds tokens that a class names by default; so what
 the registered folder gives is compared with the file as it came, on probe texts.
+
+All of it runs tokenizers: it is called where `lm.apart` says.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from luthier.errors import InvalidArgument, Reason
 from luthier.lm.model_config import read_object
 from luthier.lm.probe_texts import probe_texts
+from luthier.lm.written_tokenizer import WrittenTokenizer, written_tokenizer
 from luthier.text.tokenizer import BUNDLE_FILES, CONFIG_FILE, TEMPLATE_FILE, TOKENIZER_FILE, TokenizerBundle
 
 Settings = dict[str, Any]
@@ -43,14 +45,6 @@ _GENERIC = "PreTrainedTokenizerFast"
 # read tokenizer.json only where the configuration has this key. It allows nothing: whether code may run is an
 # argument of from_pretrained.
 _READ_THE_FILE = "trust_remote_code"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenTokenizer:
-    """A bundle that was written, and what whoever loads it should know."""
-
-    bundle: TokenizerBundle
-    warnings: tuple[str, ...]
 
 
 @contextmanager
@@ -295,7 +289,7 @@ def _agreed(
             f"the {CONFIG_FILE} that is kept makes transformers {transformers.__version__} read {TOKENIZER_FILE} as it "
             "is, with another version load it by PreTrainedTokenizerFast.from_pretrained",
         )
-    return WrittenTokenizer(bundle=bundle, warnings=warnings)
+    return written_tokenizer(bundle, warnings)
 
 
 def _write_agreeing(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from luthier.errors import Failure, LuthierError
 from luthier.work.limited_child import Frames, FramesBroken, Limits
@@ -41,24 +41,38 @@ class ProcessKilled(Exception):
     """The process was killed from outside."""
 
 
+class Running(Protocol):
+    """A process that was started here, as `subprocess.Popen` has it."""
+
+    def poll(self) -> int | None:
+        """Return its exit code; a signal's number, negative, where one ended it; None: it goes on."""
+        ...
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit code as soon as it has ended. Raises subprocess.TimeoutExpired."""
+        ...
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        ...
+
+
 class LimitedProcess:
     """One process that answers one request at a time. Not for several threads at once.
 
-    It holds none of our environment, so that a template that got out of its sandbox would find no setting and no
-    key; it ends within a second of this process, however this one ends.
+    It ends within a second of this process, however this one ends. `spawned` starts one.
 
     Args:
-        module: what to run; its `main` calls `limited_child.serve`.
+        process: what runs `limited_child.answer_requests`.
+        connection: to it; closed with the process.
         limits: what a request may take.
-        folder: its working folder.
     """
 
-    def __init__(self, module: str, limits: Limits, folder: Path = Path("/")) -> None:
+    def __init__(self, process: Running, connection: socket.socket, limits: Limits) -> None:
         self._limits = limits
         self._check: Check = lambda: None
         self._deadline = time.monotonic() + _START_SECONDS
-        # A process is told of its parent's death by the end of the thread that started it: that thread must stay.
-        self._process, connection = spawner().submit(_spawn, module, limits, folder).result()
+        self._process = process
         connection.settimeout(_POLL_SECONDS)
         self._connection = connection
         self._frames = Frames(connection, ANSWER_BYTES, self._wait)
@@ -172,6 +186,16 @@ class LimitedProcess:
             # How native code ends when it gets no memory.
             return LimitReached(self._memory())
         return ProcessBroken(f"it ended with code {code}")
+
+
+def spawned(module: str, limits: Limits, folder: Path = Path("/")) -> LimitedProcess:
+    """Start a process that runs a module, whose `main` calls `limited_child.serve`, in a working folder.
+
+    It holds none of our environment, so that a template that got out of its sandbox would find no setting and no key.
+    """
+    # A process is told of its parent's death by the end of the thread that started it: that thread must stay.
+    process, connection = spawner().submit(_spawn, module, limits, folder).result()
+    return LimitedProcess(process, connection, limits)
 
 
 @cache

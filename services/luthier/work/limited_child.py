@@ -1,9 +1,9 @@
 """The inside of a limited process: what it may use, and how it hears requests and answers them.
 
-A module that runs as such a process calls `serve` from its `main`; `luthier.work.limited` starts it. Requests and
-answers are JSON of known length over a socket of their own, since libraries print to standard output. Imports
-nothing but the standard library and the error tree: what stands here runs beside templates and tokenizers that
-nobody has read.
+A module that runs as such a process calls `serve` from its `main`; `luthier.work.limited` starts it, and
+`luthier.work.limited_fork` forks one. Requests and answers are JSON of known length over a socket of their own, since
+libraries print to standard output. Imports nothing but the standard library and the error tree: what stands here runs
+beside templates and tokenizers that nobody has read.
 """
 
 from __future__ import annotations
@@ -118,8 +118,15 @@ def serve(handle: Handle, *, writes_files: bool) -> None:
     `writes_files` False forbids the process every write to a file.
     """
     descriptor, parent, limits = int(sys.argv[1]), int(sys.argv[2]), Limits(**json.loads(sys.argv[3]))
+    answer_requests(handle, socket.socket(fileno=descriptor), parent, limits, writes_files=writes_files)
+
+
+def answer_requests(
+    handle: Handle, connection: socket.socket, parent: int, limits: Limits, *, writes_files: bool
+) -> None:
+    """Make this process, which has one thread, a limited one; answer requests until the parent is gone."""
     _isolate(parent)
-    frames = Frames(socket.socket(fileno=descriptor), sys.maxsize, lambda: None)
+    frames = Frames(connection, sys.maxsize, lambda: None)
     # Until here an import that fails is seen in the parent's log; from here on libraries print what they are given.
     quiet = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.errors import Reason, ResourceExhausted, Unavailable
-from luthier.work.limited import Check, LimitedProcess, ProcessKilled
+from luthier.work.limited import Check, LimitedProcess, ProcessKilled, spawned
 from luthier.work.limited_child import Limits
 
 POOL_PROCESSES = 4
@@ -145,7 +145,7 @@ class LimitedPool:
             if process.alive:
                 return process
             process.close()
-        return LimitedProcess(self._module, self._limits)
+        return spawned(self._module, self._limits)
 
     def _give_back(self, key: str, process: LimitedProcess) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from luthier.data.worker.record_rendering import RecordSettings, RenderedRecord, Teaching
-from luthier.work.limited import Check, LimitedProcess
+from luthier.work.limited import Check, LimitedProcess, spawned
 from luthier.work.limited_child import Limits
 
 _CHILD = "luthier.data.worker.render_child"
@@ -36,7 +36,7 @@ class LimitedRenderer:
     def teaching(self) -> Teaching:
         """Return how a model is asked that learns the rows. Raises InvalidArgument as `RecordRenderer`."""
         self.close()
-        self._process = LimitedProcess(_CHILD, self._limits, self._folder)
+        self._process = spawned(_CHILD, self._limits, self._folder)
         answer = self._process.call(msgspec.to_builtins(self._settings), check=self._check)
         return msgspec.convert(answer, Teaching)
 

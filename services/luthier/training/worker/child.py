@@ -63,6 +63,7 @@ def prepare(setup: Setup) -> Work:
     from luthier.training.executors.joining import RankDesk, joined
     from luthier.training.worker.computing import computed
     from luthier.training.worker.making import make_here
+    from luthier.training.worker.tokenizers_apart import tokenizers_apart
 
     device = torch.device(setup.device)
     if setup.num_threads:
@@ -85,9 +86,10 @@ def prepare(setup: Setup) -> Work:
     ) -> TrainEnd | RegisteredFiles | Made:
         try:
             if isinstance(order, MakeOrder):
-                return make_here(order, line.alive)
+                return make_here(order, line.alive, tokenizers_apart(order.scratch, line.alive))
             if isinstance(order, RegisterOrder):
-                return register_source(order.source, order.directory, scratch=order.scratch)
+                apart = tokenizers_apart(order.scratch, line.alive)
+                return register_source(order.source, order.directory, scratch=order.scratch, apart=apart)
             return train(line, order)
         except Exception as error:
             scratch = order.order.scratch if isinstance(order, RankOrder | RayOrder) else order.scratch

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from statistics import fmean
 
 from luthier.errors import Reason, ResourceExhausted
+from luthier.lm.apart import Apart, here
 from luthier.lm.made import GgufType, HeldOutRow, Made
 from luthier.training.recipe_settings import precision_of
 from luthier.training.worker.order import MakeOrder
@@ -24,8 +25,10 @@ _FORMS: dict[int, GgufType] = {
 }
 
 
-def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
+def make_here(order: MakeOrder, check: Callable[[], None], apart: Apart = here) -> Made:
     """Merge or export in this very process, on the processor; `check` as the functions of `luthier.lm` call it.
+
+    `apart` runs what reads tokenizers.
 
     Raises:
         InvalidArgument: MODEL_INVALID or EXPORT_NOT_POSSIBLE.
@@ -40,7 +43,7 @@ def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
         if order.form is None:
             assert order.adapter is not None, "what is merged is an adapter"
             return merge_files(
-                order.model, order.adapter, order.directory, check, order.held_out, order.precision
+                order.model, order.adapter, order.directory, check, order.held_out, order.precision, apart
             )
         source = ExportSource(
             model=order.model,
@@ -51,7 +54,7 @@ def make_here(order: MakeOrder, check: Callable[[], None]) -> Made:
             precision=order.precision,
             stop_token_ids=order.stop_token_ids,
         )
-        return export_files(source, order.directory, check)
+        return export_files(source, order.directory, check, apart)
     except (MemoryError, RuntimeError) as error:
         if is_for_memory(error):
             raise ResourceExhausted(str(error), reason=Reason.OUT_OF_MEMORY) from error
