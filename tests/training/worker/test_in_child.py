@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import re
+import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,10 +15,15 @@ from pathlib import Path
 
 import pytest
 from tests.training.worker.conftest import Site
+from tests.training.worker.hostile_tokenizers import make_hostile
 
+from luthier.errors import Cancelled, InvalidArgument
 from luthier.errors.status import status_to_failure
+from luthier.lm.made import GgufType
+from luthier.lm.sources import DirectorySource
 from luthier.training.executors.inline import InChild
 from luthier.training.worker.making import make_in
+from luthier.training.worker.order import MakeOrder, RegisterOrder
 from luthier.training.worker.register import register_in
 from luthier.v1 import model_pb2
 from luthier.v1.event_pb2 import AttemptChange, Event
@@ -28,12 +31,21 @@ from luthier.v1.fine_tuning_job_pb2 import FineTuningJob
 from luthier.v1.model_service_pb2 import CancelModelRequest, MergeModelRequest, WatchModelRequest
 from luthier.v1.training_service_pb2 import CancelFineTuningJobRequest
 from luthier.work.child import NURSERY_NAME
-from luthier.work.child_watch import Patience
+from luthier.work.child_watch import Always, Patience
 from luthier.work.children import Children, Program
 from luthier.work.device import Setup
 
 MODULE = "luthier.training.worker.child"
 PATIENCE = Patience(still_seconds=4.0)
+# As a worker has them, but for limits that a test can reach.
+PROGRAM = f"""
+import {MODULE} as child
+from luthier.training.worker import tokenizers_apart
+from luthier.work.limited_child import Limits
+
+tokenizers_apart.LIMITS = Limits(cpu_seconds=2, memory_bytes=512 << 20)
+child.main()
+"""
 EPOCHS = 10
 """Some 70 steps: time in which to kill what makes them."""
 
@@ -63,7 +75,7 @@ def trained() -> Iterator[Trained]:
     """Shared by all tests: the spare child of one is the first of the next."""
     setup = Setup(device="cpu", num_threads=1, log_level="INFO")
     kills = Kills()
-    program = Program(command=("-P", "-m", MODULE), setup=setup)
+    program = Program(command=("-P", "-c", PROGRAM), setup=setup)
     with Children(program, PATIENCE, lambda: kills.counted) as children:
         yield Trained(children, kills)
 
@@ -263,23 +275,62 @@ async def test_a_source_that_cannot_be_read_is_named_by_another_process_too(
     assert status_to_failure(model.error).reason == "BASE_MODEL_MISSING"
 
 
-DRIVER = "import sys; import luthier.training.worker.__main__; print('torch' in sys.modules)"
-CONNECTS = ("luthier.work.peers", "luthier.work.link", "luthier.work.retry", "luthier.work.rewards")
-RANK_OF_RAY = "import luthier.training.executors.ray.rank" if importlib.util.find_spec("ray") else ""
-CHILD = f"""
-import sys
-import {MODULE}
-import luthier.training.worker.computing
-import luthier.training.executors.joining
-{RANK_OF_RAY}
-print([name for name in {CONNECTS} if name in sys.modules])
-"""
+@pytest.mark.parametrize(
+    ("name", "said"), [("memory", "512 MiB of memory"), ("processor", "2 s of CPU time")]
+)
+async def test_a_registration_of_a_tokenizer_that_takes_too_much_is_refused_by_name(
+    site: Site, model_folder: Path, trained: Trained, name: str, said: str
+) -> None:
+    make_hostile(model_folder, name)
+    async with site.worker(register=register_in(trained.children)):
+        model = await site.register(model_folder)
+    assert model.state == model_pb2.Model.STATE_FAILED
+    assert status_to_failure(model.error).reason == "MODEL_INVALID"
+    assert model.error.message == f"the model's tokenizer takes more than {said}"
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 << 20, "no process had more than 2 GiB"
 
 
-@pytest.mark.parametrize(("code", "said"), [(DRIVER, "False"), (CHILD, "[]")], ids=["driver", "child"])
-def test_a_driver_has_no_torch_and_a_child_nothing_that_connects(code: str, said: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == said
+@pytest.mark.parametrize("form", [None, "F16"])
+def test_a_merge_or_an_export_with_such_a_tokenizer_is_refused_by_name(
+    model_folder: Path, trained: Trained, tmp_path: Path, form: GgufType | None
+) -> None:
+    make_hostile(model_folder, "memory")
+    order = MakeOrder(
+        model=model_folder,
+        adapter=tmp_path,
+        form=form,
+        title="",
+        directory=tmp_path / "made",
+        scratch=tmp_path,
+    )
+    with pytest.raises(InvalidArgument, match="tokenizer takes more than 512 MiB of memory") as caught:
+        trained.children.run(order, {}, Always())
+    assert caught.value.reason == "MODEL_INVALID"
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_registration_that_is_stopped_ends_with_what_reads_its_tokenizer(
+    model_folder: Path, trained: Trained, tmp_path: Path
+) -> None:
+    make_hostile(model_folder, "processor")
+    trained.children.require_ready()
+    (child,) = pids()
+    forks: list[str] = []
+
+    class Stopping(Always):
+        def heed(self) -> None:
+            forks.extend(Path(f"/proc/{child}/task/{child}/children").read_text().split())
+            if forks:
+                raise Cancelled("stopped")
+
+    source = DirectorySource(path=model_folder)
+    order = RegisterOrder(source=source, directory=tmp_path / "made", scratch=tmp_path)
+    with pytest.raises(Cancelled, match="stopped"):
+        trained.children.run(order, {}, Stopping())
+    began = time.monotonic()
+    while any(Path(f"/proc/{fork}").exists() for fork in forks):
+        assert time.monotonic() - began < 1.0
+        time.sleep(0.01)
 
 
 async def adapter(site: Site, folder: Path) -> str:

@@ -1,0 +1,99 @@
+"""What reads tokenizers is handed elsewhere: the same comes of it, and none is made where models are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from tests.lm.made_models import adapter_folder, model_folder
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from luthier.lm import tokenizer_files
+from luthier.lm.apart import Apart, facts, here
+from luthier.lm.exporting import ExportSource, export_files
+from luthier.lm.lora import LoraSpec
+from luthier.lm.merging import merge_files
+from luthier.lm.read_tokenizer import TextRows
+from luthier.lm.register import register_source
+from luthier.lm.sources import DirectorySource, GgufSource
+from luthier.text import tokenizer
+from luthier.work.limited_child import Limits
+from luthier.work.limited_fork import in_fork
+
+ModelMaker = Callable[..., Any]
+
+
+class MadeHere(BaseException):
+    """A tokenizer was to be made in the wrong process; whoever takes any failure for the file's must not."""
+
+
+class Elsewhere:
+    """Something of a library that must not be used in the process in which it was wrapped."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.pid = os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        if os.getpid() == self.pid:
+            raise MadeHere(f"{name} of {self.wrapped}")
+        return getattr(self.wrapped, name)
+
+
+def forbid_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have whatever makes a tokenizer fail in this process, transformers by itself too."""
+    monkeypatch.setattr(tokenizer, "tokenizers", Elsewhere(tokenizers))
+    monkeypatch.setattr(tokenizer_files, "tokenizers", Elsewhere(tokenizers))
+    monkeypatch.setattr(tokenizer_files, "AutoTokenizer", Elsewhere(AutoTokenizer))
+    begin: Any = PreTrainedTokenizerBase.__init__
+    pid = os.getpid()
+
+    def made(*arguments: Any, **named: Any) -> None:
+        if os.getpid() == pid:
+            raise MadeHere("by transformers")
+        begin(*arguments, **named)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__init__", made)
+
+
+def all_made(base: Path, adapter: Path, folder: Path, apart: Apart) -> tuple[list[Any], dict[str, bytes]]:
+    """Register a folder, merge, export, and register what was exported: what is said of each, and all files."""
+    source = ExportSource(model=base, adapter=adapter, form="Q8_0", title="tiny", stop_token_ids=(5, 7, 8, 9))
+    plain = DirectorySource(path=base)
+    said: list[Any] = [register_source(plain, folder / "plain", scratch=folder / "scratch", apart=apart)]
+    said.append(merge_files(base, adapter, folder / "merged", apart=apart))
+    said.append(export_files(source, folder / "exported", apart=apart))
+    ((_, exported),) = said[-1].files
+    gguf = GgufSource(path=exported)
+    said.append(register_source(gguf, folder / "again", scratch=folder / "scratch", apart=apart))
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return [repr(one).replace(str(folder), "") for one in said], files
+
+
+def test_whatever_is_made_of_a_model_makes_no_tokenizer_here_and_is_the_same(
+    tiny_model: ModelMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model_folder(tiny_model(vocab_size=270), tmp_path / "base")
+    adapter = adapter_folder(base, tmp_path / "adapter", LoraSpec(rank=4, alpha=8))
+    made_here = all_made(base, adapter, tmp_path / "here", here)
+    forbid_here(monkeypatch)
+    made_apart = all_made(base, adapter, tmp_path / "apart", partial(in_fork, limits=Limits()))
+    assert made_apart == made_here
+    assert {"plain/tokenizer.json", "again/tokenizer.json", "exported/model-q8_0.gguf"} <= made_apart[
+        1
+    ].keys()
+    assert "scratch" not in {Path(name).parts[0] for name in made_apart[1]}, "what it is read from is gone"
+    with pytest.raises(MadeHere):
+        all_made(base, adapter, tmp_path / "again", here)
+
+
+def test_facts_are_of_the_kinds_that_they_are_to_have() -> None:
+    rows = ((1, 2), (), (3,))
+    assert facts(here, TextRows, lambda: TextRows(rows=rows)).rows == rows
+    with pytest.raises(ValueError, match="Expected `int`, got `str`"):
+        facts(lambda _: {"rows": [["1"]]}, TextRows, lambda: TextRows(rows=()))

@@ -1,0 +1,83 @@
+"""What ends the reading of a tokenizer is named as what ends a registration; meanwhile it goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.training.worker.hostile_tokenizers import make_hostile
+
+from luthier.errors import InvalidArgument, LuthierError, Reason
+from luthier.lm.sources import DirectorySource
+from luthier.training.worker import tokenizers_apart as module
+from luthier.training.worker.child import prepare
+from luthier.training.worker.order import RegisterOrder
+from luthier.training.worker.tokenizers_apart import tokenizers_apart
+from luthier.work import control_groups
+from luthier.work.device import Setup
+from luthier.work.limited_child import Limits
+
+
+def find_no_room() -> dict[str, Any]:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def be_killed() -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def fail() -> dict[str, Any]:
+    raise KeyError("merges")
+
+
+ENDS = {
+    "a full disk": (find_no_room, Reason.DISK_FULL, "the disk is full"),
+    "a kill": (be_killed, Reason.CRASHED, "the process that did the work was ended by SIGKILL, from outside"),
+    "a failure": (fail, Reason.MODEL_INVALID, "the model's tokenizer fails: KeyError: 'merges'"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_an_end_that_nobody_meant_is_named(tmp_path: Path, name: str) -> None:
+    work, reason, said = ENDS[name]
+    with pytest.raises(LuthierError, match=said) as caught:
+        tokenizers_apart(tmp_path, lambda: None)(work)
+    assert caught.value.reason == reason
+
+
+def test_a_kill_of_the_kernel_is_for_want_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter((3, 4))
+    monkeypatch.setattr(control_groups, "oom_kills", lambda: next(kills))
+    with pytest.raises(LuthierError, match="ended by the kernel for want of memory") as caught:
+        tokenizers_apart(tmp_path, lambda: None)(be_killed)
+    assert caught.value.reason == Reason.OUT_OF_MEMORY
+
+
+class Line:
+    """A line to a driver that counts how often it hears that the work goes on."""
+
+    heard = 0
+
+    def alive(self) -> None:
+        self.heard += 1
+
+
+def test_a_child_says_that_it_goes_on_while_a_tokenizer_is_read(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver would take it for hung: it waits, and computes nothing."""
+    make_hostile(model_folder, "processor")
+    monkeypatch.setattr(module, "LIMITS", Limits(wall_seconds=0.6))
+    work = prepare(Setup(device="cpu", num_threads=1, log_level="INFO"))
+    line: Any = Line()
+    source = DirectorySource(path=model_folder)
+    order = RegisterOrder(source=source, directory=tmp_path / "made", scratch=tmp_path)
+    with pytest.raises(InvalidArgument, match=r"the model's tokenizer takes more than 0\.6 s") as caught:
+        work(line, order)
+    assert caught.value.reason == Reason.MODEL_INVALID
+    assert line.heard >= 3
