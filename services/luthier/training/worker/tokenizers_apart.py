@@ -21,7 +21,7 @@ from luthier.work.limited_child import Limits
 from luthier.work.limited_fork import in_fork
 
 LIMITS = Limits(cpu_seconds=180, memory_bytes=4 << 30, wall_seconds=900.0)
-"""What all that is read of a tokenizer at once may take: docs/models.md has what one of 250,000 tokens does."""
+"""What all that is read of a tokenizer at once may take: docs/operations.md has what one of 250,000 tokens does."""
 
 
 def tokenizers_apart(scratch: Path, check: Check) -> Apart:
