@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from luthier.lm.apart import Apart, facts, here
 from luthier.lm.comparing import behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
-from luthier.lm.gguf_header import metadata_alone, read_header
+from luthier.lm.gguf_header import metadata_alone, metadata_bytes
 from luthier.lm.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from luthier.lm.held_out import plain_logprobs
 from luthier.lm.load import eos_token_ids, load_gguf, load_model
@@ -123,7 +123,7 @@ def _other_tokens(
     path: Path, source: ExportSource, tokenizer: GgufTokenizer, apart: Apart
 ) -> tuple[str, ...]:
     """Say where the file, read by transformers, gives other tokens than the model's own tokenizer."""
-    with metadata_alone(path, read_header(path), path.parent) as alone:
+    with metadata_alone(path, metadata_bytes(path), path.parent) as alone:
         found = facts(
             apart,
             OtherTokens,

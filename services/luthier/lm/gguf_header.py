@@ -58,12 +58,8 @@ def read_header(path: Path) -> GgufHeader:
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         metadata = _Metadata(data)
-        num_tensors, num_pairs = metadata.number(8), metadata.number(8)
-        metadata.announce(num_tensors, _LEAST_TENSOR, "tensors", _TENSOR_OBJECTS)
-        metadata.announce(num_pairs, _LEAST_PAIR, "key-value pairs", _PAIR_OBJECTS)
         ends: dict[bytes, int] = {}
-        for _ in range(num_pairs):
-            key, kind = metadata.text("bytes of a key"), metadata.number(4)
+        for key, kind in metadata.pairs():
             if key in _END_KEYS:
                 ends.setdefault(key, metadata.whole_number(kind, key))
             else:
@@ -72,8 +68,17 @@ def read_header(path: Path) -> GgufHeader:
     return GgufHeader(end_ids=end_ids, size_bytes=metadata.place)
 
 
+def metadata_bytes(path: Path) -> int:
+    """Return how long the metadata of a GGUF file is, whatever it says. Raises as `read_header`, but for ends."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        metadata = _Metadata(data)
+        for _, kind in metadata.pairs():
+            metadata.skip_value(kind, 0)
+    return metadata.place
+
+
 @contextmanager
-def metadata_alone(path: Path, header: GgufHeader, scratch: Path) -> Iterator[Path]:
+def metadata_alone(path: Path, size_bytes: int, scratch: Path) -> Iterator[Path]:
     """Write a GGUF file of another's metadata, without tensors, under its name into a folder of its own for a block.
 
     All of a tokenizer is there; and who reads a GGUF file maps it, which counts where address space is limited.
@@ -81,7 +86,7 @@ def metadata_alone(path: Path, header: GgufHeader, scratch: Path) -> Iterator[Pa
     with tempfile.TemporaryDirectory(dir=scratch, prefix="metadata-") as folder:
         alone = Path(folder) / path.name
         with path.open("rb") as whole, alone.open("wb") as file:
-            while piece := whole.read(min(_PIECE_BYTES, header.size_bytes - file.tell())):
+            while piece := whole.read(min(_PIECE_BYTES, size_bytes - file.tell())):
                 file.write(piece)
             file.seek(_NUM_TENSORS_AT)
             file.write(bytes(_NUM_TENSORS_BYTES))
@@ -103,6 +108,14 @@ class _Metadata:
         version = self.number(4)
         if version and not version & 0xFFFF:  # written by a machine of the other byte order
             self._order = ">"
+
+    def pairs(self) -> Iterator[tuple[bytes, int]]:
+        """Walk over the counts, then yield the key and the kind of each value, which is read or passed over next."""
+        num_tensors, num_pairs = self.number(8), self.number(8)
+        self.announce(num_tensors, _LEAST_TENSOR, "tensors", _TENSOR_OBJECTS)
+        self.announce(num_pairs, _LEAST_PAIR, "key-value pairs", _PAIR_OBJECTS)
+        for _ in range(num_pairs):
+            yield self.text("bytes of a key"), self.number(4)
 
     def number(self, size: int) -> int:
         """Read a whole number of 4 or 8 bytes."""

@@ -57,7 +57,7 @@ def register_source(
             model, header = _open_gguf(file)
             plain = _write_weights(model, directory)
             num_rows = _num_rows(plain)
-            with metadata_alone(file, header, scratch) as alone:
+            with metadata_alone(file, header.size_bytes, scratch) as alone:
                 written = facts(
                     apart,
                     WrittenTokenizer,
