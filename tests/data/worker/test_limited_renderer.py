@@ -85,7 +85,7 @@ def test_a_note_says_what_rows_share_with_those_before_them(
     rendering = render_child._Child()
     told: list[float] = []
 
-    def note(_: Mapping[str, Any], spent_seconds: float = 0.0) -> None:
+    def note(message: Mapping[str, Any], spent_seconds: float = 0.0) -> None:
         told.append(spent_seconds)
 
     monkeypatch.setattr(render_child, "_NOTE_SECONDS", 0.0)
