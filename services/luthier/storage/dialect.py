@@ -1,4 +1,4 @@
-"""All of the SQL layer that is SQLite's own: what another database does otherwise has its place here.
+"""All of the SQL layer that is SQLite's own: what another database does otherwise has its place here, or in `reserve`.
 
 Connections may be closed by two at once, and by whoever gives them up while they are opened.
 """
