@@ -23,9 +23,9 @@ _CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
 def require_valid(message: Message) -> None:
     """Return if every part of a request, however deep, is one that a worker may send.
 
-    Whole numbers, times and shares must not be negative, ids short, paths of files relative and below their folder and each named once,
-    and the code of an error one of gRPC's other than OK. What holds for every request, that numbers are finite among
-    it, is the door's to check (`runtime.door`).
+    Whole numbers, times and shares must not be negative, ids short, paths of files relative and below their folder and
+    each named once, and the code of an error one of gRPC's other than OK. What holds for every request, that numbers
+    are finite among it, is the door's to check (`runtime.door`).
 
     Raises:
         InvalidArgument: names each field that is not, its value, and what would be right.
