@@ -48,4 +48,4 @@ def keeping_processes() -> Iterator[None]:
 
 
 def _is_usual(pool: LimitedPool) -> bool:
-    return pool._module == text_pool._CHILD and pool._limits == text_pool.PROMPT_LIMITS
+    return pool._module == text_pool._CHILD and pool._limits == text_pool.TEXT_LIMITS

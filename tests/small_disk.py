@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,3 +52,30 @@ def fill_again(folder: Path) -> None:
     with (folder / "filler-2").open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 12))
+
+
+_TAKING = """import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+piece = bytes(4096)
+is_told = False
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1000):
+        try:
+            os.write(file, piece)
+        except OSError:
+            is_told = is_told or os.write(1, b"full")
+"""
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """Have another process take every byte that is free, or becomes so, for the length of a block."""
+    command = [sys.executable, "-S", "-c", _TAKING, str(folder / "taken")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as taking:
+        try:
+            assert taking.stdout is not None
+            assert taking.stdout.read(4) == b"full"
+            yield
+        finally:
+            taking.kill()

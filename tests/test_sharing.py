@@ -24,7 +24,7 @@ from tests.unsynced import unsynced
 from luthier.storage.database import Database
 from luthier.work import host
 from luthier.work.limited_pool import LimitedPool
-from luthier.work.text_pool import _CHILD, PROMPT_LIMITS
+from luthier.work.text_pool import _CHILD, TEXT_LIMITS
 from luthier.work.webhooks import sender
 
 THINGS = Table("things", MetaData(), Column("name", String), Column("number", Integer))
@@ -124,19 +124,19 @@ def pid_of(pool: LimitedPool) -> int:
 
 def test_a_process_of_texts_is_the_next_pools_unless_it_was_ended_or_has_other_limits() -> None:
     with keeping_processes():
-        with closing(LimitedPool(_CHILD, PROMPT_LIMITS)) as pool:
+        with closing(LimitedPool(_CHILD, TEXT_LIMITS)) as pool:
             first = pid_of(pool)
-        with closing(LimitedPool(_CHILD, replace(PROMPT_LIMITS, cpu_seconds=9))) as other:
+        with closing(LimitedPool(_CHILD, replace(TEXT_LIMITS, cpu_seconds=9))) as other:
             assert pid_of(other) != first
         with (
-            closing(LimitedPool(_CHILD, PROMPT_LIMITS)) as pool,
-            closing(LimitedPool(_CHILD, PROMPT_LIMITS)) as beside,
+            closing(LimitedPool(_CHILD, TEXT_LIMITS)) as pool,
+            closing(LimitedPool(_CHILD, TEXT_LIMITS)) as beside,
         ):
             assert pid_of(pool) == first
             assert pid_of(beside) != first, "one process has one pool"
             os.kill(first, signal.SIGKILL)
             pool._idle[0][1]._process.wait(10)
-        with closing(LimitedPool(_CHILD, PROMPT_LIMITS)) as pool:
+        with closing(LimitedPool(_CHILD, TEXT_LIMITS)) as pool:
             last = pid_of(pool)
             assert last != first
     with pytest.raises(ProcessLookupError):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.data.conftest import MODEL, PROJECT, Service
-from tests.small_disk import fill, fill_again, mounted
+from tests.small_disk import fill, fill_again, mounted, taken
 
 from luthier.errors import Reason, ResourceExhausted
 from luthier.storage.disk import Disk
@@ -127,6 +129,8 @@ async def test_a_disk_that_others_fill_is_named_too_and_never_internal(small: Se
 async def test_cancelling_works_on_a_disk_that_others_filled(
     tmp_path: Path, bundle_files: dict[str, bytes]
 ) -> None:
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
     with mounted(tmp_path / "roomy", 128) as folder:
         service = Service(folder / "home", bundle_files)
         service.min_free_bytes = 64 * MIB
@@ -149,3 +153,97 @@ async def test_cancelling_works_on_a_disk_that_others_filled(
         (folder / "filler-2").unlink()
         await service.call("CreateDataset", dataset)
         await service.stop()
+    gc.collect()
+    assert not unheard, "what is cleared away behind a cancel finds room, too"
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """A disk with more than the least floor that keeps room for cancelling."""
+    with mounted(tmp_path / "roomy", 96) as folder:
+        yield folder
+
+
+@asynccontextmanager
+async def keeping_room(home: Path, bundle_files: dict[str, bytes]) -> AsyncIterator[Service]:
+    """A service with a floor that keeps room for cancelling."""
+    service = Service(home, bundle_files)
+    service.min_free_bytes = 64 * MIB
+    try:
+        await service.start()
+        yield service
+    finally:
+        await service.stop()
+
+
+def kept_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*-kept-*"))
+
+
+async def make_work(service: Service) -> list[tuple[str, Any]]:
+    """Uploads in progress, renderings that no worker takes, datasets: and the calls that end each of them."""
+    async with service.worker():
+        version = await service.version(b'{"prompt": "q", "completion": "a"}\n')
+    calls: list[tuple[str, Any]] = []
+    for number in range(10):
+        upload = await started(service)
+        calls.append(("CancelUpload", data_service_pb2.CancelUploadRequest(name=upload.name)))
+        rendering = rendering_pb2.Rendering(dataset_version=version.name, model=MODEL)
+        request = data_service_pb2.CreateRenderingRequest(parent=PROJECT, rendering=rendering)
+        made = await service.call("CreateRendering", request)
+        calls.append(("CancelRendering", data_service_pb2.CancelRenderingRequest(name=made.name)))
+        dataset = data_service_pb2.CreateDatasetRequest(parent=PROJECT, dataset_id=f"d{number}")
+        made = await service.call("CreateDataset", dataset)
+        calls.append(("DeleteDataset", data_service_pb2.DeleteDatasetRequest(name=made.name)))
+    return calls
+
+
+async def require_all_end(service: Service, calls: list[tuple[str, Any]]) -> None:
+    """See that all that makes room works on a disk without any, and nothing else."""
+    assert Disk(service.home).free_bytes() == 0
+    await refused(service, "CreateDataset", data_service_pb2.CreateDatasetRequest(parent=PROJECT))
+    for method, request in calls:
+        ended = await service.call(method, request)
+        assert "CANCELLED" in str(ended) or ended.HasField("delete_time"), ended
+    assert Disk(service.home).free_bytes() == 0
+
+
+async def test_cancelling_and_deleting_work_after_restarts_on_a_full_disk(
+    roomy: Path, bundle_files: dict[str, bytes]
+) -> None:
+    async with keeping_room(roomy / "home", bundle_files) as service:
+        calls = await make_work(service)
+        await service.stop()
+        await service.start()
+        fill(roomy)
+        with taken(roomy):
+            for part in (calls[:15], calls[15:]):
+                await service.stop()
+                await service.start()
+                await require_all_end(service, part)
+
+
+async def test_cancelling_and_deleting_work_after_a_kill_on_a_full_disk(
+    roomy: Path, tmp_path: Path, bundle_files: dict[str, bytes]
+) -> None:
+    async with keeping_room(tmp_path / "home", bundle_files) as service:
+        calls = await make_work(service)
+        # What a killed service leaves; by another process, as this one's locks on a file would go with its descriptor.
+        copied = await asyncio.create_subprocess_exec("cp", "-a", str(service.home), str(roomy))
+        assert await copied.wait() == 0
+    fill(roomy)
+    with taken(roomy):
+        async with keeping_room(roomy / "home", bundle_files) as service:
+            await require_all_end(service, calls[:15])
+            await service.stop()
+            await service.start()
+            await require_all_end(service, calls[15:])
+
+
+async def test_a_lower_floor_gives_back_what_was_kept(roomy: Path, bundle_files: dict[str, bytes]) -> None:
+    async with keeping_room(roomy / "home", bundle_files) as service:
+        await service.stop()
+        assert kept_in(roomy) == ["data.db-kept-shm", "data.db-kept-wal"]
+        service.min_free_bytes = FLOOR
+        await service.start()
+        assert kept_in(roomy) == []

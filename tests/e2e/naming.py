@@ -22,6 +22,7 @@ EXTREMES: Mapping[int, tuple[float, float]] = {
     FieldDescriptor.CPPTYPE_DOUBLE: (-1.7e308, 1.7e308),
 }
 """The least and the most that a number of each kind can say."""
+_SECONDS = {f"google.protobuf.{name}.seconds" for name in ("Timestamp", "Duration")}
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,18 @@ class Place:
         return ".".join(field.name + _index(field) for field in self.path)
 
     @property
+    def is_the_services(self) -> bool:
+        """Whether it is the service's to write and no caller's; in the worker protocol nothing is."""
+        return not _is_workers(self.method) and any(map(_is_the_services, self.path))
+
+    @property
     def value(self) -> FieldDescriptor:
         """The field of what stands there: of a map its values."""
         last: Any = self.path[-1]
         value: FieldDescriptor = last.message_type.fields_by_name["value"] if _is_map(last) else last
         return value
 
-    def put(self, request: Message, value: str | float) -> None:
+    def put(self, request: Message, value: str | bytes | float) -> None:
         """Write a value there."""
         message = request
         for field in self.path[:-1]:
@@ -86,37 +92,47 @@ def empty(method: MethodDescriptor) -> Message:
 
 def places(method: MethodDescriptor) -> list[Place]:
     """Return the fields of a method's request that name resources; of types that hold themselves one level."""
-    return [Place(method, path) for path in _paths(method.input_type, (), ())]
+    return [Place(method, path) for path in _paths(method)]
 
 
 def texts(method: MethodDescriptor) -> Iterator[Place]:
     """Yield every text that a caller may send."""
-    for path in _leaves(method.input_type, (), ()):
+    for path in _said(method):
         if path[-1].type == FieldDescriptor.TYPE_STRING:
             yield Place(method, path)
 
 
 def numbers(method: MethodDescriptor) -> Iterator[Place]:
-    """Yield every number that a caller may send."""
+    """Yield every number that a caller may send, of a worker also those that elsewhere are the service's."""
     for path in _leaves(method.input_type, (), ()):
         place = Place(method, path)
-        if place.value.cpp_type in EXTREMES:
+        if place.value.cpp_type in EXTREMES and not place.is_the_services:
             yield place
 
 
-def _paths(descriptor: Descriptor, before: Path, within: tuple[str, ...]) -> Iterator[Path]:
-    for path in _leaves(descriptor, before, within):
+def seconds_of_times(method: MethodDescriptor) -> Iterator[Place]:
+    """Yield the seconds of every time and duration that a request can hold, also of those that are cleared."""
+    for path in _leaves(method.input_type, (), ()):
+        if path[-1].full_name in _SECONDS:
+            yield Place(method, path)
+
+
+def _paths(method: MethodDescriptor) -> Iterator[Path]:
+    for path in _said(method):
         field = path[-1]
         is_subject = len(path) == 1 and field.name in ("name", "parent")
         if is_subject or field.GetOptions().HasExtension(resource_pb2.resource_reference):
             yield path
 
 
+def _said(method: MethodDescriptor) -> Iterator[Path]:
+    for path in _leaves(method.input_type, (), ()):
+        if not any(map(_is_the_services, path)):
+            yield path
+
+
 def _leaves(descriptor: Descriptor, before: Path, within: tuple[str, ...]) -> Iterator[Path]:
     for field in descriptor.fields:
-        behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
-        if field_behavior_pb2.OUTPUT_ONLY in behaviors or field_behavior_pb2.IDENTIFIER in behaviors:
-            continue
         inner = field.message_type
         if inner is not None and _is_map(field):
             inner = inner.fields_by_name["value"].message_type
@@ -124,6 +140,15 @@ def _leaves(descriptor: Descriptor, before: Path, within: tuple[str, ...]) -> It
             yield (*before, field)
         elif within.count(inner.full_name) < 2:
             yield from _leaves(inner, (*before, field), (*within, inner.full_name))
+
+
+def _is_workers(method: MethodDescriptor) -> bool:
+    return method.full_name.startswith("luthier.worker.")
+
+
+def _is_the_services(field: FieldDescriptor) -> bool:
+    behaviors = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+    return field_behavior_pb2.OUTPUT_ONLY in behaviors or field_behavior_pb2.IDENTIFIER in behaviors
 
 
 def _is_map(field: FieldDescriptor) -> bool:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, duration_pb2, message_factory, timestamp_pb2
 
 from luthier.errors import InvalidArgument
 from luthier.runtime.door import MAX_MESSAGES, MAX_VIOLATIONS, admit
@@ -142,3 +142,54 @@ def test_a_time_that_no_calendar_has_is_refused() -> None:
     ((field, description),) = refused(request)
     assert field == "events[0].event.event_time"
     assert f"got seconds {1 << 60}" in description
+
+
+YEARS = 315_576_000_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "nanos", "is_right"),
+    [
+        ("Timestamp", -62_135_596_800, 0, True),
+        ("Timestamp", 253_402_300_799, 999_999_999, True),
+        ("Timestamp", -1, 1, True),
+        ("Timestamp", 253_402_300_800, 0, False),
+        ("Timestamp", -62_135_596_801, 999_999_999, False),
+        ("Timestamp", 0, 10**9, False),
+        ("Timestamp", 1, -1, False),
+        ("Duration", YEARS, 999_999_999, True),
+        ("Duration", -YEARS, -999_999_999, True),
+        ("Duration", 0, -1, True),
+        ("Duration", YEARS + 1, 0, False),
+        ("Duration", -YEARS - 1, 0, False),
+        ("Duration", 1, 10**9, False),
+        ("Duration", 0, -(10**9), False),
+        ("Duration", 1, -1, False),
+        ("Duration", -1, 1, False),
+    ],
+)
+def test_times_and_durations_are_what_their_types_promise(
+    kind: str, seconds: int, nanos: int, is_right: bool
+) -> None:
+    """None of our messages has a duration yet."""
+    of_field = descriptor_pb2.FieldDescriptorProto
+    described = descriptor_pb2.FileDescriptorProto(
+        name="luthier.timed.proto", package="luthier.timed", syntax="proto3"
+    )
+    pool = descriptor_pool.DescriptorPool()
+    for known in (timestamp_pb2, duration_pb2):
+        pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
+        described.dependency.append(known.DESCRIPTOR.name)
+    described.message_type.add(name="Timed").field.add(
+        name="at", number=1, type=of_field.TYPE_MESSAGE, type_name=f".google.protobuf.{kind}"
+    )
+    pool.Add(described)
+    timed: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("luthier.timed.Timed"))()
+    timed.at.seconds, timed.at.nanos = seconds, nanos
+    if is_right:
+        admit(timed)
+    else:
+        ((field, description),) = refused(timed)
+        assert field == "at"
+        assert description.startswith("must have seconds in ")
+        assert description.endswith(f", got seconds {seconds}, nanos {nanos}")

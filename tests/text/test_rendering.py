@@ -33,9 +33,9 @@ from luthier.text.rendering import (
     Rendered,
     Renderer,
     RenderingError,
-    TemplateNotPrefixPreserving,
     reference_text,
 )
+from luthier.text.spans import TemplateNotPrefixPreserving
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TokenizerBundle
 

@@ -206,41 +206,6 @@ def test_generation_blocks_whose_ranges_would_be_lost_are_refused(source: str) -
         render(source)
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("{{ [1, 2, 3] | random }}", "filter random"),
-        ("{{ [[1, 2, 3]] | map('random') | list }}", "filter random"),
-        ("{{ lipsum() }}", "lipsum"),
-        ("{{ lipsum(n=1) }}", "lipsum"),
-        ("{{ messages | map(attribute='role') }}", "address of an object"),
-        ("{{ cycler('a') ~ '' }}", "address of an object"),
-        ("{{ messages[0].get | string }}", "address of an object"),
-        ("{{ messages[0].get | e }}", "address of an object"),
-        ("{{ ('%s' | safe) % messages[0].get }}", "address of an object"),
-        ("{{ messages[0].get | urlencode }}", "address of an object"),
-    ],
-)
-def test_nothing_random_reaches_a_template(source: str, said: str) -> None:
-    with pytest.raises(TemplateError, match=f"the chat template fails: .*{said}"):
-        render(source)
-
-
-def test_a_conversation_may_speak_of_addresses() -> None:
-    said = "<generator object f at 0x7F00AB12cd>"
-    template = ChatTemplate("{{ messages[0].content | upper }} and <f at 0xdeadbeef>", TODAY)
-    shown = template.render([{"role": "user", "content": said}]).text
-    assert shown == said.upper().replace("0X", "0X") + " and <f at 0xdeadbeef>"
-
-
-def test_differences_of_views_keep_the_order_of_the_dict() -> None:
-    names = [f"key{number}" for number in range(50)]
-    source = "{% set d = messages[0].d %}{{ (d.keys() - ['key7'] - d.keys().mapping.values()) | join(',') }}"
-    shown = ChatTemplate(source, TODAY).render([{"d": dict.fromkeys(names, "x")}]).text
-    assert shown == ",".join(name for name in names if name != "key7")
-    assert render("{{ 7 - 3 }}") == "4"
-
-
 def test_a_generation_block_writes_the_same_in_every_process() -> None:
     source = "{% set x %}{% generation %}a{% endgeneration %}{% endset %}{{ x[1:33] }}"
     command = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -41,6 +42,18 @@ def notes(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
         note({"number": number})
         time.sleep(request["seconds"])
     return {}
+
+
+def tell_limit(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    """Return the limit of CPU time before a note that says what was spent, and behind it, from what is used."""
+    before = _left_seconds()
+    note({}, request["spent_seconds"])
+    return {"before": before, "behind": _left_seconds()}
+
+
+def _left_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return resource.getrlimit(resource.RLIMIT_CPU)[0] - used.ru_utime - used.ru_stime
 
 
 def refuse(request: Mapping[str, Any], note: Note) -> dict[str, Any]:
@@ -102,6 +115,7 @@ _DOINGS: Mapping[str, Callable[[Mapping[str, Any], Note], Mapping[str, Any]]] = 
     "spin": spin,
     "sleep": sleep,
     "notes": notes,
+    "tell_limit": tell_limit,
     "allocate": lambda request, _: {"size": len("x" * request["size_bytes"])},
     "answer": lambda request, _: {"text": "x" * request["size_bytes"]},
     "fail_with": fail_with,

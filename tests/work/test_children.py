@@ -58,6 +58,12 @@ def work(line, order):
     if what == "hang":
         os.mkfifo(Path(folder) / "fifo")
         open(Path(folder) / "fifo").read()
+    if what in ("killed when asked", "ended by asking"):
+        def killed(*_):
+            (Path(folder) / "asked").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.signal(signal.SIGUSR1, killed if what == "killed when asked" else signal.SIG_DFL)
+        time.sleep(600)
     if what == "deaf":
         # Holds the interpreter, so that nothing in this process hears anything.
         subprocess.Popen(["sleep", "600"])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.work.test_children import CHILD, PATIENCE, Wanting
 
-from luthier.errors import Unavailable
+from luthier.errors import LuthierError, Unavailable
 from luthier.work.children import Children, Program
 from luthier.work.nursery import Child
 
@@ -33,6 +34,27 @@ def test_what_the_kernel_ended_while_a_child_waited_for_work_does_not_count(prog
         with pytest.raises(Unavailable, match="was ended by SIGKILL, from outside") as caught:
             children.run(("killed", ""), {}, Wanting())
     assert caught.value.reason == "CRASHED"
+
+
+@pytest.mark.parametrize(
+    ("what", "num_killed", "reason"),
+    [
+        ("killed when asked", 0, "CRASHED"),
+        ("killed when asked", 1, "OUT_OF_MEMORY"),
+        ("ended by asking", 0, "STALLED"),
+    ],
+)
+def test_a_child_that_is_killed_while_it_is_asked_where_it_hangs_is_told_as_killed(
+    program: Program, tmp_path: Path, what: str, num_killed: int, reason: str
+) -> None:
+    """One that is short of memory hangs first, and is ended by the kernel then; the same again would end so again."""
+    patience = replace(PATIENCE, still_seconds=0.5)
+    with (
+        Children(program, patience, lambda: num_killed * (tmp_path / "asked").exists()) as children,
+        pytest.raises(LuthierError) as caught,
+    ):
+        children.run((what, str(tmp_path)), {}, Wanting())
+    assert caught.value.reason == reason
 
 
 class Unreadable:

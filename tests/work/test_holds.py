@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from luthier.work.undeleting import delete_free
 from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 JOB = "projects/p/fineTuningJobs/j"
+WEEK = 7 * 24 * 3600.0
 
 
 async def test_what_a_resource_needs_until_it_ends_is_free_then_and_what_it_needs_always_is_not(
@@ -202,10 +204,15 @@ async def test_a_name_used_again_is_not_what_was_seen_and_one_of_before_uids_is_
         ({"uid": "x"}, "uid"),
         ({"holder": "x" * 1001}, "holder"),
         ({"seconds": 0.0}, "seconds"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"seconds": math.nextafter(WEEK, math.inf)}, "seconds"),
         ({"seconds": 1e9}, "seconds"),
+        ({"seconds": WEEK}, ""),
+        ({"seconds": 1e-6}, ""),
+        ({"holder": "x" * 1000}, ""),
     ],
 )
-async def test_a_field_of_a_hold_that_is_not_valid_is_named(
+async def test_a_field_of_a_hold_that_is_not_valid_is_named_and_what_is_just_valid_is_taken(
     hosted: tuple[Parts, int], changes: dict[str, Any], field: str
 ) -> None:
     parts, port = hosted
@@ -215,10 +222,14 @@ async def test_a_field_of_a_hold_that_is_not_valid_is_named(
     token = parts.task_tokens.mint("p", (held.message.name,), 0, HOLDER, 60.0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = hold_service_pb2_grpc.HoldServiceStub(channel)
+        making = stub.CreateHold(
+            hold_service_pb2.CreateHoldRequest(**wanted), metadata=bearer(token), timeout=10
+        )
+        if not field:
+            assert (await making).uid == held.uid
+            return
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.CreateHold(
-                hold_service_pb2.CreateHoldRequest(**wanted), metadata=bearer(token), timeout=10
-            )
+            await making
     error = error_of(caught.value)
     assert error.code == "INVALID_ARGUMENT"
     assert error.message.startswith(f"{field}: must ")

@@ -86,6 +86,14 @@ def test_call_that_takes_too_long_ends_the_process_unless_it_goes_on() -> None:
         assert not process.alive
 
 
+def test_a_note_gives_cpu_time_anew_less_what_counts_as_spent() -> None:
+    with closing(spawned(PROBE, replace(LIMITS, cpu_seconds=9))) as process:
+        for spent_seconds, least in ((0.0, 9), (2.5, 6.5), (8.0, 1)):
+            left = process.call({"do": "tell_limit", "spent_seconds": spent_seconds})
+            assert 8.9 < left["before"] <= 10
+            assert least - 0.1 < left["behind"] <= least + 1  # the kernel counts whole seconds
+
+
 def test_call_that_fails_unforeseen_says_how() -> None:
     for request, said in (({"do": "panic"}, "Panic: no entry found"), ({"do": "exit"}, "code 7")):
         with closing(spawned(PROBE, LIMITS)) as process:

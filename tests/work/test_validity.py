@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.message import Message
 
 from luthier.errors import InvalidArgument
 from luthier.v1 import dataset_pb2, model_pb2
@@ -70,3 +71,35 @@ def test_a_file_is_named_once_and_other_paths_are_none_of_ours() -> None:
     require_valid(task_pb2.TrainResult(files=[file, task_pb2.BlobFile(path="b", sha256="0" * 64)]))
     error = dataset_pb2.RecordError(path="messages[0]..content")
     require_valid(task_pb2.BuildVersionResult(errors=[error, error]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (
+            worker_service_pb2.ClaimTaskRequest(wait_seconds=-1e-9),
+            "wait_seconds: must not be negative, got -1e-09",
+        ),
+        (
+            worker_service_pb2.CommitCheckpointRequest(seconds=-1.7e308),
+            "seconds: must not be negative, got -1.7e+308",
+        ),
+        (
+            worker_service_pb2.ReportEventsRequest(
+                figures=worker_service_pb2.TaskFigures(
+                    phase_seconds={"data": 1.0, "compute": -2.0}, device_use=-0.5
+                )
+            ),
+            "figures.phase_seconds['compute']: must not be negative, got -2.0; "
+            "figures.device_use: must not be negative, got -0.5",
+        ),
+    ],
+)
+def test_times_and_shares_are_not_negative(request_: Message, named: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        require_valid(request_)
+    assert caught.value.message == named
+
+
+def test_a_metric_may_be_negative() -> None:
+    require_valid(worker_service_pb2.CommitCheckpointRequest(metrics={"reward": -2.0}, seconds=0.0))

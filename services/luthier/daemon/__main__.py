@@ -216,18 +216,16 @@ def fsck(services: tuple[str, ...], digests: bool, as_json: bool) -> None:
 def _only_one(config: Config) -> Iterator[None]:
     """Hold the home's lock: two supervisors would fight over ports and databases."""
     path = config.home / "luthierd.lock"
-    with path.open("a+") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise FailedPrecondition(
                 f"luthierd (pid {file.read().strip()}) runs on {config.home} already; "
                 "stop it, or set LUTHIER_HOME to another folder"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        # Over what is there: on a full disk others take the room of what is cut off.
+        os.pwrite(file.fileno(), f"{os.getpid():<20}".encode(), 0)
         yield
 
 

@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from luthier.errors import FieldViolation, InvalidArgument
-from luthier.runtime.field_limits import choices, shown_key
+from luthier.runtime.field_limits import Limit, choices, shown_key
 
 MAX_VIOLATIONS = 20
 # A walk of so many takes a quarter of a second of everybody's time; what is sent for real is far below.
@@ -28,10 +28,35 @@ MAX_MESSAGES = 50_000
 
 _OURS = "luthier."
 _WORKER_PROTOCOL = "luthier.worker."
-# Seconds of the years 1 to 9999, and of 10,000 years either way: what the well-known types promise to hold.
-_SECONDS = {
-    "google.protobuf.Timestamp": (-62_135_596_800, 253_402_300_799),
-    "google.protobuf.Duration": (-315_576_000_000, 315_576_000_000),
+_LEAST_SECONDS, _MOST_SECONDS = -62_135_596_800, 253_402_300_799
+_MOST_SPAN_SECONDS = 315_576_000_000
+_MOST_NANOS = 999_999_999
+
+
+def _shown_time(value: Any) -> str:
+    return f"seconds {value.seconds}, nanos {value.nanos}"
+
+
+# What the well-known types promise to hold: the years 1 to 9999, and 10,000 years either way. The nanoseconds of a time
+# count forward from its second, also before 1970; those of a duration have its sign.
+_TIMES: Mapping[str, Limit] = {
+    "google.protobuf.Timestamp": Limit(
+        rule=f"must have seconds in {_LEAST_SECONDS}..{_MOST_SECONDS} and nanos in 0..{_MOST_NANOS}",
+        allows=lambda one: _LEAST_SECONDS <= one.seconds <= _MOST_SECONDS and 0 <= one.nanos <= _MOST_NANOS,
+        shown=_shown_time,
+    ),
+    "google.protobuf.Duration": Limit(
+        rule=(
+            f"must have seconds in {-_MOST_SPAN_SECONDS}..{_MOST_SPAN_SECONDS} and nanos of the same sign in "
+            f"{-_MOST_NANOS}..{_MOST_NANOS}"
+        ),
+        allows=lambda one: (
+            abs(one.seconds) <= _MOST_SPAN_SECONDS
+            and abs(one.nanos) <= _MOST_NANOS
+            and one.seconds * one.nanos >= 0
+        ),
+        shown=_shown_time,
+    ),
 }
 
 Check = Callable[[Any, str, list[FieldViolation]], None]
@@ -127,8 +152,8 @@ def _check_one(field: FieldDescriptor, rules: _Rules) -> Check | None:
         return _finite
     if field.message_type is None:
         return None
-    limits = _SECONDS.get(field.message_type.full_name)
-    return _message(rules) if limits is None else _time(*limits)
+    limit = _TIMES.get(field.message_type.full_name)
+    return _message(rules) if limit is None else _within(limit)
 
 
 def _is_float(field: FieldDescriptor) -> bool:
@@ -152,13 +177,10 @@ def _finite(value: float, path: str, violations: list[FieldViolation]) -> None:
         violations.append(FieldViolation(field=path, description=f"must be a finite number, got {value}"))
 
 
-def _time(least: int, most: int) -> Check:
+def _within(limit: Limit) -> Check:
     def check(value: Any, path: str, violations: list[FieldViolation]) -> None:
-        if not least <= value.seconds <= most or abs(value.nanos) > 999_999_999:
-            description = (
-                f"must have seconds in {least}..{most} and nanos below 10^9, "
-                f"got seconds {value.seconds}, nanos {value.nanos}"
-            )
+        if not limit.allows(value):
+            description = f"{limit.rule}, got {limit.shown(value)}"
             violations.append(FieldViolation(field=path, description=description))
 
     return check

@@ -12,8 +12,9 @@ from sqlalchemy import Executable, event
 from sqlalchemy.engine import Connection, Engine, RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.storage.dialect import file_of, open_async, open_sync, reserve
+from luthier.storage.dialect import file_of, open_async, open_sync
 from luthier.storage.disk import NO_ROOM_BYTES, Disk, disk_full
+from luthier.storage.reserve import Reserve
 from luthier.storage.threads import finished_in
 
 R = TypeVar("R")
@@ -79,14 +80,15 @@ class Database:
     """
 
     def __init__(self, url: str, *, min_free_bytes: int = 0) -> None:
-        folder = file_of(url).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        self.disk = Disk(folder, min_free_bytes)
+        path = file_of(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.disk = Disk(path.parent, min_free_bytes)
         self._engine = open_async(url, pool_size=8, max_overflow=24)
         self._reader = open_sync(url, pool_size=_READERS)
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="database")
         self._writers = self._engine.execution_options(luthier_write=True)
         self._writing = asyncio.Lock()
+        self._reserve = Reserve(path, self.disk)
         self._has_reserve = False
         self._is_closed = False
         self._observer: DatabaseObserver | None = None
@@ -104,20 +106,22 @@ class Database:
         await self._engine.dispose()
         self._threads.shutdown()
         self._reader.dispose()
+        self._reserve.keep()
 
     async def reserve(self) -> None:
-        """Let the log of writes grow now to what it may need, so that some transactions find room on a full disk.
+        """Have room from now on that some transactions find on a full disk: what the last run kept, else of the disk.
+
+        Call it before anything connects to the database. What it has is kept by `close` for the next run.
 
         Raises:
             ResourceExhausted: DISK_FULL.
         """
-        await finished_in(self._threads, self._grow_log)
+        await finished_in(self._threads, self._reserve.take)
         self._has_reserve = True
 
-    def _grow_log(self) -> None:
-        with self._reader.connect().execution_options(luthier_write=True) as connection:
-            # The connection stays in its pool: with the last one of all the log would go.
-            reserve(connection)
+    async def forgo_reserve(self) -> None:
+        """Give back what an earlier run kept."""
+        await finished_in(self._threads, self._reserve.drop)
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""All of the SQL layer that is SQLite's own: what another database does otherwise has its place here.
+"""All of the SQL layer that is SQLite's own: what another database does otherwise has its place here, or in `reserve`.
 
 Connections may be closed by two at once, and by whoever gives them up while they are opened.
 """
@@ -42,8 +42,11 @@ MAX_VALUES = 500
 """One statement takes a limited number of values."""
 WITHOUT_ROWID: dict[str, Any] = {"sqlite_with_rowid": False}
 """Options of a table whose rows are kept in the order of its key."""
-_RESERVED_BYTES = 6 << 20
+RESERVED_BYTES = 6 << 20
 """Room in the log of writes: SQLite empties it when it holds 4 MiB, what is beyond is free on a full disk, too."""
+_GROWING_PAGES = 16
+_LOG_BEGINS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+"""What makes a log of a file, by the order of the bytes in its sums."""
 _UNUSABLE = frozenset({SQLITE_CANTOPEN, SQLITE_READONLY, SQLITE_NOTADB, SQLITE_PERM, SQLITE_CORRUPT})
 _PRAGMAS = (
     "journal_mode=WAL",
@@ -145,8 +148,10 @@ def quiet(url: str) -> Quiet:
 
 
 def _has_log(path: Path) -> bool:
+    """Tell whether there is a log that may hold anything: room for one that nobody has written to is none."""
     try:
-        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+        with path.with_name(f"{path.name}-wal").open("rb") as log:
+            return log.read(4) in _LOG_BEGINS
     except FileNotFoundError:
         return False
 
@@ -175,14 +180,29 @@ def open_quiet_async(found: Quiet) -> AsyncEngine:
     return engine
 
 
-def reserve(connection: SyncConnection) -> None:
+def open_lasting(url: str) -> SyncConnection:
+    """Return a connection that has read: log and index of the database stay as long as it is open."""
+    options = {"luthier_write": True}
+    connection = open_sync(url, poolclass=NullPool, execution_options=options).connect()
+    try:
+        connection.exec_driver_sql("SELECT 1 FROM sqlite_master")
+        connection.rollback()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def grow_log(connection: SyncConnection) -> None:
     """Let the log of writes grow to what it may need. It goes with the last connection: this one must stay."""
     # What does not fit into so small a cache is written to the log at once; none of it is committed.
-    connection.exec_driver_sql("PRAGMA cache_size=16")
+    connection.exec_driver_sql(f"PRAGMA cache_size={_GROWING_PAGES}")
     connection.exec_driver_sql("CREATE TABLE reserved (data BLOB)")
-    connection.exec_driver_sql("INSERT INTO reserved VALUES (zeroblob(?))", (_RESERVED_BYTES,))
-    connection.rollback()
+    connection.exec_driver_sql(
+        "INSERT INTO reserved VALUES (zeroblob(?))", (RESERVED_BYTES + 2 * _GROWING_PAGES * 4096,)
+    )
     connection.exec_driver_sql("PRAGMA cache_size=-2000")
+    connection.rollback()
 
 
 def index_of(condition: ColumnElement[bool]) -> dict[str, Any]:

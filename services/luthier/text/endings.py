@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.text.spans import RenderingError, Writer
+from luthier.text.spans import AskedTexts, RenderingError, Writer
 from luthier.text.templates import TemplateError
 from luthier.text.turns import template_turns
 
@@ -43,7 +43,7 @@ def turn_endings(
     is_known = False
     for turns, given in (*((probe, ()) for probe in _PROBES), *([(asked, tools)] if asked else [])):
         try:
-            written = writer.write(template_turns([*turns, _ANSWER]), given, [len(turns)], {})
+            written = writer.write(template_turns([*turns, _ANSWER]), given, [len(turns)], AskedTexts())
         except (TemplateError, RenderingError) as error:
             refused = str(error)
             continue

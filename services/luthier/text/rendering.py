@@ -20,7 +20,7 @@ from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
 from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
-from luthier.text.spans import RenderingError, Span, TemplateNotPrefixPreserving, Values, Writer, Written
+from luthier.text.spans import AskedTexts, RenderingError, RowWritten, Span, Values, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.text.turns import template_turns, text_arguments
@@ -85,6 +85,7 @@ class Renderer:
         today: the date that templates see.
         mask_mode: which tokens are learnt; None: assistant turns whose weight is not 0, and completions.
         prefix_ids: tokens before plain text in place of those that the tokenizer says.
+        row_written: called when a row of a record is written and encoded, and when what it leaves out is known.
 
     Raises:
         TemplateError: the template does not compile.
@@ -98,6 +99,7 @@ class Renderer:
         template: str | None = None,
         mask_mode: MaskMode | None = None,
         prefix_ids: tuple[int, ...] | None = None,
+        row_written: RowWritten = lambda _: None,
     ) -> None:
         source = template or bundle.chat_template
         self._bundle = bundle
@@ -108,6 +110,7 @@ class Renderer:
             else None
         )
         self._mask_mode = mask_mode
+        self._row_written = row_written
         self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
     def render(self, record: SingleRecord) -> Rendered:
@@ -122,7 +125,7 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return self._render_completion(record)
-        row = self._render_chat(record, self._learnt(record), {})
+        row = self._render_chat(record, self._learnt(record), AskedTexts())
         return replace(row.rendered, findings=(*row.rendered.findings, *self._omissions(record, [row])))
 
     def render_turns(self, record: SingleRecord) -> tuple[Rendered, ...]:
@@ -133,7 +136,7 @@ class Renderer:
         """
         if isinstance(record, CompletionRecord):
             return (self._render_completion(record),)
-        asked: dict[int, str | None] = {}
+        asked = AskedTexts()
         rows = [
             self._render_chat(replace(record, messages=record.messages[: index + 1]), [index], asked)
             for index in self._learnt(record)
@@ -144,10 +147,10 @@ class Renderer:
             for row in rows
         )
 
-    def continued(self, record: SingleRecord, first: int, asked: dict[int, str | None]) -> Rendered:
+    def continued(self, record: SingleRecord, first: int, asked: AskedTexts) -> Rendered:
         """Return the tokens of a record, its answer learnt: the completion, or the assistant turns from `first` on.
 
-        Turns of weight 0 are not learnt. `asked` as `Writer.write` has it. Raises as `render`.
+        Turns of weight 0 are not learnt. `asked` is filled. Raises as `render`.
         """
         if isinstance(record, CompletionRecord):
             return self._render_completion(record)
@@ -161,6 +164,7 @@ class Renderer:
         turns = template_turns(given)
         written = self._require_writer().ask(turns, tools)
         ids = self._encoder.encode(written.text, written.cuts).encoding.ids
+        self._row_written(0.0)
         rendered = Rendered(input_ids=ids, loss_mask=(False,) * len(ids), num_asking=len(ids))
         row = _Row(rendered=rendered, turns=turns, text=written.text, asks=True)
         record = ChatRecord(messages=tuple(messages), tools=tuple(tools))
@@ -202,7 +206,7 @@ class Renderer:
             prompt = prompt_with_shots(record, shots)
             return self._render_completion(CompletionRecord(prompt=prompt, completion=record.completion))
         asked = with_shots(record, shots)
-        return self._render_chat(asked, [len(asked.messages) - 1], {}).rendered
+        return self._render_chat(asked, [len(asked.messages) - 1], AskedTexts()).rendered
 
     def stops(
         self, messages: Sequence[Mapping[str, Any]] = (), tools: Sequence[Mapping[str, Any]] = ()
@@ -232,6 +236,7 @@ class Renderer:
             )
         text, cut = record.prompt + record.completion, len(record.prompt)
         apart = self._encoder.encode(text, [cut])
+        self._row_written(0.0)
         findings = list(_boundary(apart, cut, text, "the completion"))
         completion = apart.encoding.ids[apart.counts[0] :]
         if self._encoder.says_nothing(completion):
@@ -266,8 +271,8 @@ class Renderer:
             )
         return self._writer
 
-    def _render_chat(self, record: ChatRecord, learnt: Sequence[int], asked: dict[int, str | None]) -> _Row:
-        """Return the row of a conversation with these turns learnt; `asked` as `Writer.write` has it."""
+    def _render_chat(self, record: ChatRecord, learnt: Sequence[int], asked: AskedTexts) -> _Row:
+        """Return the row of a conversation with these turns learnt; `asked` is filled."""
         writer = self._require_writer()
         if self._mask_mode is MaskMode.COMPLETION:
             raise RenderingError(
@@ -279,6 +284,7 @@ class Renderer:
         turns = template_turns(given)
         written = writer.write(turns, record.tools, learnt, asked)
         apart = self._encoder.encode(written.text, written.cuts)
+        self._row_written(asked.cpu_seconds)
         findings = [*_arguments(given)]
         findings += (
             Finding(kind=FindingKind.ASKED_DIFFERENTLY, message=f"message {index}")
@@ -313,6 +319,7 @@ class Renderer:
         for row in rows:
             render = partial(self._text, tools=record.tools, asks=row.asks)
             missing = left_out(row.turns, row.text, render)
+            self._row_written(0.0)
             omitted.update(missing)
             shown |= set(range(len(row.turns))) - set(missing)
         for index, what in sorted(omitted.items()):
@@ -382,14 +389,4 @@ def _boundary(apart: ApartEncoding, cut: int, text: str, place: str) -> Iterator
     yield Finding(kind=kind, message=f"{place}: between {before!r} and {after!r}")
 
 
-__all__ = [
-    "Finding",
-    "FindingKind",
-    "MaskMode",
-    "Rendered",
-    "Renderer",
-    "RenderingError",
-    "TemplateError",
-    "TemplateNotPrefixPreserving",
-    "reference_text",
-]
+__all__ = ["Finding", "FindingKind", "MaskMode", "Rendered", "Renderer", "RenderingError", "reference_text"]

@@ -6,9 +6,10 @@ difference between the text that asks for it and the text up to it; both must st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import process_time
+from typing import Any, Self
 
 from luthier.text.templates import ChatTemplate, RenderedText, TemplateError
 
@@ -58,6 +59,27 @@ class Written:
         return tuple(sorted(set(self.asked_at.values())))
 
 
+RowWritten = Callable[[float], None]
+"""Told of a row that is written, with the CPU seconds that were spent on what asking for the next one takes, too."""
+
+
+@dataclass(slots=True, kw_only=True)
+class AskedTexts:
+    """The texts that ask for turns of one conversation, as far as they are known; its beginnings may share them.
+
+    Attributes:
+        texts: by message index; None where the template refuses to ask.
+        cpu_seconds: what it took to write them.
+    """
+
+    texts: dict[int, str | None] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+
+    def upto(self, index: int) -> Self:
+        """Return those of the beginning that ends by asking for a turn."""
+        return replace(self, texts={place: text for place, text in self.texts.items() if place <= index})
+
+
 class Writer:
     """Writes conversations by one template.
 
@@ -92,13 +114,10 @@ class Writer:
         """Return the text of a whole conversation, or what asks to go on with it. Raises TemplateError."""
         return self._render(messages, tools, asks=asks).text
 
-    def write(
-        self, messages: Values, tools: Values, learnt: Collection[int], asked: dict[int, str | None]
-    ) -> Written:
+    def write(self, messages: Values, tools: Values, learnt: Collection[int], asked: AskedTexts) -> Written:
         """Return the text of a whole conversation, and the spans of the assistant turns `learnt`.
 
-        `asked` are the texts that ask for turns, by message index, as far as they are known; it is filled. Calls for
-        beginnings of one conversation may share it.
+        `asked` is filled.
 
         Raises:
             RenderingError: the template's blocks do not mark every turn, or TEMPLATE_NOT_PREFIX_PRESERVING.
@@ -106,11 +125,13 @@ class Writer:
         """
         whole = self._render(messages, tools)
         turns = _assistants(messages)
+        started = process_time()
         for index in turns:
             needed = index in learnt and not self._template.has_generation_blocks
-            if index not in asked or (needed and asked[index] is None):
-                asked[index] = self._asking(messages, tools, index, needed=needed)
-        asking = {index: asked[index] for index in turns}
+            if index not in asked.texts or (needed and asked.texts[index] is None):
+                asked.texts[index] = self._asking(messages, tools, index, needed=needed)
+        asked.cpu_seconds += process_time() - started
+        asking = {index: asked.texts[index] for index in turns}
         if self._template.has_generation_blocks:
             return self._marked(whole, turns, asking, learnt)
         spans = {
@@ -223,4 +244,13 @@ def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
     )
 
 
-__all__ = ["RenderingError", "Span", "TemplateNotPrefixPreserving", "Values", "Writer", "Written"]
+__all__ = [
+    "AskedTexts",
+    "RenderingError",
+    "RowWritten",
+    "Span",
+    "TemplateNotPrefixPreserving",
+    "Values",
+    "Writer",
+    "Written",
+]

@@ -1,8 +1,7 @@
 """Chat templates: Jinja in a sandbox, with the globals and filters that transformers gives them.
 
 Templates come from users and model authors. The sandbox keeps them from the interpreter's insides; it does not bound
-their time or memory: render untrusted ones in a process with limits. What a template writes depends on its arguments
-alone: nothing random reaches it, no clock, no order of a set and no address of an object.
+their time or memory: render untrusted ones in a process with limits.
 """
 
 from __future__ import annotations
@@ -22,14 +21,12 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import jinja2.runtime
-import jinja2.sandbox
+
+from luthier.text.sandbox import Sandbox, Unwritten
 
 _FILENAME = "<template>"  # what jinja2 calls a template made of a string, in code and tracebacks
 _MARK = "_generation_mark"
 _MAX_PROBLEM = 500
-_SHOWN_CHARACTERS = 60
-# As Python writes it, as HTML escapes it and as URLs quote it.
-_ADDRESS = re.compile(r"(?: |%20)at(?: |%20)(0x[0-9a-f]{4,16})(?:>|&gt;|%3e)", re.IGNORECASE)
 
 
 class TemplateError(ValueError):
@@ -61,19 +58,6 @@ class _Generation(jinja2.ext.Extension):
         return f"{opening}{caller()}{closing}"
 
 
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, in which the difference of two views of a dict keeps the dict's order."""
-
-    intercepted_binops = frozenset({"-"})
-
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """Return what the operator gives; of a set, whose order differs between processes, a view in order."""
-        found = super().call_binop(context, operator, left, right)
-        if isinstance(found, set | frozenset):
-            return dict.fromkeys(item for item in left if item in found).keys()
-        return found
-
-
 class ChatTemplate:
     """A compiled template.
 
@@ -89,14 +73,12 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, today: date) -> None:
-        environment = _Sandbox(
+        environment = Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.filters["random"] = _refuse_random
-        environment.globals["lipsum"] = _refuse_lipsum
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime(today)
+        environment.globals["raise_exception"] = Unwritten(_raise_exception)
+        environment.globals["strftime_now"] = Unwritten(_strftime(today))
         self.source = source
         with _as_template_errors():
             self._template = environment.from_string(source)
@@ -126,8 +108,7 @@ class ChatTemplate:
             special_tokens: texts that templates use by name, e.g. bos_token.
 
         Raises:
-            TemplateError: the template refuses the conversation, fails, or writes what is no text or differs from
-                time to time.
+            TemplateError: the template refuses the conversation, fails, or writes what is no text.
         """
         with _as_template_errors():
             mark = _digest(messages, tools) if self.has_generation_blocks else ""
@@ -140,12 +121,6 @@ class ChatTemplate:
             )
         rendered = _without_marks(text, mark) if self.has_generation_blocks else RenderedText(text=text)
         _require_text(rendered.text)
-        address = _address(rendered.text, lambda: f"{self.source}{json.dumps([*messages, *tools])}")
-        if address is not None:
-            raise TemplateError(
-                f"the chat template fails: it writes the address of an object, which is another each time: "
-                f"{address!r}; write its values, e.g. by the filters list or tojson"
-            )
         return rendered
 
 
@@ -169,16 +144,6 @@ def _require_text(text: str) -> None:
             f"the chat template fails: it writes the lone surrogate {text[error.start]!a} at character "
             f"{error.start}, which is no text; write the whole character"
         ) from error
-
-
-def _address(text: str, given: Callable[[], str]) -> str | None:
-    """Return where a text shows an object's address that is not in what was `given`, None when it does not."""
-    known = None
-    for found in _ADDRESS.finditer(text):
-        known = known or given().lower()
-        if found[1].lower() not in known:
-            return text[max(0, found.start() - _SHOWN_CHARACTERS) : found.end()]
-    return None
 
 
 def _dated(source: str, tree: jinja2.nodes.Template, strftime_now: Callable[[str], str]) -> str:
@@ -284,13 +249,3 @@ def _to_json(
 
 def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
-
-
-def _refuse_random(_: object) -> None:
-    raise jinja2.exceptions.TemplateError("the filter random is not there: a rendering must be repeatable")
-
-
-def _refuse_lipsum(*_: object, **__: object) -> None:
-    raise jinja2.exceptions.TemplateError(
-        "lipsum is not there: it writes random text, a rendering must be repeatable"
-    )

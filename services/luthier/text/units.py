@@ -23,7 +23,7 @@ from luthier.text.records import (
     message_to_object,
 )
 from luthier.text.rendering import Rendered, Renderer
-from luthier.text.spans import RenderingError
+from luthier.text.spans import AskedTexts, RenderingError
 from luthier.text.templates import TemplateError
 
 
@@ -134,12 +134,12 @@ def preference_unit(renderer: Renderer, record: Record, limit: LengthLimit) -> U
         Role.REJECTED: record.rejected,
     }
     first = len(record.messages) if isinstance(record, ChatPair) else 0
-    asked: dict[int, str | None] = {}
+    asked = AskedTexts()
     whole = {}
     for role, side in sides.items():
         _require_first_learnt(role, side)
         # What asks for an answer does not depend on what follows it.
-        asked = {index: text for index, text in asked.items() if index <= first}
+        asked = asked.upto(first)
         whole[role] = renderer.continued(_with_answer(record, side), first, asked)
     chosen, rejected = whole.values()
     _require_shared(chosen, rejected, "the rejected answer")
@@ -181,7 +181,7 @@ def unpaired_unit(renderer: Renderer, record: Record, other: SingleRecord | None
         raise _mismatch(RenderingKind.UNPAIRED, "answers with a label", record)
     role = Role.DESIRABLE if record.label else Role.UNDESIRABLE
     first = len(record.messages) - 1 if isinstance(record, ChatRecord) else 0
-    asked: dict[int, str | None] = {}
+    asked = AskedTexts()
     whole = {role: renderer.continued(record, first, asked)}
     findings = whole[role].findings
     fitted = _fitted(whole, limit)
@@ -259,9 +259,7 @@ def _with_answer(pair: PairRecord, side: tuple[Message, ...] | str) -> SingleRec
     return CompletionRecord(prompt=pair.prompt, completion=side)
 
 
-def _mismatched(
-    renderer: Renderer, record: SingleRecord, other: Record, asked: dict[int, str | None]
-) -> Rendered:
+def _mismatched(renderer: Renderer, record: SingleRecord, other: Record, asked: AskedTexts) -> Rendered:
     if isinstance(record, ChatRecord):
         assert isinstance(other, ChatRecord), "conversations get answers of conversations"
         first = len(record.messages) - 1

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import grpc.aio
-from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from luthier.errors import FieldViolation, InvalidArgument, NotFound
+from luthier.errors import NotFound
+from luthier.runtime.field_limits import (
+    LimitTable,
+    characters,
+    demanded,
+    limit_violations,
+    matching,
+    positive,
+    refuse,
+)
 from luthier.runtime.policies import policy_for
 from luthier.storage.database import Database
 from luthier.work.holds import Holds
@@ -18,9 +26,14 @@ from luthier.worker.v1 import hold_service_pb2, hold_service_pb2_grpc
 
 SERVICE = hold_service_pb2.DESCRIPTOR.services_by_name["HoldService"]
 POLICY = policy_for(SERVICE, "service")
-_HOLD = re.compile(r"[0-9a-f-]{36}")
-_MOST_CHARACTERS = 1000
-_MOST_SECONDS = 7 * 24 * 3600.0
+_UUID = matching(re.compile(r"[0-9a-f-]{36}"), "a UUID")
+_OF_RELEASE: LimitTable = {"hold": demanded(_UUID)}
+_OF_CREATE: LimitTable = {
+    **_OF_RELEASE,
+    "uid": _UUID,
+    "holder": characters(1000),
+    "seconds": demanded(positive(7 * 24 * 3600.0)),
+}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -52,7 +65,7 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.CreateHoldRequest, context: Context
     ) -> hold_service_pb2.CreateHoldResponse:
         """Hold a resource."""
-        _require_valid(request, "hold", *(["uid"] if request.uid else []))
+        refuse(limit_violations(request, _OF_CREATE))
         async with self._database.transaction(makes_room=True) as connection:
             rows = self._families.get(request.name.split("/")[-2] if "/" in request.name else "")
             held = await rows.find(connection, request.name) if rows is not None else None
@@ -67,23 +80,7 @@ class HoldServicer(hold_service_pb2_grpc.HoldServiceServicer):
         self, request: hold_service_pb2.ReleaseHoldRequest, context: Context
     ) -> hold_service_pb2.ReleaseHoldResponse:
         """Let a resource go."""
-        _require_valid(request, "hold")
+        refuse(limit_violations(request, _OF_RELEASE))
         async with self._database.transaction(makes_room=True) as connection:
             await self._holds.release(connection, request.hold)
         return hold_service_pb2.ReleaseHoldResponse()
-
-
-def _require_valid(request: Message, *uuids: str) -> None:
-    wrong = [
-        FieldViolation(field=field, description=f"must be a UUID, got {getattr(request, field)!r}")
-        for field in uuids
-        if not _HOLD.fullmatch(getattr(request, field))
-    ]
-    if not 0 < getattr(request, "seconds", 1.0) <= _MOST_SECONDS:
-        wrong.append(FieldViolation(field="seconds", description=f"must be in 0..{_MOST_SECONDS:g}, above 0"))
-    if len(getattr(request, "holder", "")) > _MOST_CHARACTERS:
-        wrong.append(
-            FieldViolation(field="holder", description=f"must have at most {_MOST_CHARACTERS} characters")
-        )
-    if wrong:
-        raise InvalidArgument.of_fields(*wrong)

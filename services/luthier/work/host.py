@@ -240,10 +240,10 @@ async def hosting(settings: ServiceSettings, build: Build, opening: Opening) -> 
         database = stores.database
         stack.push_async_callback(database.close)
         await require_service(stores.blobs, settings.name)
+        await _reserve(database)
         await asyncio.to_thread(upgrade, urls.database, (schema.MIGRATIONS, settings.migrations))
         is_beside = urls == store_urls(settings.folder)
         await own_blobs(database, stores.blobs, settings.name, is_beside=is_beside)
-        await _reserve(database)
         parts = Parts(settings, keys, stores, stack)
         hosted = build(parts)
         for kind, handler in hosted.handlers.items():
@@ -342,6 +342,7 @@ def _internal(parts: Parts, hosted: Hosted) -> list[Registration]:
 
 async def _reserve(database: Database) -> None:
     if database.disk.min_free_bytes < _LEAST_FLOOR_BYTES:
+        await database.forgo_reserve()
         return
     try:
         await database.reserve()

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from luthier.errors import Failure, LuthierError
 
@@ -35,10 +35,6 @@ _CLONE_NEWNET = 0x40000000
 _LEFT_SHARE = 2
 """A process of which requests have left half of its memory taken is ended: the next finds as much as that."""
 
-Note = Callable[[Mapping[str, Any]], None]
-Handle = Callable[[Mapping[str, Any], Note], Mapping[str, Any]]
-"""Turns a request into its result. Each note that it sends meanwhile gives it its time and CPU time anew."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -50,6 +46,18 @@ class Limits:
     cpu_seconds: int = 30
     memory_bytes: int = 2 << 30
     wall_seconds: float = 120.0
+
+
+class Note(Protocol):
+    """Tells the other side something of a request; the request has its time and its CPU time anew."""
+
+    def __call__(self, message: Mapping[str, Any], spent_seconds: float = 0.0) -> None:
+        """Send a note. So much CPU time counts as spent already."""
+        ...
+
+
+Handle = Callable[[Mapping[str, Any], Note], Mapping[str, Any]]
+"""Turns a request into its result."""
 
 
 class FramesBroken(Exception):
@@ -135,8 +143,8 @@ def answer_requests(
     _limit_size(started_bytes + limits.memory_bytes, writes_files=writes_files)
     most_left_bytes = started_bytes + limits.memory_bytes // _LEFT_SHARE
 
-    def note(message: Mapping[str, Any]) -> None:
-        _limit_cpu(limits.cpu_seconds)
+    def note(message: Mapping[str, Any], spent_seconds: float = 0.0) -> None:
+        _limit_cpu(limits.cpu_seconds - spent_seconds)
         try:
             frames.send({"note": message})
         except OSError:
@@ -197,9 +205,9 @@ def end_with_parent(parent: int) -> None:
         sys.exit(1)
 
 
-def _limit_cpu(seconds: int) -> None:
+def _limit_cpu(seconds: float) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = math.ceil(used.ru_utime + used.ru_stime) + seconds
+    soft = math.ceil(used.ru_utime + used.ru_stime + seconds)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 

@@ -265,7 +265,7 @@ class Child:
         except _Gone as gone:
             raise self._error_of_end(overseer, watch) from gone
         except Stalled as stalled:
-            raise self._error_of_stall(overseer, str(stalled)) from stalled
+            raise self._error_of_stall(overseer, watch, str(stalled)) from stalled
 
     def _error_of_end(self, overseer: Overseer, watch: Watch) -> LuthierError:
         code = self._leader.wait()
@@ -276,13 +276,15 @@ class Child:
         kills = self._oom_kills() - self._kills_before
         return End(code=code, oom_kills=kills, peak_bytes=watch.peak_bytes).error()
 
-    def _error_of_stall(self, overseer: Overseer, why: str) -> LuthierError:
+    def _error_of_stall(self, overseer: Overseer, watch: Watch, why: str) -> LuthierError:
         with suppress(ProcessLookupError):
             os.kill(self.pid, DUMP_SIGNAL)
         deadline = time.monotonic() + _DUMP_SECONDS
         stacks, before = "", None
         while time.monotonic() < deadline and (not stacks or stacks != before):
             time.sleep(_POLL_SECONDS)
+            if self._is_killed():
+                return self._error_of_end(overseer, watch)
             before, stacks = stacks, self._dumped()
         where = stacks or "it does not say where: it is stopped, or the kernel holds it"
         overseer.log(f"the process that does the work hangs:\n{where}", "WARNING")
@@ -291,6 +293,11 @@ class Child:
         return Unavailable(
             f"the process that did the work did not go on and was ended: {why}", reason=Reason.STALLED
         )
+
+    def _is_killed(self) -> bool:
+        """Whether a signal ended it; but not the one that asks where it is, for which it may not be ready yet."""
+        code = self._leader.code
+        return code is not None and code < 0 and code != -DUMP_SIGNAL
 
     def _dumped(self) -> str:
         return self._nursery.said() if self._process is None else dumped(self._stacks)

@@ -113,8 +113,6 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> worker_service_pb2.ClaimTaskResponse:
         """Wait for a task and lease it."""
         require_valid(request)
-        if request.wait_seconds < 0:
-            raise InvalidArgument(f"wait_seconds must not be negative, got {request.wait_seconds}")
         worker = self._workers.known(request.worker, request.instance)
         kinds = _kinds(request.kinds) or worker.kinds
         if foreign := sorted(set(kinds) - set(worker.kinds)):

@@ -13,9 +13,9 @@ from luthier.work.limited_pool import LimitedPool
 _CHILD = "luthier.work.text_child"
 OLD_PREFIX = "as the configuration says"
 """Stands for the tokens before plain text of renderings made before they kept theirs: BOS by `add_bos_token` alone."""
-PROMPT_LIMITS = Limits(cpu_seconds=8, memory_bytes=2 << 30, wall_seconds=40.0)
-"""What one prompt, or the tokens of one row, may take. A million tokens take 3 s of CPU time; a busy machine stretches
-them, which is why the time is so much longer."""
+TEXT_LIMITS = Limits(cpu_seconds=8, memory_bytes=2 << 30, wall_seconds=40.0)
+"""What a prompt may take, and each row of a rendering, so that what is learnt can be asked for. A million tokens take
+3 s of CPU time; a busy machine stretches them, which is why the time is so much longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class TextPool:
     none but the answers.
     """
 
-    def __init__(self, limits: Limits = PROMPT_LIMITS) -> None:
+    def __init__(self, limits: Limits = TEXT_LIMITS) -> None:
         self._pool = LimitedPool(_CHILD, limits)
 
     def ask(

@@ -80,6 +80,21 @@ def test_a_rank_that_beats_and_sleeps_for_nobody_is_named(tmp_path: Path) -> Non
     assert error.message == "rank 1 of 2 sleeps for 4 s in a wait that nothing in it ends"
 
 
+def test_a_rank_that_sleeps_hides_none_that_is_lost(tmp_path: Path) -> None:
+    """It is found first, and is found with every look as long as it is asked where it is."""
+    ranks, found = Ranks(tmp_path, 2), []
+    ranks.look(5.0, (0, 1))
+    ranks.look(4.0, (0,))
+    ranks.state[0][5] = 9
+    for _ in range(round(3.0 / BEAT_SECONDS)):
+        try:
+            ranks.look(BEAT_SECONDS, (0,))
+        except Unavailable as error:
+            found.append((error.reason, error.metadata["rank"]))
+    assert found[0] == ("STALLED", "0")
+    assert found[-1] == ("RANK_LOST", "1")
+
+
 def test_those_that_others_wait_for_are_told(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, 3)
     for state, entered in zip(ranks.state, (7, 6, 7), strict=True):

@@ -261,5 +261,5 @@ class UploadService:
         # Under the lock: a writer that still saw the upload RECEIVING has staged its chunk by then.
         async with self.turn(name).lock:
             await self._staging.discard(uid)
-            async with self._database.transaction() as connection:
+            async with self._database.transaction(makes_room=True) as connection:
                 await self._staged.remove(connection, uid)

@@ -14,7 +14,7 @@ from luthier.data.worker.version_rendering import RenderedVersion, RenderOrder
 from luthier.runtime.logs import configure
 from luthier.storage.disk import found_full, is_full
 from luthier.work.child import Line, serve
-from luthier.work.limited_child import Limits
+from luthier.work.text_pool import TEXT_LIMITS
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def work(line: Line, order: BuildOrder | RenderOrder) -> BuiltVersion | Rendered
     try:
         if isinstance(order, BuildOrder):
             return built(order, desk)
-        return rendered(order, desk, Limits())
+        return rendered(order, desk, TEXT_LIMITS)
     except Exception as error:
         folder = order.folder if isinstance(order, BuildOrder) else Path(order.output_folder)
         if full := found_full(error, folder, _tells_full):

@@ -12,8 +12,8 @@ from luthier.v1.dataset_pb2 import RecordError
 from luthier.v1.rendering_pb2 import TEMPLATE_ERROR_POLICY_SKIP, TemplateErrorPolicy
 
 MAX_AT_LIMIT = 5
-"""Records of a rendering that may take more than a limit allows, where those that are refused are left out. Each takes
-30 s of CPU time, and a small rendering has five minutes in all."""
+"""Records of a rendering that may take more than a limit allows, where those that are refused are left out. A small
+rendering has five minutes in all."""
 _NO_LOOPS = "pass a chat_template without unbounded loops"
 
 
@@ -59,7 +59,7 @@ class Refusals:
             self._fatal = (refused, error.hint)
 
     def add_at_limit(self, row: Mapping[str, Any], limit: str) -> None:
-        """Take in a record that took more than a limit allows, e.g. `30 s of CPU time`."""
+        """Take in a record that took more than a limit allows, e.g. `8 s of CPU time`."""
         refused = Refused(
             reason=Reason.TEMPLATE_INVALID, message=f"rendering takes more than {limit}", hint=_NO_LOOPS
         )

@@ -7,6 +7,8 @@ The first request is `RecordSettings`, the answer `Teaching`; each after it is `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -14,23 +16,39 @@ import msgspec
 from luthier.data.worker.record_rendering import RecordRenderer, RecordSettings
 from luthier.work.limited_child import Note, serve
 
+_NOTE_SECONDS = 0.25
+"""Of CPU time, from one note to the next: a note behind every row would take a seventh of a rendering of short ones."""
+
 
 class _Child:
-    """Renders what it is asked for; holds no file open and writes none."""
+    """Renders what it is asked for; holds no file open and writes none.
+
+    A record may take for each of its rows what asking for it may take: a note goes out behind each that took long.
+    """
 
     def __init__(self) -> None:
         self._renderer: RecordRenderer | None = None
+        self._noted_at = 0.0
 
-    def handle(self, request: Mapping[str, Any], _: Note) -> dict[str, Any]:
+    def handle(self, request: Mapping[str, Any], note: Note) -> dict[str, Any]:
         """Answer one request. Raises InvalidArgument for settings that no record can be rendered with."""
+        self._noted_at = process_time()
         if self._renderer is None:
-            self._renderer = RecordRenderer(msgspec.convert(request, RecordSettings))
+            settings = msgspec.convert(request, RecordSettings)
+            # All notes of a process go the same way.
+            self._renderer = RecordRenderer(settings, partial(self._row_written, note))
             teaching: dict[str, Any] = msgspec.to_builtins(self._renderer.teaching())
             return teaching
         rendered: dict[str, Any] = msgspec.to_builtins(
             self._renderer.render(request["record"], request["other"])
         )
         return rendered
+
+    def _row_written(self, note: Note, spent_seconds: float) -> None:
+        now = process_time()
+        if now - self._noted_at >= _NOTE_SECONDS:
+            note({}, spent_seconds)
+            self._noted_at = now
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from luthier.work.model_files import fetch_model, list_model
 from luthier.work.peers import channel
 from luthier.work.retry import Token
 from luthier.work.standing import Log
-from luthier.work.text_pool import PROMPT_LIMITS, Bundle, TextPool
+from luthier.work.text_pool import TEXT_LIMITS, Bundle, TextPool
 from luthier.worker.v1 import task_pb2
 
 MAX_WAITING = 1
@@ -95,7 +95,7 @@ class Models:
         self._loading = ""
         self._num_waiting = 0
         self._changed = threading.Condition()
-        self._texts = TextPool(PROMPT_LIMITS)
+        self._texts = TextPool(TEXT_LIMITS)
 
     @contextmanager
     def base(

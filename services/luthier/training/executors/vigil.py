@@ -64,7 +64,8 @@ class Vigil:
         """Look, unless that was a moment ago; ranks that are `gone`, their work done, need show nothing.
 
         Raises:
-            Unavailable: RANK_LOST; STALLED, a rank lives and sleeps. The message names the ranks and how that shows.
+            Unavailable: RANK_LOST; STALLED, none is lost, and one lives and sleeps. The message names the ranks and how
+                that shows.
         """
         with self._lock:
             now = self._clock()
@@ -80,6 +81,7 @@ class Vigil:
                     raise self._lost(sorted(found.keys() - begun.keys()), "did not begin with the others")
             elif len(begun) == len(self._looks):
                 self._require_reach(begun, now)
+            self._require_awake(begun)
 
     def _require_life(self, rank: int, one: Shown, now: float) -> None:
         signs = (one.beats, one.entered, one.left, one.cpu)
@@ -88,10 +90,14 @@ class Vigil:
             self._still[rank] = _Since()
         if self._still[rank].seconds(now) > self._bounds.still_seconds:
             raise self._lost([rank], f"hangs, with no sign of life for {self._bounds.still_seconds:g} s")
-        # A rank counts its beats itself: what it does while nobody looks, or nobody can, is no sleep.
-        if one.asleep * BEAT_SECONDS > self._bounds.asleep_seconds:
-            how = f"sleeps for {self._bounds.asleep_seconds:g} s in a wait that nothing in it ends"
-            raise self._lost([rank], how, Reason.STALLED)
+
+    def _require_awake(self, begun: dict[int, Shown]) -> None:
+        """Check it last: who sleeps is asked where it is, for as long as which it would hide who is lost."""
+        for rank, one in begun.items():
+            # A rank counts its beats itself: what it does while nobody looks, or nobody can, is no sleep.
+            if one.asleep * BEAT_SECONDS > self._bounds.asleep_seconds:
+                how = f"sleeps for {self._bounds.asleep_seconds:g} s in a wait that nothing in it ends"
+                raise self._lost([rank], how, Reason.STALLED)
 
     def awaited(self, gone: Sequence[int] = ()) -> list[int]:
         """Return the ranks that the others wait for just now: they have not come to an exchange that one is in."""
