@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from luthier.errors import InvalidArgument
 from luthier.lm.apart import Apart, facts, here
 from luthier.lm.comparing import behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
@@ -124,9 +125,13 @@ def _other_tokens(
 ) -> tuple[str, ...]:
     """Say where the file, read by transformers, gives other tokens than the model's own tokenizer."""
     with metadata_alone(path, metadata_bytes(path), path.parent) as alone:
-        found = facts(
-            apart,
-            OtherTokens,
-            lambda: other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut),
-        )
-    return found.warnings
+
+        def work() -> OtherTokens:
+            return other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut)
+
+        try:
+            return facts(apart, OtherTokens, work).warnings
+        except InvalidArgument as error:  # where it takes more than a limit allows, too
+            return (
+                f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",
+            )

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from luthier.errors import InvalidArgument
 from luthier.lm.gguf_tokenizer import StoredTokenizer, stored_tokenizer
 from luthier.lm.probe_texts import probe_texts
 from luthier.lm.tokenizer_files import open_gguf_tokenizer
@@ -71,13 +70,12 @@ def other_tokens(
     """Say where a GGUF file of some tokens, read by transformers, gives others than the model's own tokenizer.
 
     llama.cpp cuts texts by the name that the file has for it; transformers does not know all of these names.
+
+    Raises:
+        InvalidArgument: MODEL_INVALID; transformers cannot read it.
     """
     bundle = _bundle(model, adapter)
-    try:
-        read = open_gguf_tokenizer(metadata)
-    except InvalidArgument as error:
-        said = f"transformers cannot read the tokenizer of {metadata.name} ({error.message}); llama.cpp may"
-        return OtherTokens(warnings=(said,))
+    read = open_gguf_tokenizer(metadata)
     for text in probe_texts(token for token in tokens if token in bundle.special_texts):
         expected = list(bundle.encode(text).ids)
         got = read(text, add_special_tokens=False)["input_ids"]
