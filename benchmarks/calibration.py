@@ -194,6 +194,7 @@ def measured(
 
 def run_here(configuration: Configuration, folder: Path, scale: Scale) -> Found:
     """Train in this very process, which has done nothing else, on one thread."""
+    job_of(configuration, scale)  # What cannot be is refused before seconds of measuring.
     torch.set_num_threads(1)
     rehearse()
     speed, device = measured_speed(), torch.device("cpu")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from typing import Any
 
 import pytest
 
-from luthier.training.jobs.counting import estimate_warnings, survey_elsewhere
+from luthier.training.jobs import counting
+from luthier.training.jobs.counting import MOST_IN_A_THREAD, estimate_warnings, survey_elsewhere
 from luthier.training.recipes.batches import BatchSettings, RowLength
 from luthier.training.recipes.estimate import quick_survey
 from luthier.training.recipes.survey import PackedLengths, survey
@@ -41,17 +43,33 @@ def pairs(count: int, first: int = 0) -> PackedLengths:
     )
 
 
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of processes that are started meanwhile."""
+    found: list[str] = []
+    start = asyncio.create_subprocess_exec
+
+    async def noted(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        found.append(" ".join(arguments))
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    return found
+
+
+@pytest.mark.parametrize("where", ["a thread", "a process"])
 @pytest.mark.parametrize(
-    ("train", "validation", "settings"),
+    ("train", "validation", "settings", "answer_tokens"),
     [
-        (rows(50), rows(9, first=50), batches()),
-        (rows(50), rows(0), batches(batch_tokens=0, batch_rows=4, max_steps=7)),
-        (rows(50, supervised=0), rows(3, first=50), batches()),
-        (rows(50), rows(3, first=50), batches(micro_batch_tokens=10)),
-        (rows(0), rows(0), batches()),
-        (pairs(20), pairs(4, first=40), batches()),
-        (pairs(20), pairs(4, first=40), batches(micro_batch_tokens=24)),
-        (pairs(20), pairs(4, first=40), batches(batch_tokens=24)),
+        (rows(50), rows(9, first=50), batches(), 0),
+        (rows(50), rows(0), batches(batch_tokens=0, batch_rows=4, max_steps=7), 0),
+        (rows(50, supervised=0), rows(3, first=50), batches(), 0),
+        (rows(50), rows(3, first=50), batches(micro_batch_tokens=10), 0),
+        (rows(0), rows(0), batches(), 0),
+        (pairs(20), pairs(4, first=40), batches(), 0),
+        (pairs(20), pairs(4, first=40), batches(micro_batch_tokens=24), 0),
+        (pairs(20), pairs(4, first=40), batches(batch_tokens=24), 0),
+        (rows(50), rows(9, first=50), batches(), 3),
     ],
     ids=[
         "by tokens",
@@ -62,12 +80,46 @@ def pairs(count: int, first: int = 0) -> PackedLengths:
         "pairs",
         "a pair too long for a pass",
         "a pair too long for a step",
+        "prompts",
     ],
 )
 async def test_survey_elsewhere_is_survey(
-    train: PackedLengths, validation: PackedLengths, settings: BatchSettings
+    train: PackedLengths,
+    validation: PackedLengths,
+    settings: BatchSettings,
+    answer_tokens: int,
+    where: str,
+    started: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert await survey_elsewhere(train, validation, settings) == survey(train, validation, settings)
+    if where == "a process":
+        monkeypatch.setattr(counting, "MOST_IN_A_THREAD", -1)
+    found = await survey_elsewhere(train, validation, settings, answer_tokens)
+    assert len(started) == (where == "a process")
+    if answer_tokens:
+        train, validation = train.with_answers(answer_tokens), validation.with_answers(answer_tokens)
+    assert found == survey(train, validation, settings)
+
+
+async def test_few_rows_that_pass_are_counted_in_a_thread(started: list[str]) -> None:
+    """However they pass: rows of both splits, in each epoch."""
+    most = MOST_IN_A_THREAD // 2
+    await survey_elsewhere(rows(most - 9), rows(9, first=most), batches(num_epochs=2))
+    assert not started
+    await survey_elsewhere(rows(most), rows(9, first=most), batches(num_epochs=2))
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("train", [rows(1), rows(MOST_IN_A_THREAD)], ids=["one row", "many rows"])
+async def test_what_a_thread_counts_takes_milliseconds(train: PackedLengths) -> None:
+    """Of a processor, which a busy machine does not make more of: a thread takes turns with the loop."""
+    epochs = MOST_IN_A_THREAD // len(train)
+    took = []
+    for _ in range(3):
+        before = time.process_time()
+        await survey_elsewhere(train, rows(0), batches(num_epochs=epochs))
+        took.append(time.process_time() - before)
+    assert min(took) < 0.1, took
 
 
 async def test_survey_elsewhere_leaves_the_loop_free() -> None:

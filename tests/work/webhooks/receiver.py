@@ -19,8 +19,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 STATUS = {"/ok": 204, "/fail": 500, "/gone": 410, "/busy": 429, "/redirect": 302}
 
 
@@ -108,7 +106,7 @@ class Receiver:
         deadline = time.monotonic() + seconds
         while len(found := self.received()) < number:
             if time.monotonic() > deadline:
-                pytest.fail(f"{len(found)} of {number} webhooks came: {found}")
+                raise AssertionError(f"{len(found)} of {number} webhooks came: {found}")
             time.sleep(0.02)
         return found
 
