@@ -13,6 +13,7 @@ import tokenizers
 from tests.lm.made_models import adapter_folder, model_folder
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from luthier.errors import InvalidArgument, Reason
 from luthier.lm import tokenizer_files
 from luthier.lm.apart import Apart, facts, here
 from luthier.lm.exporting import ExportSource, export_files
@@ -97,3 +98,25 @@ def test_facts_are_of_the_kinds_that_they_are_to_have() -> None:
     assert facts(here, TextRows, lambda: TextRows(rows=rows)).rows == rows
     with pytest.raises(ValueError, match="Expected `int`, got `str`"):
         facts(lambda _: {"rows": [["1"]]}, TextRows, lambda: TextRows(rows=()))
+
+
+def test_a_tokenizer_that_cannot_be_read_back_is_a_warning(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """The file is whole, and what reads it may be another program; the first reading refuses."""
+    readings: list[int] = []
+
+    def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        readings.append(len(readings))
+        if len(readings) > 1:
+            raise InvalidArgument("it takes too much", reason=Reason.MODEL_INVALID)
+        return work()
+
+    base = model_folder(tiny_model(vocab_size=270), tmp_path / "base")
+    source = ExportSource(model=base, adapter=None, form="F16", title="tiny")
+    made = export_files(source, tmp_path / "out", apart=apart)
+    assert made.files[0][1].is_file()
+    assert made.warnings == (
+        "transformers cannot read the tokenizer of model-f16.gguf (it takes too much); llama.cpp may",
+    )
+    readings.append(0)
+    with pytest.raises(InvalidArgument):
+        export_files(source, tmp_path / "again", apart=apart)

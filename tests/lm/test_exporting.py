@@ -397,24 +397,3 @@ def test_transformers_alone_reads_the_file(base: Path, tmp_path: Path) -> None:
 def test_every_architecture_that_can_be_exported_has_a_name_in_gguf() -> None:
     assert set(gguf_files._ARCHITECTURES) == set(EXPORTABLE)
     assert set(gguf_files._ARCHITECTURES.values()) <= set(gguf.MODEL_ARCH_NAMES.values())
-
-
-def test_a_tokenizer_that_cannot_be_read_back_is_a_warning(base: Path, tmp_path: Path) -> None:
-    """The file is whole, and what reads it may be another program; the first reading refuses."""
-    readings: list[int] = []
-
-    def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        readings.append(len(readings))
-        if len(readings) > 1:
-            raise InvalidArgument("it takes too much", reason=Reason.MODEL_INVALID)
-        return work()
-
-    source = ExportSource(model=base, adapter=None, form="F16", title="tiny")
-    made = export_files(source, tmp_path / "out", apart=apart)
-    assert made.files[0][1].is_file()
-    assert made.warnings == (
-        "transformers cannot read the tokenizer of model-f16.gguf (it takes too much); llama.cpp may",
-    )
-    readings.append(0)
-    with pytest.raises(InvalidArgument):
-        export_files(source, tmp_path / "again", apart=apart)

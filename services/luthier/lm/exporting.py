@@ -125,12 +125,12 @@ def _other_tokens(
 ) -> tuple[str, ...]:
     """Say where the file, read by transformers, gives other tokens than the model's own tokenizer."""
     with metadata_alone(path, metadata_bytes(path), path.parent) as alone:
-
-        def work() -> OtherTokens:
-            return other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut)
-
         try:
-            return facts(apart, OtherTokens, work).warnings
+            return facts(
+                apart,
+                OtherTokens,
+                lambda: other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut),
+            ).warnings
         except InvalidArgument as error:  # where it takes more than a limit allows, too
             return (
                 f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",
