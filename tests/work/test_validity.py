@@ -91,15 +91,22 @@ def test_a_file_is_named_once_and_other_paths_are_none_of_ours() -> None:
                 )
             ),
             "figures.phase_seconds['compute']: must not be negative, got -2.0; "
-            "figures.device_use: must not be negative, got -0.5",
+            "figures.device_use: must be in 0..1, got -0.5",
+        ),
+        (
+            worker_service_pb2.ReportEventsRequest(figures=worker_service_pb2.TaskFigures(device_use=1.01)),
+            "figures.device_use: must be in 0..1, got 1.01",
         ),
     ],
 )
-def test_times_and_shares_are_not_negative(request_: Message, named: str) -> None:
+def test_times_and_shares_are_in_range(request_: Message, named: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         require_valid(request_)
     assert caught.value.message == named
 
 
-def test_a_metric_may_be_negative() -> None:
+def test_a_metric_may_be_negative_and_a_device_all_in_use() -> None:
     require_valid(worker_service_pb2.CommitCheckpointRequest(metrics={"reward": -2.0}, seconds=0.0))
+    require_valid(
+        worker_service_pb2.ReportEventsRequest(figures=worker_service_pb2.TaskFigures(device_use=1.0))
+    )

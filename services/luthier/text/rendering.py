@@ -20,7 +20,7 @@ from luthier.text.findings import Finding, FindingKind
 from luthier.text.omissions import left_out
 from luthier.text.records import ChatRecord, CompletionRecord, Message, SingleRecord, message_to_object
 from luthier.text.shots import prompt_with_shots, with_shots
-from luthier.text.spans import AskedTexts, RenderingError, RowWritten, Span, Values, Writer, Written
+from luthier.text.spans import AskedTexts, Between, RenderingError, Span, Values, Writer, Written
 from luthier.text.templates import ChatTemplate, TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.text.turns import template_turns, text_arguments
@@ -85,7 +85,7 @@ class Renderer:
         today: the date that templates see.
         mask_mode: which tokens are learnt; None: assistant turns whose weight is not 0, and completions.
         prefix_ids: tokens before plain text in place of those that the tokenizer says.
-        row_written: called when a row of a record is written and encoded, and when what it leaves out is known.
+        between: called between the parts of a row, each of which asking for it takes, or none.
 
     Raises:
         TemplateError: the template does not compile.
@@ -99,18 +99,18 @@ class Renderer:
         template: str | None = None,
         mask_mode: MaskMode | None = None,
         prefix_ids: tuple[int, ...] | None = None,
-        row_written: RowWritten = lambda _: None,
+        between: Between = lambda _: None,
     ) -> None:
         source = template or bundle.chat_template
         self._bundle = bundle
         self._encoder = BoundaryEncoder(bundle)
         self._writer = (
-            Writer(ChatTemplate(source, today), bundle.special_tokens, bundle.special_texts)
+            Writer(ChatTemplate(source, today), bundle.special_tokens, bundle.special_texts, between)
             if source
             else None
         )
         self._mask_mode = mask_mode
-        self._row_written = row_written
+        self._between = between
         self.prefix_ids = bundle.prefix_ids if prefix_ids is None else prefix_ids
 
     def render(self, record: SingleRecord) -> Rendered:
@@ -164,7 +164,7 @@ class Renderer:
         turns = template_turns(given)
         written = self._require_writer().ask(turns, tools)
         ids = self._encoder.encode(written.text, written.cuts).encoding.ids
-        self._row_written(0.0)
+        self._between(0.0)
         rendered = Rendered(input_ids=ids, loss_mask=(False,) * len(ids), num_asking=len(ids))
         row = _Row(rendered=rendered, turns=turns, text=written.text, asks=True)
         record = ChatRecord(messages=tuple(messages), tools=tuple(tools))
@@ -236,7 +236,7 @@ class Renderer:
             )
         text, cut = record.prompt + record.completion, len(record.prompt)
         apart = self._encoder.encode(text, [cut])
-        self._row_written(0.0)
+        self._between(0.0)
         findings = list(_boundary(apart, cut, text, "the completion"))
         completion = apart.encoding.ids[apart.counts[0] :]
         if self._encoder.says_nothing(completion):
@@ -284,7 +284,7 @@ class Renderer:
         turns = template_turns(given)
         written = writer.write(turns, record.tools, learnt, asked)
         apart = self._encoder.encode(written.text, written.cuts)
-        self._row_written(asked.cpu_seconds)
+        self._between(0.0)
         findings = [*_arguments(given)]
         findings += (
             Finding(kind=FindingKind.ASKED_DIFFERENTLY, message=f"message {index}")
@@ -319,7 +319,7 @@ class Renderer:
         for row in rows:
             render = partial(self._text, tools=record.tools, asks=row.asks)
             missing = left_out(row.turns, row.text, render)
-            self._row_written(0.0)
+            self._between(0.0)
             omitted.update(missing)
             shown |= set(range(len(row.turns))) - set(missing)
         for index, what in sorted(omitted.items()):

@@ -8,7 +8,8 @@ iterators. Wherever a template can get one it gets a stand-in, which can be call
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import pprint
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType
 from typing import Any, NoReturn
 
@@ -33,19 +34,19 @@ class _Textless:
         )
 
 
+_AS_THEY_ARE = (_Textless, jinja2.runtime.Macro, jinja2.runtime.LoopContext, jinja2.runtime.Undefined, type)
+"""What can be called or gone through and needs no stand-in: all but the first have a text of their own."""
+
+
 class Unwritten(_Textless):
     """Stands for a function or a method: it can be called."""
 
-    __slots__ = ("_function", "unsafe_callable")
+    __slots__ = ("_function",)
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        # What jinja2 asks before a call.
-        self.unsafe_callable = getattr(function, "unsafe_callable", False) or getattr(
-            function, "alters_data", False
-        )
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, /, *arguments: Any, **named: Any) -> Any:
         """Call it."""
         return self._function(*arguments, **named)
 
@@ -83,6 +84,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         for name, function in self.filters.items():
             self.filters[name] = _without_iterators(function)
         self.filters["random"] = _refuse_random
+        self.filters["pprint"] = _pprint
         self.globals["range"] = Unwritten(jinja2.sandbox.safe_range)
         self.globals["lipsum"] = Unwritten(_refuse_lipsum)
         self.globals["cycler"] = _Cycler
@@ -90,11 +92,21 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return an attribute, or an item where there is none; what has no text but an address has none at all."""
-        return _written_off(super().getattr(obj, attribute))
+        return _written_off(super().getattr(_stood_for(obj), attribute))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return an item, or an attribute where there is none; as `getattr`."""
-        return _written_off(super().getitem(obj, argument))
+        return _written_off(super().getitem(_stood_for(obj), argument))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Tell whether a template may have an attribute: of a class none that changes what is not the template's."""
+        if isinstance(obj, type):
+            return attr == "fromkeys"
+        return super().is_safe_attribute(obj, attr, value)
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        """Tell whether a template may call something."""
+        return super().is_safe_callable(_stood_for(obj))
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """Return what the operator gives; of a set, whose order differs between processes, a view in order."""
@@ -106,13 +118,17 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 def _written_off(value: Any) -> Any:
     """Return a value, or what stands for it where its text would be its address."""
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, _Textless | jinja2.runtime.Macro | jinja2.runtime.Undefined | type):
+    if type(value) in _PLAIN or isinstance(value, _AS_THEY_ARE):
         return value
     if isinstance(value, Iterator):
         return _Passing(value)
     return Unwritten(value) if callable(value) else value
+
+
+def _stood_for(value: Any) -> Any:
+    if isinstance(value, Unwritten):
+        return value._function
+    return value._values if isinstance(value, _Passing) else value
 
 
 def _without_iterators(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,6 +139,26 @@ def _without_iterators(function: Callable[..., Any]) -> Callable[..., Any]:
         return _written_off(function(*arguments, **named))
 
     return filtered
+
+
+def _pprint(value: object) -> str:
+    """Do what jinja2's filter does, but for keys of which none is less: Python orders those by their addresses."""
+    _require_order(value)
+    return pprint.pformat(value)
+
+
+def _require_order(value: object) -> None:
+    if isinstance(value, Mapping):
+        try:
+            sorted(value)
+        except TypeError as error:
+            raise jinja2.exceptions.TemplateError(
+                "pprint cannot put keys in order of which none is less, use tojson"
+            ) from error
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for one in value:
+            _require_order(one)
 
 
 def _refuse_random(_: object) -> NoReturn:

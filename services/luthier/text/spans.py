@@ -59,8 +59,11 @@ class Written:
         return tuple(sorted(set(self.asked_at.values())))
 
 
-RowWritten = Callable[[float], None]
-"""Told of a row that is written, with the CPU seconds that were spent on what asking for the next one takes, too."""
+Between = Callable[[float], None]
+"""Called between what one prompt takes and what the next does, or what none does: whole texts of a record.
+
+It is given the CPU seconds that were spent before on what asking takes by what follows.
+"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,15 +72,25 @@ class AskedTexts:
 
     Attributes:
         texts: by message index; None where the template refuses to ask.
-        cpu_seconds: what it took to write them.
+        seconds: the CPU time that it took to write each.
     """
 
     texts: dict[int, str | None] = field(default_factory=dict)
-    cpu_seconds: float = 0.0
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What it took to write them all: who asks for the last turn asks for those before it, too."""
+        return sum(self.seconds.values())
 
     def upto(self, index: int) -> Self:
         """Return those of the beginning that ends by asking for a turn."""
-        return replace(self, texts={place: text for place, text in self.texts.items() if place <= index})
+        places = [place for place in self.texts if place <= index]
+        return replace(
+            self,
+            texts={place: self.texts[place] for place in places},
+            seconds={place: self.seconds[place] for place in places},
+        )
 
 
 class Writer:
@@ -87,12 +100,18 @@ class Writer:
         template: the template.
         special_tokens: texts that templates use by name.
         endings: tokens that may end a turn.
+        between: called between the texts of a conversation that is written.
     """
 
     def __init__(
-        self, template: ChatTemplate, special_tokens: Mapping[str, str], endings: Sequence[str]
+        self,
+        template: ChatTemplate,
+        special_tokens: Mapping[str, str],
+        endings: Sequence[str],
+        between: Between = lambda _: None,
     ) -> None:
         self._template = template
+        self._between = between
         self._special_tokens = special_tokens
         self._endings = endings
 
@@ -117,28 +136,30 @@ class Writer:
     def write(self, messages: Values, tools: Values, learnt: Collection[int], asked: AskedTexts) -> Written:
         """Return the text of a whole conversation, and the spans of the assistant turns `learnt`.
 
-        `asked` is filled.
+        `asked` is filled. What follows is encoding the text, which asking takes behind the texts that ask.
 
         Raises:
             RenderingError: the template's blocks do not mark every turn, or TEMPLATE_NOT_PREFIX_PRESERVING.
             TemplateError: the template refuses the conversation.
         """
         whole = self._render(messages, tools)
+        self._between(asked.cpu_seconds)
         turns = _assistants(messages)
-        started = process_time()
         for index in turns:
             needed = index in learnt and not self._template.has_generation_blocks
             if index not in asked.texts or (needed and asked.texts[index] is None):
+                started = process_time()
                 asked.texts[index] = self._asking(messages, tools, index, needed=needed)
-        asked.cpu_seconds += process_time() - started
+                asked.seconds[index] = process_time() - started
         asking = {index: asked.texts[index] for index in turns}
         if self._template.has_generation_blocks:
             return self._marked(whole, turns, asking, learnt)
-        spans = {
-            index: self._difference(messages, tools, index, (asking[index] or "", whole.text))
-            for index in turns
-            if index in learnt
-        }
+        spans = {}
+        for index in turns:
+            if index in learnt:
+                self._between(0.0)
+                spans[index] = self._difference(messages, tools, index, (asking[index] or "", whole.text))
+        self._between(asked.cpu_seconds)
         return Written(text=whole.text, asked_at=_asked_at(whole.text, asking, {}), spans=spans)
 
     def ending(self, turn: str) -> str | None:
@@ -246,8 +267,8 @@ def _changed(index: int, shorter: str, longer: str, follows: str) -> str:
 
 __all__ = [
     "AskedTexts",
+    "Between",
     "RenderingError",
-    "RowWritten",
     "Span",
     "TemplateNotPrefixPreserving",
     "Values",

@@ -84,6 +84,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             tree = environment.parse(source)
             self.dated_source = _dated(source, tree, _strftime(today))
+            _require_no_self(tree)
         self.has_generation_blocks = any(
             isinstance(node.call, jinja2.nodes.Call)
             and isinstance(node.call.node, jinja2.nodes.ExtensionAttribute)
@@ -205,7 +206,14 @@ def _as_template_errors() -> Iterator[None]:
     except MemoryError:
         raise  # the limit of the process that renders: its owner says so
     except Exception as error:  # whatever Python raises in a template's code is the template's
-        raise _failure(error, f"{type(error).__name__}: {error}") from error
+        raise _failure(error, f"{type(error).__name__}: {_shown(error)}") from error
+
+
+def _require_no_self(tree: jinja2.nodes.Template) -> None:
+    """Refuse what gives a template its own blocks, as objects that formats write by their addresses."""
+    for name in tree.find_all(jinja2.nodes.Name):
+        if name.name == "self" and name.ctx == "load":
+            raise jinja2.TemplateSyntaxError("self is not there, write a macro", name.lineno)
 
 
 def _failure(error: Exception, problem: str) -> TemplateError:
@@ -220,8 +228,12 @@ def _failure(error: Exception, problem: str) -> TemplateError:
 
 
 def _shown(problem: object) -> str:
-    """Return a problem as text that can be sent: templates may raise what is no text, and as much as they like."""
-    return str(problem).encode("utf-8", "backslashreplace").decode()[:_MAX_PROBLEM]
+    """Return a problem as text that can be sent: templates may raise what has no text, and as much as they like."""
+    try:
+        text = str(problem)
+    except jinja2.TemplateError as error:
+        text = error.message or ""
+    return text.encode("utf-8", "backslashreplace").decode()[:_MAX_PROBLEM]
 
 
 def _strftime(today: date) -> Callable[[str], str]:

@@ -23,9 +23,9 @@ _CODES = frozenset(code_pb2.Code.values()) - {code_pb2.OK}
 def require_valid(message: Message) -> None:
     """Return if every part of a request, however deep, is one that a worker may send.
 
-    Whole numbers, times and shares must not be negative, ids short, paths of files relative and below their folder and
-    each named once, and the code of an error one of gRPC's other than OK. What holds for every request, that numbers
-    are finite among it, is the door's to check (`runtime.door`).
+    Whole numbers and times must not be negative, shares in 0..1, ids short, paths of files relative and below their
+    folder and each named once, and the code of an error one of gRPC's other than OK. What holds for every request, that
+    numbers are finite among it, is the door's to check (`runtime.door`).
 
     Raises:
         InvalidArgument: names each field that is not, its value, and what would be right.
@@ -73,7 +73,7 @@ def _map_violations(field: FieldDescriptor, entries: Any, path: str) -> Iterator
     inner = field.message_type.fields_by_name["value"]
     for key, value in entries.items():
         yield from _value_violations(inner, value, f"{path}[{key!r}]")
-        if _is_amount(inner, field.name) and value < 0:
+        if _is_time(inner, field.name) and value < 0:
             yield _negative(f"{path}[{key!r}]", value)
 
 
@@ -81,16 +81,19 @@ def _value_violations(field: FieldDescriptor, value: Any, path: str) -> Iterator
     if field.message_type is not None:
         if field.message_type.file.package != "google.protobuf":  # their contents are nobody's numbers here
             yield from _violations(value, f"{path}.")
-    elif field.type in _WHOLES or _is_amount(field, field.name):
+    elif field.name in _SHARES:
+        if not 0 <= value <= 1:
+            yield _wrong(path, f"must be in 0..1, got {value}")
+    elif field.type in _WHOLES or _is_time(field, field.name):
         if value < 0:
             yield _negative(path, value)
     elif field.name in _IDS and len(value) > MAX_ID_CHARACTERS:
         yield _wrong(path, f"must have at most {MAX_ID_CHARACTERS} characters, got {len(value)}")
 
 
-def _is_amount(field: FieldDescriptor, name: str) -> bool:
-    """Tell whether a field of this name, or a value of the map that has it, is a time or a share."""
-    return field.type in _FLOATS and (name.endswith("seconds") or name in _SHARES)
+def _is_time(field: FieldDescriptor, name: str) -> bool:
+    """Tell whether a field of this name, or a value of the map that has it, is a length of time."""
+    return field.type in _FLOATS and name.endswith("seconds")
 
 
 def _negative(field: str, value: float) -> FieldViolation:

@@ -39,45 +39,44 @@ def conversation(num_answers: int) -> str:
 
 
 def test_each_row_of_a_record_may_take_what_a_prompt_may(ordered: Ordered, tmp_path: Path) -> None:
-    """Seven rows take some 0.45 s of CPU time each, where a request that sends no note is ended after two at most."""
+    """Nine rows take some 0.35 s of CPU time each, where a request that sends no note is ended after two at most."""
     started = process_time()
     ChatTemplate(slow(20), date(2026, 11, 23)).render([{"role": "user", "content": "q"}])
-    template = slow(round(0.45 * 20 / (process_time() - started)))
+    template = slow(round(0.35 * 20 / (process_time() - started)))
     records = replace(ordered({"prompt": "p", "completion": "c"}).records, split_turns=True)
     records = replace(records, chat_template=template)
     with closing(LimitedRenderer(records, LIMITS, tmp_path, lambda: None)) as renderer:
-        rendered = renderer.render(conversation(7))
-    assert len(rendered.rows) == 7
+        rendered = renderer.render(conversation(9))
+    assert len(rendered.rows) == 9
     assert not rendered.refused
+
+
+CHOSEN = [{"role": role, "content": "a"} for role in ("assistant", "user", "assistant")]
+PAIR = {
+    "messages": [{"role": "user", "content": "x"}],
+    "chosen": CHOSEN,
+    "rejected": [{"role": "assistant", "content": "b"}],
+}
 
 
 @pytest.mark.parametrize(
     ("record", "changes", "spent"),
     [
+        # The whole; what asks; each answer; then the tokens, which asking takes as well; what is left out.
+        (conversation(3), {}, [[0, 0, 0, 0, 3, 0], [0]]),
         # Each row asks for one more turn; who is asked for the last one pays for all.
-        (conversation(3), {"split_turns": True}, [1.0, 2.0, 3.0, 0.0, 0.0, 0.0]),
-        (conversation(3), {}, [3.0, 0.0]),
-        (json.dumps({"prompt": "p", "completion": "c"}), {}, [0.0]),
-        (conversation(1), {"kind": "PROMPT"}, [0.0, 0.0]),
-        # What asks for both answers is the same text.
-        (
-            json.dumps(
-                {
-                    "messages": [{"role": "user", "content": "x"}],
-                    "chosen": [{"role": "assistant", "content": "a"}],
-                    "rejected": [{"role": "assistant", "content": "b"}],
-                }
-            ),
-            {"kind": "PREFERENCE"},
-            [1.0, 0.0, 1.0, 0.0],
-        ),
+        (conversation(3), {"split_turns": True}, [[0, 0, 1, 0], [1, 0, 2, 0], [2, 0, 3, 0], [0, 0, 0]]),
+        (json.dumps({"prompt": "p", "completion": "c"}), {}, [[0]]),
+        (conversation(1), {"kind": "PROMPT"}, [[0], [0]]),
+        # The rejected side is asked for as the first turn of the chosen one is.
+        (json.dumps(PAIR), {"kind": "PREFERENCE"}, [[0, 0, 0, 2, 0], [0], [1, 0, 1, 0], [0]]),
     ],
-    ids=["split turns", "one row", "plain", "prompt", "pair"],
+    ids=["one row", "split turns", "plain", "prompt", "pair"],
 )
-def test_a_note_says_what_rows_share_with_those_before_them(
+def test_a_note_says_what_is_spent_of_what_asking_takes(
     record: str,
     changes: Mapping[str, Any],
-    spent: list[float],
+    spent: list[list[float]],
     ordered: Ordered,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,8 +89,9 @@ def test_a_note_says_what_rows_share_with_those_before_them(
 
     monkeypatch.setattr(render_child, "_NOTE_SECONDS", 0.0)
     rendering.handle(msgspec.to_builtins(records), note)
-    assert told == [0.0]  # the tokenizer is read
+    assert told[0] == 0.0  # the tokenizer is read
     told.clear()
+    # As if each text that asks took a second.
     clock, asking = [0.0], spans.Writer._asking
 
     def in_a_second(writer: spans.Writer, *arguments: Any, **options: Any) -> str | None:
@@ -101,7 +101,23 @@ def test_a_note_says_what_rows_share_with_those_before_them(
     monkeypatch.setattr(spans.Writer, "_asking", in_a_second)
     monkeypatch.setattr(spans, "process_time", lambda: clock[0])
     assert not rendering.handle({"record": record, "other": ""}, note)["refused"]
-    assert told == spent
+    assert told == [one for part in spent for one in part]
+
+
+def test_notes_go_out_where_they_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [10.0]
+    monkeypatch.setattr(render_child, "process_time", lambda: clock[0])
+    rendering, told = render_child._Child(), []
+
+    def note(message: Mapping[str, Any], spent_seconds: float = 0.0) -> None:
+        told.append((clock[0], spent_seconds))
+
+    rendering._noted_at = 10.0
+    for now, spent_seconds in ((10.1, 0.0), (10.2, 0.2), (10.3, 0.1), (10.4, 3.0), (10.5, 3.1), (10.6, 0.0)):
+        clock[0] = now
+        rendering._between(note, spent_seconds)
+    # A quarter of a second passed; much more is spent, or again much less.
+    assert told == [(10.3, 0.1), (10.4, 3.0), (10.6, 0.0)]
 
 
 def test_renderings_and_prompts_have_the_same_limits(

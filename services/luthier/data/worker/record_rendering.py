@@ -15,7 +15,7 @@ from luthier.text.findings import Finding
 from luthier.text.lengths import LengthLimit, LengthPolicy, fit, why_unsupervised
 from luthier.text.panics import TokenizerError, tokenizer_errors
 from luthier.text.records import Record, record_from_json
-from luthier.text.spans import RowWritten
+from luthier.text.spans import Between
 from luthier.text.templates import TemplateError
 from luthier.text.tokenizer import TokenizerBundle
 from luthier.text.units import (
@@ -126,19 +126,19 @@ class RecordRenderer:
 
     Args:
         settings: how.
-        row_written: as `text.Renderer` has it; called when the tokenizer is read, too.
+        between: as `text.Renderer` has it; called when the tokenizer is read, too.
 
     Raises:
         InvalidArgument: MODEL_INVALID, TEMPLATE_INVALID; the tokenizer or the template cannot be used.
     """
 
-    def __init__(self, settings: RecordSettings, row_written: RowWritten = lambda _: None) -> None:
+    def __init__(self, settings: RecordSettings, between: Between = lambda _: None) -> None:
         self._kind = RenderingKind(settings.kind)
         self._split_turns = settings.split_turns
         self._limit = LengthLimit(max_tokens=settings.max_tokens, policy=LengthPolicy(settings.length_policy))
         bundle = _bundle(settings)
-        row_written(0.0)
-        self._renderer = _renderer(settings, bundle, row_written)
+        between(0.0)
+        self._renderer = _renderer(settings, bundle, between)
         self._eos = bundle.special_id("eos_token")
         # Prompts show no answer that ends.
         self._stops = self._renderer.stops() if self._kind is RenderingKind.PROMPT else None
@@ -211,7 +211,7 @@ def _bundle(settings: RecordSettings) -> TokenizerBundle:
         ) from error
 
 
-def _renderer(settings: RecordSettings, bundle: TokenizerBundle, row_written: RowWritten) -> text.Renderer:
+def _renderer(settings: RecordSettings, bundle: TokenizerBundle, between: Between) -> text.Renderer:
     mask_mode = text.MaskMode(settings.mask_mode) if settings.mask_mode else None
     try:
         return text.Renderer(
@@ -219,7 +219,7 @@ def _renderer(settings: RecordSettings, bundle: TokenizerBundle, row_written: Ro
             today=date.fromisoformat(settings.template_date),
             template=settings.chat_template or None,
             mask_mode=mask_mode,
-            row_written=row_written,
+            between=between,
         )
     except TemplateError as error:
         raise InvalidArgument(
