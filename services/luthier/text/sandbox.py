@@ -22,6 +22,9 @@ _PLAIN = frozenset({str, bool, int, float, list, dict, tuple, NoneType})
 """Most of what templates touch. What these hold is looked at when it is taken out."""
 
 
+_OF_DICTS = frozenset(dir(dict))
+
+
 class _Textless:
     """Has no text, whatever asks for it: output, filters, formats, the text of a list that it is in."""
 
@@ -92,11 +95,16 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return an attribute, or an item where there is none; what has no text but an address has none at all."""
-        return _written_off(super().getattr(_stood_for(obj), attribute))
+        if type(obj) is dict and attribute in obj and attribute not in _OF_DICTS:
+            found = obj[attribute]  # most of what templates get
+        else:
+            found = super().getattr(_stood_for(obj), attribute)
+        return found if type(found) in _PLAIN else _written_off(found)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return an item, or an attribute where there is none; as `getattr`."""
-        return _written_off(super().getitem(_stood_for(obj), argument))
+        found = super().getitem(_stood_for(obj), argument)
+        return found if type(found) in _PLAIN else _written_off(found)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Tell whether a template may have an attribute: of a class none that changes what is not the template's."""
@@ -118,7 +126,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 def _written_off(value: Any) -> Any:
     """Return a value, or what stands for it where its text would be its address."""
-    if type(value) in _PLAIN or isinstance(value, _AS_THEY_ARE):
+    if isinstance(value, _AS_THEY_ARE):
         return value
     if isinstance(value, Iterator):
         return _Passing(value)
@@ -136,7 +144,8 @@ def _without_iterators(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)  # with it what jinja2 passes to it
     def filtered(*arguments: Any, **named: Any) -> Any:
-        return _written_off(function(*arguments, **named))
+        found = function(*arguments, **named)
+        return found if type(found) in _PLAIN else _written_off(found)
 
     return filtered
 
