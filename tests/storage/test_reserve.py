@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from tests.small_disk import fill, mounted, taken
+from tests.small_disk import fill, taken
 
 from luthier.errors import ResourceExhausted
 from luthier.storage.database import Database
@@ -26,19 +25,6 @@ from luthier.storage.reading import DatabaseReader
 ROWS = 20
 DATABASE, LOG, INDEX = "a.db", "a.db-wal", "a.db-shm"
 KEPT_LOG, KEPT_INDEX = "a.db-kept-wal", "a.db-kept-shm"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "there"
-    made.mkdir()
-    return made
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    with mounted(tmp_path / "small", 32) as mount:
-        yield mount
 
 
 def open_in(folder: Path) -> Database:

@@ -28,13 +28,15 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from luthier.storage.dialect import RESERVED_BYTES, grow_log, open_lasting, unusable, url_of
-from luthier.storage.disk import NO_ROOM_BYTES, Disk
+from luthier.storage.disk import Disk
 from luthier.storage.files import is_at, sync_directory
 
 _BLANK_BYTES = 4096
 """What is made zero of a log: its header, and the first frame behind it."""
 _INDEX_BYTES = 32 << 10
 """What SQLite wants of an index at least."""
+_SCARCE_BYTES = 64 << 20
+"""What is free may be gone a moment later, when SQLite opens the index."""
 _USED_BYTE = 128
 """Of an index: locked by everybody who uses it. Who comes first cuts it to nothing, and lets it grow again."""
 _FLOCK = "hhqqi4x"
@@ -65,7 +67,7 @@ class Reserve:
             ResourceExhausted: DISK_FULL; nothing was kept, and there is no room.
         """
         self._put_back()
-        index = _in_use(self._index) if self._disk.free_bytes() < NO_ROOM_BYTES else None
+        index = _in_use(self._index) if self._disk.free_bytes() < _SCARCE_BYTES else None
         if index is not None:
             self._files.callback(os.close, index)
         try:
@@ -99,9 +101,9 @@ class Reserve:
                 self._name()
         finally:
             connection.close()
-            for kept in (self._kept_log, self._kept_index):
+            for kept, there in ((self._kept_log, self._log), (self._kept_index, self._index)):
                 # What somebody uses stays as it is with both names: the next start sees what has become of it.
-                with _blanked(kept):
+                with _blanked(kept, there):
                     pass
             sync_directory(self._database.parent)
 
@@ -118,16 +120,18 @@ class Reserve:
     def _put_back(self) -> None:
         """Give what was kept its name again. What cannot have it stays where it is."""
         try:
-            _rename(self._kept_log, self._log, is_wanted=_is_whole(self._kept_log))
-            _rename(self._kept_index, self._index)
-            sync_directory(self._database.parent)
+            try:
+                _rename(self._kept_log, self._log, is_wanted=_is_whole(self._kept_log))
+                _rename(self._kept_index, self._index)
+            finally:
+                sync_directory(self._database.parent)
         except OSError as error:
-            _logger.warning("the room that was kept for a start on a full disk is not used: %s", error)
+            _logger.warning("what was kept for a start on a full disk is not all used: %s", error)
 
 
 def _rename(kept: Path, there: Path, *, is_wanted: bool = True) -> None:
     """Give what was kept the name of a log or an index, unless there is one; then, or not wanted, it goes."""
-    with _blanked(kept) as is_ours:
+    with _blanked(kept, there) as is_ours:
         if is_ours and is_wanted:
             # Unlike a rename it never takes the place of another file.
             with suppress(FileExistsError):
@@ -145,19 +149,20 @@ def _is_whole(log: Path) -> bool:
 
 
 @contextmanager
-def _blanked(path: Path) -> Iterator[bool]:
+def _blanked(path: Path, there: Path) -> Iterator[bool]:
     """Make a file that is nobody's log, as it has this name alone, no log durably. It is locked for the block's length.
 
-    Yields whether it is so: of one that has another name nothing is changed.
+    Yields whether it is so: of one that has another name, or while there is a log or an index, nothing is changed. (Not
+    every file system counts names.)
     """
-    if not _is_single(path):
+    if not _is_single(path) or there.exists():
         # Not even opened: with the descriptor the locks would go that this process has on it.
         yield False
         return
     with path.open("r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Another process may have put it back meanwhile.
-        is_ours = _is_single(path) and is_at(file, path)
+        is_ours = _is_single(path) and is_at(file, path) and not there.exists()
         if is_ours:
             size_bytes = os.fstat(file.fileno()).st_size
             os.ftruncate(file.fileno(), min(size_bytes, RESERVED_BYTES))
@@ -180,18 +185,33 @@ def _in_use(index: Path) -> int | None:
     Returns a descriptor, to be closed when this process has no connection any more. What SQLite does with an index that
     it finds is done here: under the same lock it is emptied, by zeros, which keep its room.
     """
+    if _is_open_here(index):
+        return None
     try:
         descriptor = os.open(index, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         _lock(descriptor, fcntl.F_WRLCK)
-        os.pwrite(descriptor, bytes(max(os.fstat(descriptor).st_size, _INDEX_BYTES)), 0)
+        blank = bytes(max(os.fstat(descriptor).st_size, _INDEX_BYTES))
+        # A copy may lack its zeros, and their room be taken: SQLite, which maps it, would be ended by writing there.
+        is_whole = os.pwrite(descriptor, blank, 0) == len(blank)
         _lock(descriptor, fcntl.F_RDLCK)
     except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        is_whole = False
+    if is_whole:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _is_open_here(path: Path) -> bool:
+    """Tell whether this process has a file open: with another descriptor all of its locks on the file would go."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of this listing is closed by then
+            if descriptor.samefile(path):
+                return True
+    return False
 
 
 def _lock(descriptor: int, kind: int) -> None:
