@@ -179,25 +179,6 @@ async def test_what_an_index_tells_of_another_log_is_not_believed(folder: Path, 
     await again.close()
 
 
-async def test_a_full_disk_that_keeps_the_log_from_being_emptied_loses_nothing(small: Path) -> None:
-    """What is in the log has no place in the database, which cannot grow: it stays a log."""
-    database = await made(small)
-    fill(small)
-    async with database.transaction(makes_room=True) as connection:
-        await connection.execute(text("CREATE TABLE big AS SELECT zeroblob(1024 * 1024) AS data"))
-    await write(database, 1)
-    await database.close()
-    assert (small / LOG).samefile(small / KEPT_LOG)
-    with taken(small):
-        database = await opened(small)
-        await require(database, 1)
-        await write(database, 2)
-        await database.close()
-        database = await opened(small)
-        await require(database, 2)
-    await database.close()
-
-
 async def test_what_makes_no_room_gets_none(small: Path) -> None:
     await (await made(small, 1)).close()
     fill(small)

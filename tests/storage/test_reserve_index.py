@@ -7,8 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from tests.small_disk import fill, taken
-from tests.storage.test_reserve import INDEX, as_it_is, killed, made, opened, require, write
+from tests.storage.test_reserve import (
+    DATABASE,
+    INDEX,
+    KEPT_LOG,
+    LOG,
+    as_it_is,
+    killed,
+    made,
+    opened,
+    require,
+    write,
+)
 
 from luthier.storage import reserve
 from luthier.storage.disk import Disk
@@ -18,6 +30,18 @@ import asyncio, pathlib, sys
 from tests.storage.test_reserve import opened
 asyncio.run(opened(pathlib.Path(sys.argv[1])))
 """
+GOING_ON = """
+import asyncio, pathlib, sys
+from tests.storage.test_reserve import opened, require, write
+
+async def main():
+    database = await opened(pathlib.Path(sys.argv[1]))
+    await require(database, int(sys.argv[2]))
+    await write(database, int(sys.argv[2]) + 1)
+    await database.close()
+
+asyncio.run(main())
+"""
 ASKING = """
 import fcntl, os, struct, sys
 asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 128, 1, 0)
@@ -26,9 +50,9 @@ print(struct.unpack("hhqqi4x", told)[0] == fcntl.F_RDLCK)
 """
 
 
-def elsewhere(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+def elsewhere(program: str, path: Path, value: int = 0) -> subprocess.CompletedProcess[str]:
     """What becomes of a program in another process."""
-    command = [sys.executable, "-c", program, str(path)]
+    command = [sys.executable, "-c", program, str(path), str(value)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
@@ -100,3 +124,23 @@ async def test_an_index_that_this_process_has_open_is_let_alone(small: Path) -> 
     assert reserve._in_use(small / INDEX) is None
     assert elsewhere(ASKING, small / INDEX).stdout == "True\n"
     await database.close()
+
+
+async def test_a_full_disk_that_keeps_the_log_from_being_emptied_loses_nothing(small: Path) -> None:
+    """What is in the log has no place in the database, which cannot grow: it stays a log, from process to process."""
+    database = await made(small)
+    fill(small)
+    async with database.transaction(makes_room=True) as connection:
+        await connection.execute(text("CREATE TABLE big AS SELECT zeroblob(1024 * 1024) AS data"))
+    await write(database, 1)
+    await database.close()
+    assert (small / LOG).samefile(small / KEPT_LOG)
+    with taken(small):
+        for value in (1, 2):
+            ended = elsewhere(GOING_ON, small, value)
+            assert ended.returncode == 0, ended.stderr
+    copy = as_it_is(small / DATABASE, small.parent / DATABASE)
+    as_it_is(small / LOG, small.parent / LOG)
+    whole = await opened(copy.parent)
+    await require(whole, 3)
+    await whole.close()
