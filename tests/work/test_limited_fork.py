@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from tests.work.test_limited import gone, wait_for
 
-from luthier.errors import Cancelled, InvalidArgument, Reason
+from luthier.errors import Cancelled, InvalidArgument, Reason, Unavailable
 from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
 from luthier.work.limited_child import Limits
 from luthier.work.limited_fork import in_fork
@@ -122,6 +123,23 @@ def test_work_that_fails_unforeseen_or_is_killed_says_so() -> None:
         in_fork(lambda: os._exit(7), LIMITS)
     with pytest.raises(ProcessKilled):
         in_fork(kill_itself, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOMEM, MemoryError), (errno.EAGAIN, Unavailable)], ids=["memory", "number"]
+)
+def test_a_fork_that_there_can_not_be_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def refused() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fork", refused)
+    open_before = os.listdir("/proc/self/fd")
+    with pytest.raises(kind, match=f"could not be forked: .*{os.strerror(number)}") as caught:
+        in_fork(refuse, LIMITS)
+    assert getattr(caught.value, "reason", Reason.CRASHED) == Reason.CRASHED
+    assert os.listdir("/proc/self/fd") == open_before
 
 
 def test_a_fork_keeps_nothing_open_of_what_its_parent_has() -> None:
