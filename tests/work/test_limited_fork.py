@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import logging
 import os
 import signal
@@ -158,34 +159,38 @@ def test_a_fork_keeps_nothing_open_of_what_its_parent_has() -> None:
 
 
 @contextmanager
-def logging_all_the_time() -> Iterator[None]:
-    """Hold the locks of logging most of the time, in another thread."""
+def logging_all_the_time() -> Iterator[logging.Logger]:
+    """Hold the lock of a logger's handler almost all the time, in another thread."""
     stopping = threading.Event()
+    holding = threading.Event()
+    handler = logging.StreamHandler(io.StringIO())
+    logger = logging.Logger("busy")
+    logger.addHandler(handler)
 
     def write() -> None:
-        with Path(os.devnull).open("w") as nothing:
-            handler = logging.StreamHandler(nothing)
-            logger = logging.Logger("busy")
-            logger.addHandler(handler)
-            while not stopping.is_set():
-                with handler.lock or threading.Lock():
-                    logger.warning("x" * 100)
+        while not stopping.is_set():
+            with handler.lock or threading.Lock():
+                logger.warning("x" * 100)
+                holding.set()
+                stopping.wait(0.01)
 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        yield
+        assert holding.wait(10.0)
+        yield logger
     finally:
         stopping.set()
         thread.join()
 
 
 def test_a_fork_hangs_by_no_lock_that_another_thread_held() -> None:
-    def work() -> dict[str, Any]:
-        logging.getLogger("a fork").warning("it says something")
-        return {"said": True}
+    with logging_all_the_time() as logger:
 
-    with logging_all_the_time():
+        def work() -> dict[str, Any]:
+            logger.warning("it says something")
+            return {"said": True}
+
         for _ in range(5):
             assert in_fork(work, replace(LIMITS, wall_seconds=10.0)) == {"said": True}
 
