@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.lm.made_models import model_folder as bpe_folder
-from tests.training.worker.hostile_tokenizers import make_hostile
+from tests.training.worker.hostile_tokenizers import HOSTILE, make_hostile
 
 from luthier.errors import InvalidArgument, LuthierError, Reason
 from luthier.lm.sources import DirectorySource
@@ -60,6 +61,47 @@ def test_a_kill_of_the_kernel_is_for_want_of_memory(tmp_path: Path, monkeypatch:
     with pytest.raises(LuthierError, match="ended by the kernel for want of memory") as caught:
         tokenizers_apart(tmp_path, lambda: None)(be_killed)
     assert caught.value.reason == Reason.OUT_OF_MEMORY
+
+
+REGISTERING = """
+import resource, sys
+from pathlib import Path
+from luthier.errors import InvalidArgument
+from luthier.lm.sources import DirectorySource
+from luthier.training.worker import tokenizers_apart
+from luthier.training.worker.child import prepare
+from luthier.training.worker.order import RegisterOrder
+from luthier.work.device import Setup
+from luthier.work.limited_child import Limits
+
+class Line:
+    def alive(self): pass
+
+tokenizers_apart.LIMITS = Limits(cpu_seconds=2, memory_bytes=512 << 20)
+work = prepare(Setup(device="cpu", num_threads=1, log_level="INFO"))
+scratch = Path(sys.argv[1])
+for name in sys.argv[2:]:
+    source = DirectorySource(path=scratch / name)
+    try:
+        work(Line(), RegisterOrder(source=source, directory=scratch / f"made-{name}", scratch=scratch))
+    except InvalidArgument as error:
+        print("refused", error.message)
+print("peak", max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""
+
+
+def test_a_tokenizer_that_takes_too_much_takes_no_more_than_its_limit(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for name in HOSTILE:
+        shutil.copytree(model_folder, tmp_path / name)
+        make_hostile(tmp_path / name, name)
+    words = [sys.executable, "-c", REGISTERING, str(tmp_path), *HOSTILE]
+    lines = subprocess.run(words, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
+    refused = [line.rpartition("more than ")[2] for line in lines if line.startswith("refused")]
+    assert refused == ["512 MiB of memory", "2 s of CPU time"]
+    (peak_kib,) = [int(line.removeprefix("peak ")) for line in lines if line.startswith("peak")]
+    assert peak_kib < 2 << 20, "no process had more than 2 GiB"
 
 
 EXPORTING = """
