@@ -53,7 +53,7 @@ def begin(setup: Setup) -> None:
         import luthier.training.worker.computing  # noqa: F401
         from luthier.lm.rehearsal import rehearse
 
-        # A bar of progress, as of reading GGUF files, would start a thread, which stays: nobody sees it here.
+        # A bar of progress, as of reading GGUF files, would start a thread that looks after it, and stays.
         tqdm.monitor_interval = 0
         rehearse()
 
