@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -10,16 +11,17 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tests.lm.made_models import adapter_folder, model_folder
+from tests.lm.made_models import adapter_folder, bpe, model_folder
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from luthier.errors import InvalidArgument, Reason
+from luthier.errors import Cancelled, InvalidArgument, Reason, ResourceExhausted, Unavailable
 from luthier.lm import tokenizer_files
 from luthier.lm.apart import Apart, facts, here
 from luthier.lm.exporting import ExportSource, export_files
 from luthier.lm.lora import LoraSpec
+from luthier.lm.made import Made
 from luthier.lm.merging import merge_files
-from luthier.lm.read_tokenizer import TextRows
+from luthier.lm.read_tokenizer import ExportedTokenizer, TextRows, exported_tokenizer
 from luthier.lm.register import register_source
 from luthier.lm.sources import DirectorySource, GgufSource
 from luthier.text import tokenizer
@@ -96,27 +98,78 @@ def test_whatever_is_made_of_a_model_makes_no_tokenizer_here_and_is_the_same(
 def test_facts_are_of_the_kinds_that_they_are_to_have() -> None:
     rows = ((1, 2), (), (3,))
     assert facts(here, TextRows, lambda: TextRows(rows=rows)).rows == rows
-    with pytest.raises(ValueError, match="Expected `int`, got `str`"):
+    with pytest.raises(InvalidArgument, match="tokenizer fails: Expected `int`, got `str`") as caught:
         facts(lambda _: {"rows": [["1"]]}, TextRows, lambda: TextRows(rows=()))
+    assert caught.value.reason == Reason.MODEL_INVALID
 
 
-def test_a_tokenizer_that_cannot_be_read_back_is_a_warning(tiny_model: ModelMaker, tmp_path: Path) -> None:
-    """The file is whole, and what reads it may be another program; the first reading refuses."""
-    readings: list[int] = []
+@pytest.mark.parametrize("template", [{"a": 1}, 3])
+@pytest.mark.parametrize("apart", [here, partial(in_fork, limits=Limits())])
+def test_a_tokenizer_whose_files_hold_other_kinds_of_values_is_refused(
+    tmp_path: Path, apart: Apart, template: Any
+) -> None:
+    bpe().save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    with pytest.raises(InvalidArgument, match="the model's tokenizer fails: ") as caught:
+        facts(apart, ExportedTokenizer, lambda: exported_tokenizer(tmp_path, None))
+    assert caught.value.reason == Reason.MODEL_INVALID
+
+
+def exported(base: Path, out: Path, second: Exception, *, first: Exception | None = None) -> Made:
+    """Export; what reads the tokenizer back fails, or what reads the model's own."""
+    failures = [first, second]
 
     def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        readings.append(len(readings))
-        if len(readings) > 1:
-            raise InvalidArgument("it takes too much", reason=Reason.MODEL_INVALID)
+        if failure := failures.pop(0):
+            raise failure
         return work()
 
-    base = model_folder(tiny_model(vocab_size=270), tmp_path / "base")
     source = ExportSource(model=base, adapter=None, form="F16", title="tiny")
-    made = export_files(source, tmp_path / "out", apart=apart)
+    return export_files(source, out, apart=apart)
+
+
+TOO_MUCH = InvalidArgument("it takes too much", reason=Reason.MODEL_INVALID)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TOO_MUCH,
+        MemoryError("it takes too much"),
+        Unavailable("it takes too much", reason=Reason.CRASHED),
+        ResourceExhausted("it takes too much", reason=Reason.OUT_OF_MEMORY),
+    ],
+    ids=["refused", "no memory for a process", "lost", "ended by the kernel"],
+)
+def test_a_tokenizer_that_cannot_be_read_back_is_a_warning(
+    tiny_model: ModelMaker, tmp_path: Path, failure: Exception
+) -> None:
+    """The file is whole, and what reads it may be another program; the first reading refuses."""
+    base = model_folder(tiny_model(vocab_size=270), tmp_path / "base")
+    made = exported(base, tmp_path / "out", failure)
     assert made.files[0][1].is_file()
     assert made.warnings == (
         "transformers cannot read the tokenizer of model-f16.gguf (it takes too much); llama.cpp may",
     )
-    readings.append(0)
-    with pytest.raises(InvalidArgument):
-        export_files(source, tmp_path / "again", apart=apart)
+    with pytest.raises(type(failure)):
+        exported(base, tmp_path / "again", failure, first=failure)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ResourceExhausted("the disk is full", reason=Reason.DISK_FULL),
+        Unavailable("the worker stops", reason=Reason.SHUTTING_DOWN),
+        Cancelled("stopped"),
+    ],
+    ids=["full", "stopping", "cancelled"],
+)
+def test_what_ends_an_export_ends_it_while_its_tokenizer_is_read_back(
+    tiny_model: ModelMaker, tmp_path: Path, failure: Exception
+) -> None:
+    base = model_folder(tiny_model(vocab_size=270), tmp_path / "base")
+    with pytest.raises(type(failure)) as caught:
+        exported(base, tmp_path / "out", failure)
+    assert caught.value is failure

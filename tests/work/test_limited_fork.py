@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import io
 import logging
 import os
 import signal
@@ -20,7 +22,7 @@ from typing import Any
 import pytest
 from tests.work.test_limited import gone, wait_for
 
-from luthier.errors import Cancelled, InvalidArgument, Reason
+from luthier.errors import Cancelled, InvalidArgument, Reason, Unavailable
 from luthier.work.limited import LimitReached, ProcessBroken, ProcessKilled
 from luthier.work.limited_child import Limits
 from luthier.work.limited_fork import in_fork
@@ -124,6 +126,23 @@ def test_work_that_fails_unforeseen_or_is_killed_says_so() -> None:
         in_fork(kill_itself, LIMITS)
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOMEM, MemoryError), (errno.EAGAIN, Unavailable)], ids=["memory", "number"]
+)
+def test_a_fork_that_there_can_not_be_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def refused() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fork", refused)
+    open_before = os.listdir("/proc/self/fd")
+    with pytest.raises(kind, match=f"could not be forked: .*{os.strerror(number)}") as caught:
+        in_fork(refuse, LIMITS)
+    assert getattr(caught.value, "reason", Reason.CRASHED) == Reason.CRASHED
+    assert os.listdir("/proc/self/fd") == open_before
+
+
 def test_a_fork_keeps_nothing_open_of_what_its_parent_has() -> None:
     """Whoever listens at the other end of a line hears its end; and who owns a number in the fork can close it."""
     ours, theirs = socket.socketpair()
@@ -140,34 +159,38 @@ def test_a_fork_keeps_nothing_open_of_what_its_parent_has() -> None:
 
 
 @contextmanager
-def logging_all_the_time() -> Iterator[None]:
-    """Hold the locks of logging most of the time, in another thread."""
+def logging_all_the_time() -> Iterator[logging.Logger]:
+    """Hold the lock of a logger's handler almost all the time, in another thread."""
     stopping = threading.Event()
+    holding = threading.Event()
+    handler = logging.StreamHandler(io.StringIO())
+    logger = logging.Logger("busy")
+    logger.addHandler(handler)
 
     def write() -> None:
-        with Path(os.devnull).open("w") as nothing:
-            handler = logging.StreamHandler(nothing)
-            logger = logging.Logger("busy")
-            logger.addHandler(handler)
-            while not stopping.is_set():
-                with handler.lock or threading.Lock():
-                    logger.warning("x" * 100)
+        while not stopping.is_set():
+            with handler.lock or threading.Lock():
+                logger.warning("x" * 100)
+                holding.set()
+                stopping.wait(0.01)
 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        yield
+        assert holding.wait(10.0)
+        yield logger
     finally:
         stopping.set()
         thread.join()
 
 
 def test_a_fork_hangs_by_no_lock_that_another_thread_held() -> None:
-    def work() -> dict[str, Any]:
-        logging.getLogger("a fork").warning("it says something")
-        return {"said": True}
+    with logging_all_the_time() as logger:
 
-    with logging_all_the_time():
+        def work() -> dict[str, Any]:
+            logger.warning("it says something")
+            return {"said": True}
+
         for _ in range(5):
             assert in_fork(work, replace(LIMITS, wall_seconds=10.0)) == {"said": True}
 

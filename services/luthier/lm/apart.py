@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from luthier.errors import InvalidArgument, Reason
+
 Apart = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
 """Runs work, which returns JSON values and may write files where it is told to, and returns what that returned."""
 
@@ -25,11 +27,17 @@ def here(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def facts(apart: Apart, kind: type[Facts], work: Callable[[], Facts]) -> Facts:
     """Return what work returns that reads a tokenizer, a dataclass, from where that is done.
 
-    Raises what the work raised, or `apart`; msgspec.ValidationError where something else came back.
+    Raises what the work raised, or `apart`.
+
+    Raises:
+        InvalidArgument: MODEL_INVALID; something else came back: files of tokenizers hold any JSON values.
     """
 
     def told() -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(work(), str_keys=True)
         return built
 
-    return msgspec.convert(apart(told), kind, str_keys=True)
+    try:
+        return msgspec.convert(apart(told), kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"the model's tokenizer fails: {error}", reason=Reason.MODEL_INVALID) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import InvalidArgument
+from luthier.errors import InvalidArgument, LuthierError, Reason
 from luthier.lm.apart import Apart, facts, here
 from luthier.lm.comparing import behaviour, compared, comparison_rows
 from luthier.lm.gguf_files import require_writable, write_gguf
@@ -27,6 +27,9 @@ from luthier.lm.read_tokenizer import (
     exported_tokenizer,
     other_tokens,
 )
+
+_LOST = frozenset({Reason.CRASHED, Reason.OUT_OF_MEMORY})
+"""Why a process that reads a tokenizer has no result, whatever the tokenizer is."""
 
 BOUNDS: dict[GgufType, float] = {"F16": 0.01, "Q8_0": 0.1}
 """Most that a form may make of the difference: see docs/models.md for what was measured."""
@@ -123,7 +126,11 @@ def _other_ends(tokenizer: GgufTokenizer) -> tuple[str, ...]:
 def _other_tokens(
     path: Path, source: ExportSource, tokenizer: GgufTokenizer, apart: Apart
 ) -> tuple[str, ...]:
-    """Say where the file, read by transformers, gives other tokens than the model's own tokenizer."""
+    """Say where the file, read by transformers, gives other tokens than the model's own tokenizer.
+
+    The file is whole and compared by then: a reading that fails, or whose process is lost, is told in a warning. A full
+    disk ends the export, and so does who wants it no more.
+    """
     with metadata_alone(path, metadata_bytes(path), path.parent) as alone:
         try:
             return facts(
@@ -131,7 +138,10 @@ def _other_tokens(
                 OtherTokens,
                 lambda: other_tokens(alone, source.model, source.adapter, tokenizer.tokens, tokenizer.cut),
             ).warnings
-        except InvalidArgument as error:  # where it takes more than a limit allows, too
-            return (
-                f"transformers cannot read the tokenizer of {path.name} ({error.message}); llama.cpp may",
-            )
+        except (LuthierError, MemoryError) as error:
+            # What takes more than a limit allows is an InvalidArgument, too.
+            is_lost = isinstance(error, MemoryError) or error.reason in _LOST
+            if not is_lost and not isinstance(error, InvalidArgument):
+                raise
+            why = error.message if isinstance(error, LuthierError) else str(error) or "out of memory"
+            return (f"transformers cannot read the tokenizer of {path.name} ({why}); llama.cpp may",)

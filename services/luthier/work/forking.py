@@ -148,11 +148,11 @@ def _fork(line: Connection, driver: int, say: Say) -> bool:
     try:
         between = os.fork()
     except OSError as error:
-        raise _no_fork(str(error)) from error
+        raise no_fork(str(error)) from error
     if between:
         _, status = os.waitpid(between, 0)
         if status:
-            raise _no_fork(f"the process between ended with code {os.waitstatus_to_exitcode(status)}")
+            raise no_fork(f"the process between ended with code {os.waitstatus_to_exitcode(status)}")
         return False
     between, is_child, status = os.getpid(), False, 1
     try:
@@ -196,7 +196,8 @@ def _offer_to_end() -> None:
         path.write_text(str(max(_OOM_SCORE, int(path.read_text()))), encoding="ascii")
 
 
-def _no_fork(why: str) -> Unavailable:
+def no_fork(why: str) -> Unavailable:
+    """Return the error of who could fork no process."""
     return Unavailable(f"a process for the work could not be forked: {why}", reason=Reason.CRASHED)
 
 

@@ -60,7 +60,8 @@ class Running(Protocol):
 class LimitedProcess:
     """One process that answers one request at a time. Not for several threads at once.
 
-    It ends within a second of this process, however this one ends. `spawned` starts one.
+    It ends within a second of this process, however this one ends. `spawned` starts one. Before its first request it
+    has two minutes to say that it is ready, whatever its limits are: a started one imports then.
 
     Args:
         process: what runs `limited_child.answer_requests`.

@@ -7,6 +7,7 @@ threads might hold, torch's first of all, the work must not touch.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, NoReturn
 
+from luthier.work.forking import no_fork
 from luthier.work.limited import Check, LimitedProcess
 from luthier.work.limited_child import Limits, answer_requests
 
@@ -36,6 +38,7 @@ def in_fork(
         LimitReached, ProcessBroken, ProcessKilled: as `LimitedProcess.call`.
         LuthierError: what the work raised.
         MemoryError: there was none for another process.
+        Unavailable: CRASHED; there could be no other process, as where a limit of their number is reached.
     """
     with closing(_forked(work, limits)) as process:
         return process.call({}, check=check)
@@ -52,7 +55,8 @@ def _forked(work: Callable[[], Mapping[str, Any]], limits: Limits) -> LimitedPro
                 pid = os.fork()
         except OSError as error:
             ours.close()
-            raise MemoryError(f"a process for the work could not be forked: {error}") from error
+            refusal = no_fork(str(error))
+            raise MemoryError(refusal.message) if error.errno == errno.ENOMEM else refusal from error
         if not pid:
             _answer(work, theirs, parent, limits)
     return LimitedProcess(_Forked(pid), ours, limits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -287,7 +286,6 @@ async def test_a_registration_of_a_tokenizer_that_takes_too_much_is_refused_by_n
     assert model.state == model_pb2.Model.STATE_FAILED
     assert status_to_failure(model.error).reason == "MODEL_INVALID"
     assert model.error.message == f"the model's tokenizer takes more than {said}"
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 << 20, "no process had more than 2 GiB"
 
 
 @pytest.mark.parametrize("form", [None, "F16"])

@@ -40,6 +40,7 @@ def begin(setup: Setup) -> None:
     configure(setup.log_level)
     with uncollected():
         import torch
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         from luthier.lm.device import choose_device
 
@@ -52,6 +53,8 @@ def begin(setup: Setup) -> None:
         import luthier.training.worker.computing  # noqa: F401
         from luthier.lm.rehearsal import rehearse
 
+        # A bar of progress, as of reading GGUF files, would start a thread that looks after it, and stays.
+        tqdm.monitor_interval = 0
         rehearse()
 
 

@@ -31,8 +31,9 @@ def tokenizers_apart(scratch: Path, check: Check) -> Apart:
 
     Raises:
         InvalidArgument: MODEL_INVALID; it took more than a limit allows, or failed in a way that nobody foresaw.
-        Unavailable: CRASHED; it was killed from outside.
+        Unavailable: CRASHED; it was killed from outside, or there could be no other process.
         ResourceExhausted: OUT_OF_MEMORY, the kernel ended it; DISK_FULL.
+        MemoryError: there was none for another process.
     """
 
     def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
