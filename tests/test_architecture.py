@@ -254,9 +254,8 @@ def imported_by(module: str, *names: str) -> list[str]:
     for path in sorted((ROOT / "services").rglob("*.py")):
         text = path.read_text()
         for node in ast.walk(ast.parse(text)) if module in text else ():
-            is_from = isinstance(node, ast.ImportFrom) and node.module == module
-            if is_from and any(alias.name in names for alias in node.names):
-                found.append(relative(path))
+            if isinstance(node, ast.ImportFrom) and node.module == module:
+                found += [relative(path) for alias in node.names if alias.name in names]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -119,7 +120,9 @@ def pid_of(pool: LimitedPool) -> int:
     """The process that answers the next request of a pool."""
     assert pool.call("k", {"bundle": "none", "do": "raw"}) == {"unknown": "none"}
     [(_, process)] = pool._idle
-    return process._process.pid
+    running = process._process
+    assert isinstance(running, subprocess.Popen)
+    return running.pid
 
 
 def test_a_process_of_texts_is_the_next_pools_unless_it_was_ended_or_has_other_limits() -> None:
