@@ -27,9 +27,11 @@ MIB = 1 << 20
 DISK_MIB = 128
 ORPHAN_SECONDS = 30
 """A worker that is told to end has 20 s for its tasks."""
-FLOOR_BYTES = 16 * MIB
+FLOOR_BYTES = 48 * MIB
+"""Below what keeps room for cancelling, so that a database may run out of room, too."""
 LEFT_BYTES = FLOOR_BYTES // 32
-"""Half of what is the databases' alone: no checkpoint is stored any more."""
+"""Half of what is the databases' alone: no checkpoint is stored any more, and what a slow machine tells of the steps up
+to the next one, each by itself, has its place."""
 
 
 class Up(Cluster):
