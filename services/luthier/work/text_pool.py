@@ -14,8 +14,8 @@ _CHILD = "luthier.work.text_child"
 OLD_PREFIX = "as the configuration says"
 """Stands for the tokens before plain text of renderings made before they kept theirs: BOS by `add_bos_token` alone."""
 TEXT_LIMITS = Limits(cpu_seconds=8, memory_bytes=2 << 30, wall_seconds=40.0)
-"""What a prompt may take, and each row of a rendering, so that what is learnt can be asked for. A million tokens take
-3 s of CPU time; a busy machine stretches them, which is why the time is so much longer."""
+"""What a prompt may take, and what asking takes of a row that is rendered, so that what is learnt can be asked for. A
+million tokens take 3 s of CPU time; a busy machine stretches them, which is why the time is so much longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

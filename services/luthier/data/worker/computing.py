@@ -44,7 +44,7 @@ def built(order: BuildOrder, desk: Desk) -> BuiltVersion:
 
 
 def rendered(order: RenderOrder, desk: Desk, limits: Limits) -> RenderedVersion:
-    """Render a version, its template and tokenizer in a limited process, each row within `limits`.
+    """Render a version, its template and tokenizer in a limited process, each part of a record within `limits`.
 
     Raises:
         InvalidArgument: MODEL_INVALID, the tokenizer or the template takes too much to be read.

@@ -14,14 +14,14 @@ _CHILD = "luthier.data.worker.render_child"
 
 
 class LimitedRenderer:
-    """Renders as `RecordRenderer` does, each row within limits of its own.
+    """Renders as `RecordRenderer` does, each part of a record within limits of its own.
 
     Every method raises LimitReached, ProcessBroken and ProcessKilled as `LimitedProcess.call`, and what `check` raises;
     after LimitReached the next record has a new process.
 
     Args:
         settings: how records are rendered.
-        limits: what the settings, and each row of a record, may take.
+        limits: what the settings may take, what asking for each row takes, and each text of a record beside that.
         folder: the process's working folder.
         check: called ten times a second; may raise to end the work.
     """
